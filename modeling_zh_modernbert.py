@@ -1,0 +1,884 @@
+"""The zh-modernbert encoder and its heads.
+
+Data flows one way. A batch enters padded `(B, T)` or packed `(1, N)`; a `SequenceLayout` remembers which token belongs to
+which document; `unpad_input` drops the pads once; embeddings, layers and heads see only the N real tokens as `(N, H)`; and
+`pad_input` puts the pads back once, as zeros. Attention is the one place where documents matter: every backend is a function
+of the same signature in `ATTENTION_BACKENDS`.
+
+Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A heads, C head size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby, pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_zh_modernbert import ZhModernBertConfig
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:
+    flash_attn_varlen_func = None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+# Queries a block of the block-local attention. Of 32, 64 and 128, 64 was the fastest for the window of 128 on CPU.
+QUERY_BLOCK = 64
+
+
+# --- documents in a batch ---------------------------------------------------------------------------------------------
+
+
+def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
+    """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all of them where `indices` is None."""
+    flat = tensor.flatten(0, 1)
+    return flat if indices is None else flat[indices]
+
+
+def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, width: int, value=0.0) -> torch.Tensor:
+    """The inverse of `unpad_input`: `(N, ...)` -> `(rows, width, ...)`, with `value` where no token is."""
+    if indices is None:
+        return tensor.unflatten(0, (rows, width))
+    padded = tensor.new_full((rows * width, *tensor.shape[1:]), value)
+    return padded.index_copy(0, indices, tensor).unflatten(0, (rows, width))
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceLayout:
+    """Where the N real tokens of a batch lie, and which of them form a document.
+
+    Args:
+        cu_seqlens: `(D + 1,)` int32; document d is tokens cu_seqlens[d] to cu_seqlens[d + 1] of the N, possibly none.
+        lengths: the same as D Python integers, so that no later step waits for the device.
+        rows, width: the grid of documents, one a row: the input's own (B, T), or (D, longest) for packed input.
+        indices: `(N,)` flat position of each token in that grid; None where the grid is full.
+        packed: whether the input was `(1, N)`.
+    """
+
+    cu_seqlens: torch.Tensor
+    lengths: tuple[int, ...]
+    rows: int
+    width: int
+    indices: torch.Tensor | None
+    packed: bool
+
+    @classmethod
+    def from_padded(cls, attention_mask: torch.Tensor | None, rows: int, width: int, device) -> "SequenceLayout":
+        """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens; left, right or any padding."""
+        if attention_mask is not None:
+            if attention_mask.shape != (rows, width):
+                raise ValueError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input has ({rows}, {width}); "
+                    "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
+                )
+            mask = attention_mask.to(device=device, dtype=torch.bool)
+            lengths = tuple(mask.sum(1).tolist())
+        if attention_mask is None or min(lengths, default=width) == width:
+            cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
+            return cls(cu_seqlens, (width,) * rows, rows, width, None, packed=False)
+        indices = mask.flatten().nonzero().flatten()
+        cu_seqlens = F.pad(mask.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+        return cls(cu_seqlens, lengths, rows, width, indices, packed=False)
+
+    @classmethod
+    def from_packed(cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None) -> "SequenceLayout":
+        """Layout of one packed row of `num_tokens` tokens whose documents start at `cu_seqlens`."""
+        starts = cu_seqlens.tolist()
+        lengths = tuple(end - start for start, end in pairwise(starts))
+        if cu_seqlens.ndim != 1 or starts[:1] != [0] or starts[-1] != num_tokens or min(lengths, default=-1) < 0:
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to the number of packed tokens ({num_tokens}); got "
+                f"{starts if len(starts) < 9 else [*starts[:4], '...', *starts[-4:]]}"
+            )
+        longest = max(lengths)
+        if max_seqlen is not None and int(max_seqlen) < longest:
+            raise ValueError(f"max_seqlen is {int(max_seqlen)}, but cu_seqlens holds a document of {longest} tokens")
+        cu_seqlens = cu_seqlens.to(torch.int32)
+        if min(lengths) == longest:
+            indices = None
+        else:
+            token = torch.arange(num_tokens, device=cu_seqlens.device)
+            document = torch.searchsorted(cu_seqlens[1:], token, right=True)
+            indices = document * longest + token - cu_seqlens[document]
+        return cls(cu_seqlens, lengths, len(lengths), longest, indices, packed=True)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        return max(self.lengths, default=0)
+
+    @cached_property
+    def document_ids(self) -> torch.Tensor:
+        """`(N,)`: the document of each token."""
+        lengths = self.cu_seqlens.diff()
+        documents = torch.arange(len(self.lengths), device=lengths.device)
+        return documents.repeat_interleave(lengths, output_size=self.num_tokens)
+
+    @cached_property
+    def position_ids(self) -> torch.Tensor:
+        """`(N,)`: the position of each token in its document, from 0."""
+        return torch.arange(self.num_tokens, device=self.cu_seqlens.device) - self.cu_seqlens[self.document_ids]
+
+    def unpad(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The caller's `(B, T, ...)` or packed `(1, N, ...)` -> `(N, ...)`."""
+        return tensor.flatten(0, 1) if self.packed else unpad_input(tensor, self.indices)
+
+    def pad(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
+        """`(N, ...)` -> the caller's `(B, T, ...)` or packed `(1, N, ...)`."""
+        return tensor.unsqueeze(0) if self.packed else self.to_grid(tensor, value)
+
+    def to_grid(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
+        """`(N, ...)` -> `(rows, width, ...)`, a document a row."""
+        return pad_input(tensor, self.indices, self.rows, self.width, value)
+
+    def from_grid(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`(rows, width, ...)` -> `(N, ...)`."""
+        return unpad_input(tensor, self.indices)
+
+    @cached_property
+    def _masks(self) -> dict:
+        return {}
+
+    def grid_mask(self, half_window: int | None) -> torch.Tensor | None:
+        """`(rows, 1, width, width)` boolean, True where query i may see key j; None where it may see all.
+
+        Queries that are pads see everything, so that no softmax runs over an empty set (NaN in forward and backward).
+        """
+        if self.indices is None and half_window is None:
+            return None
+        if ("grid", half_window) not in self._masks:
+            document = self.to_grid(self.document_ids, value=-1)  # (rows, width)
+            position = self.to_grid(self.position_ids)
+            mask = document[:, None, :] == document[:, :, None]
+            if half_window is not None:
+                mask &= (position[:, None, :] - position[:, :, None]).abs() <= half_window
+            mask |= (document == -1)[:, :, None]
+            self._masks["grid", half_window] = mask[:, None]
+        return self._masks["grid", half_window]
+
+    def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
+        """`(blocks, 1, QUERY_BLOCK, QUERY_BLOCK + 2 * half_window)`: 0 where the query may see the key, else -inf.
+
+        Key k of block b is token `b * QUERY_BLOCK - half_window + k`. Queries past the last token see everything.
+        """
+        if ("block", half_window, dtype) not in self._masks:
+            num_tokens, device = self.num_tokens, self.cu_seqlens.device
+            _, pad_keys = _block_padding(num_tokens, half_window)
+            document = F.pad(self.document_ids, pad_keys, value=-1)
+            keys = document.unfold(0, QUERY_BLOCK + 2 * half_window, QUERY_BLOCK)  # (blocks, keys)
+            queries = keys[:, half_window : half_window + QUERY_BLOCK]
+            offset = torch.arange(QUERY_BLOCK, device=device)[:, None] - (
+                torch.arange(QUERY_BLOCK + 2 * half_window, device=device) - half_window
+            )
+            visible = (queries[:, :, None] == keys[:, None, :]) & (offset.abs() <= half_window)
+            visible |= (queries == -1)[:, :, None]
+            mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -math.inf)
+            self._masks["block", half_window, dtype] = mask[:, None]
+        return self._masks["block", half_window, dtype]
+
+
+# --- attention backends -----------------------------------------------------------------------------------------------
+# Each takes query, key, value (N, A, C) with positions already in them, the layout, half_window (None: whole document),
+# dropout, and the module that asks; each returns (N, A, C) and the weights, which only `eager` has.
+
+
+def _block_padding(num_tokens: int, half_window: int) -> tuple[int, tuple[int, int]]:
+    """Blocks of queries, and the keys to add before and after."""
+    blocks = -(-num_tokens // QUERY_BLOCK)
+    return blocks, (half_window, blocks * QUERY_BLOCK - num_tokens + half_window)
+
+
+def _block_local_attention(query, key, value, layout, half_window, dropout):
+    """Window attention without an N x N anything: each block of queries sees the keys within reach of the block.
+
+    The blocks of keys overlap; they are views of one padded tensor, so nothing is copied per block.
+    """
+    num_tokens = query.shape[0]
+    blocks, pad_keys = _block_padding(num_tokens, half_window)
+    query = F.pad(query, (0, 0, 0, 0, 0, blocks * QUERY_BLOCK - num_tokens))
+    query = query.unflatten(0, (blocks, QUERY_BLOCK)).transpose(1, 2)  # (blocks, A, QUERY_BLOCK, C)
+    key, value = (  # (blocks, A, QUERY_BLOCK + 2 * half_window, C)
+        F.pad(states, (0, 0, 0, 0, *pad_keys)).unfold(0, QUERY_BLOCK + 2 * half_window, QUERY_BLOCK).transpose(2, 3)
+        for states in (key, value)
+    )
+    mask = layout.block_mask(half_window, query.dtype)
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+    return output.transpose(1, 2).flatten(0, 1)[:num_tokens]
+
+
+def _per_document_attention(query, key, value, layout, dropout):
+    """Attention within each whole document; neighbouring documents of one length share a call."""
+    outputs, first = [], 0
+    for length, run in groupby(layout.lengths):
+        documents = len(list(run))
+        if length == 0:
+            continue
+        last = first + documents * length
+        states = (s[first:last].unflatten(0, (documents, length)).transpose(1, 2) for s in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(*states, dropout_p=dropout).transpose(1, 2).flatten(0, 1))
+        first = last
+    return torch.cat(outputs)
+
+
+def sdpa_attention(module, query, key, value, layout, half_window, dropout):
+    """PyTorch's best exact kernel: varlen FlashAttention on CUDA in half precision, else SDPA on blocks or documents."""
+    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        window = (-1, -1) if half_window is None else (half_window, half_window)
+        cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
+        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=window), None
+    # Where no document reaches past the window, window and whole document are one, and the fewer calls are the faster.
+    reach = (module.half_window or 0) + 1
+    if layout.max_seqlen <= reach:
+        half_window = reach - 1 if len(set(layout.lengths)) > 1 else None
+    if half_window is None:
+        return _per_document_attention(query, key, value, layout, dropout), None
+    return _block_local_attention(query, key, value, layout, half_window, dropout), None
+
+
+def flash_attention(module, query, key, value, layout, half_window, dropout):
+    """The flash-attn package, https://arxiv.org/abs/2307.08691."""
+    if flash_attn_varlen_func is None:
+        raise ImportError(
+            "attn_implementation='flash_attention_2' needs the flash-attn package (pip install flash-attn); "
+            "'sdpa', the default, needs nothing and gives the same numbers"
+        )
+    window = (-1, -1) if half_window is None else (half_window, half_window)
+    cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
+    output = flash_attn_varlen_func(
+        query, key, value, cu_seqlens, cu_seqlens, longest, longest,
+        dropout_p=dropout, window_size=window, deterministic=module.config.deterministic_flash_attn,
+    )  # fmt: skip
+    return output, None
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """The plain reference, in AttentionInterface's shapes: `(B, A, T, C)` -> `(B, T, A, C)`, weights `(B, A, T, T)`."""
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -math.inf)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+def grid_attention(attention_interface, module, query, key, value, layout, half_window, dropout):
+    """A function written for transformers' AttentionInterface, on the documents laid out one a row."""
+    query, key, value = (layout.to_grid(states).transpose(1, 2) for states in (query, key, value))
+    output, weights = attention_interface(
+        module, query, key, value, layout.grid_mask(half_window), scaling=query.shape[-1] ** -0.5, dropout=dropout
+    )
+    return layout.from_grid(output), weights
+
+
+ATTENTION_BACKENDS = {
+    "eager": partial(grid_attention, eager_attention_forward),
+    "sdpa": sdpa_attention,
+    "flash_attention_2": flash_attention,
+}
+
+
+# --- rotary positions -------------------------------------------------------------------------------------------------
+
+
+def rotary_frequencies(config: ZhModernBertConfig, layer_type: str, device) -> tuple[torch.Tensor, float]:
+    """Angles per position `(C / 2,)` in float32, and the factor on cos and sin (RoPE, https://arxiv.org/abs/2104.09864).
+
+    With `rope_scaling`, full layers use YaRN (https://arxiv.org/abs/2309.00071, section 3.2 and equation 22). They are computed
+    where they are used: a buffer would have to survive every way in which transformers loads a model.
+    """
+    theta = config.global_rope_theta if layer_type == "full_attention" else config.local_rope_theta
+    size = config.hidden_size // config.num_attention_heads
+    exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
+    inv_freq = 1.0 / theta**exponents
+    yarn = config.rope_scaling
+    if yarn is None or layer_type != "full_attention":
+        return inv_freq, 1.0
+
+    def dimension_that_turns(times):
+        """The (fractional) dimension that makes `times` full turns over the original length."""
+        original = yarn["original_max_position_embeddings"]
+        return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_that_turns(yarn.get("beta_fast", 32))), 0)
+    high = min(math.ceil(dimension_that_turns(yarn.get("beta_slow", 1))), size - 1)
+    ramp = (torch.arange(size // 2, dtype=torch.float32, device=device) - low) / max(high - low, 1e-3)
+    interpolated = ramp.clamp(0, 1)
+    inv_freq = inv_freq / yarn["factor"] * interpolated + inv_freq * (1 - interpolated)
+    return inv_freq, yarn.get("attention_factor", 0.1 * math.log(yarn["factor"]) + 1.0)
+
+
+def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns `(N, 2, A, C)` queries and keys by the float32 `cos`, `sin` `(N, 1, 1, C / 2)` of their positions."""
+    first, second = states.float().chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
+
+
+# --- modules ----------------------------------------------------------------------------------------------------------
+
+
+def build_norm(config: ZhModernBertConfig) -> nn.Module:
+    if config.norm_type == "rmsnorm":
+        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
+
+
+class ZhModernBertEmbeddings(nn.Module):
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__()
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.norm = build_norm(config)
+        self.drop = nn.Dropout(config.embedding_dropout)
+
+    def forward(self, input_ids=None, inputs_embeds=None):
+        if inputs_embeds is None:
+            inputs_embeds = self.tok_embeddings(input_ids)
+        return self.drop(self.norm(inputs_embeds))
+
+
+class ZhModernBertMLP(nn.Module):
+    """GeGLU, https://arxiv.org/abs/2002.05202."""
+
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__()
+        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.act = ACT2FN[config.hidden_activation]
+        self.drop = nn.Dropout(config.mlp_dropout)
+        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, hidden_states):
+        states, gate = self.Wi(hidden_states).chunk(2, dim=-1)
+        return self.Wo(self.drop(self.act(states) * gate))
+
+
+class ZhModernBertAttention(nn.Module):
+    def __init__(self, config: ZhModernBertConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.is_sliding = config.layer_types[layer_idx] == "sliding_attention"
+        self.half_window = config.local_attention // 2
+        self.is_causal = False
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
+        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        self.out_drop = nn.Dropout(config.attention_dropout)
+
+    def forward(self, hidden_states, rotary, layout):
+        """`hidden_states` (N, H), `rotary` (cos, sin) -> (N, H), and the weights where the backend has them."""
+        if hidden_states.shape[0] == 0:  # a batch of pads only: no backend takes empty tensors
+            return hidden_states, None
+        qkv = self.Wqkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, A, C)
+        query, key = apply_rotary(qkv[:, :2], *rotary).unbind(1)
+        # Ours, or what the user registered with AttentionInterface under another name. transformers reads this file for how
+        # it is looked up: as here, or (from 5.1) as ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks.
+        attention = ATTENTION_BACKENDS.get(self.config._attn_implementation)
+        if attention is None:
+            attention = partial(grid_attention, ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation])
+        output, weights = attention(
+            self,
+            query,
+            key,
+            qkv[:, 2],
+            layout,
+            half_window=self.half_window if self.is_sliding else None,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+        )
+        return self.out_drop(self.Wo(output.flatten(1))), weights
+
+
+class ZhModernBertEncoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: ZhModernBertConfig, layer_idx: int):
+        super().__init__()
+        # The embeddings end in a norm already.
+        self.attn_norm = nn.Identity() if layer_idx == 0 else build_norm(config)
+        self.attn = ZhModernBertAttention(config, layer_idx)
+        self.mlp_norm = build_norm(config)
+        self.mlp = ZhModernBertMLP(config)
+
+    def forward(self, hidden_states, rotary, layout):
+        attn_output, weights = self.attn(self.attn_norm(hidden_states), rotary, layout)
+        hidden_states = hidden_states + attn_output
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states)), weights
+
+
+class ZhModernBertPredictionHead(nn.Module):
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.act = ACT2FN[config.classifier_activation]
+        self.norm = build_norm(config)
+
+    def forward(self, hidden_states):
+        return self.norm(self.act(self.dense(hidden_states)))
+
+
+class ZhModernBertPreTrainedModel(PreTrainedModel):
+    config_class = ZhModernBertConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ZhModernBertEmbeddings", "ZhModernBertEncoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flash_attn_2 = True  # transformers 4's name
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Truncated normals; smaller by sqrt(2 * layers) for linears that end a residual branch, as in ModernBERT."""
+        std = self.config.initializer_range
+        residual_std = std / math.sqrt(2.0 * self.config.num_hidden_layers)
+        if isinstance(module, ZhModernBertEmbeddings):
+            self._init_linear(module.tok_embeddings, std)
+        elif isinstance(module, ZhModernBertMLP):
+            self._init_linear(module.Wi, std)
+            self._init_linear(module.Wo, residual_std)
+        elif isinstance(module, ZhModernBertAttention):
+            self._init_linear(module.Wqkv, std)
+            self._init_linear(module.Wo, residual_std)
+        elif isinstance(module, ZhModernBertPredictionHead):
+            self._init_linear(module.dense, residual_std)
+        elif isinstance(module, ZhModernBertForMaskedLM):
+            self._init_linear(module.decoder, residual_std)
+        elif isinstance(module, ZhModernBertPreTrainedModel) and hasattr(module, "classifier"):
+            self._init_linear(module.classifier, self.config.hidden_size**-0.5)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            self._fill(module.weight, 1.0)
+            self._fill(getattr(module, "bias", None), 0.0)
+
+    def _init_linear(self, module: nn.Linear | nn.Embedding, std: float):
+        cutoff = self.config.initializer_cutoff_factor * std
+        if not getattr(module.weight, "_is_hf_initialized", False):
+            nn.init.trunc_normal_(module.weight, std=std, a=-cutoff, b=cutoff)
+            if getattr(module, "padding_idx", None) is not None:
+                module.weight[module.padding_idx].zero_()
+        self._fill(getattr(module, "bias", None), 0.0)
+
+    @staticmethod
+    def _fill(parameter: nn.Parameter | None, value: float):
+        # transformers 5 marks each parameter that a checkpoint gave, and leaves it to us to pass those by.
+        if parameter is not None and not getattr(parameter, "_is_hf_initialized", False):
+            nn.init.constant_(parameter, value)
+
+    def get_layout(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        cu_seqlens=None,
+        max_seqlen=None,
+        cu_seq_lens_q=None,
+        max_length_q=None,
+        **kwargs,
+    ) -> SequenceLayout:
+        """The layout of a batch, from the arguments of any `forward` here.
+
+        Raises:
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`; a wrong shape; bad `cu_seqlens`; a document longer
+                than `max_position_embeddings`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs.ndim != (2 if inputs_embeds is None else 3):
+            raise ValueError(
+                f"input_ids must be (batch, tokens), inputs_embeds (batch, tokens, hidden); got {tuple(inputs.shape)}"
+            )
+        rows, width = inputs.shape[:2]
+        cu_seqlens = cu_seq_lens_q if cu_seqlens is None else cu_seqlens
+        if cu_seqlens is None:
+            layout = SequenceLayout.from_padded(attention_mask, rows, width, inputs.device)
+        elif rows != 1:
+            raise ValueError(f"packed input (cu_seqlens) must be one row (1, N); got {rows} rows")
+        elif attention_mask is not None and not attention_mask.all():
+            raise ValueError("packed input (cu_seqlens) has no pads; leave attention_mask out or make it all ones")
+        else:
+            max_seqlen = max_length_q if max_seqlen is None else max_seqlen
+            layout = SequenceLayout.from_packed(cu_seqlens.to(inputs.device), width, max_seqlen)
+        if layout.max_seqlen > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a document of {layout.max_seqlen} tokens is longer than max_position_embeddings "
+                f"({self.config.max_position_embeddings}); truncate it, or extend the model with rope_scaling"
+            )
+        return layout
+
+
+class ZhModernBertModel(ZhModernBertPreTrainedModel):
+    """The bare encoder."""
+
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.embeddings = ZhModernBertEmbeddings(config)
+        self.layers = nn.ModuleList([ZhModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.final_norm = build_norm(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.tok_embeddings
+
+    def set_input_embeddings(self, value):
+        self.embeddings.tok_embeddings = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        cu_seqlens: torch.IntTensor | None = None,
+        max_seqlen: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        layout: SequenceLayout | None = None,
+        **kwargs,
+    ) -> BaseModelOutput:
+        """Encodes padded documents `(B, T)`, or documents packed in one row `(1, N)`.
+
+        Args:
+            input_ids, inputs_embeds: `(B, T)` or `(B, T, H)`.
+            attention_mask: `(B, T)`, 1 at real tokens; pads may be anywhere, and come out as zeros.
+            position_ids: `(B, T)` or `(1, T)`; by default counted from each document's first real token.
+            cu_seqlens, max_seqlen: packed input: the documents' bounds `(D + 1,)` from 0 to N, and the longest. transformers'
+                names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another.
+            output_attentions: with `attn_implementation="eager"` only; one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed
+                documents, L the longest.
+            layout: what `get_layout` returned, for heads that unpadded already; all inputs and outputs are then `(N, ...)`.
+
+        Raises:
+            ValueError: see `get_layout`; or attention weights are asked of a backend that has none.
+        """
+        output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"attn_implementation={self.config._attn_implementation!r} keeps no attention weights; "
+                "load the model with attn_implementation='eager' for output_attentions"
+            )
+        restore = (lambda states: states) if layout is not None else None
+        if layout is None:
+            layout = self.get_layout(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen, **kwargs)
+            input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
+            restore = layout.pad
+
+        hidden_states = self.embeddings(input_ids, inputs_embeds)  # (N, H)
+        rotary = self._rotary(layout.position_ids if position_ids is None else position_ids)
+        all_hidden_states, all_attentions = [restore(hidden_states)] if output_hidden_states else [], []
+        for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
+            hidden_states, weights = layer(hidden_states, rotary[layer_type], layout)
+            if output_hidden_states:
+                all_hidden_states.append(restore(hidden_states))
+            if output_attentions:
+                all_attentions.append(weights)
+        hidden_states = restore(self.final_norm(hidden_states))
+        if output_hidden_states:
+            all_hidden_states[-1] = hidden_states
+        return BaseModelOutput(
+            last_hidden_state=hidden_states,
+            hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+
+    def _rotary(self, position_ids: torch.Tensor) -> dict:
+        """Per layer type, float32 cos and sin `(N, 1, 1, C / 2)` of the positions `(N,)`."""
+        rotary = {}
+        for layer_type in set(self.config.layer_types):
+            inv_freq, factor = rotary_frequencies(self.config, layer_type, position_ids.device)
+            angles = (position_ids.float()[:, None] * inv_freq)[:, None, None]
+            rotary[layer_type] = (angles.cos() * factor, angles.sin() * factor)
+        return rotary
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+
+def unpad_inputs(layout, input_ids, inputs_embeds, position_ids):
+    """Each of a forward's inputs as `(N, ...)`, or None where it was not given."""
+    if position_ids is not None:
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        position_ids = layout.unpad(position_ids.to(inputs.device).expand(inputs.shape[:2]))
+    return (
+        None if input_ids is None else layout.unpad(input_ids),
+        None if inputs_embeds is None else layout.unpad(inputs_embeds),
+        position_ids,
+    )
+
+
+def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_index=None):
+    """The mean of `loss_function(logits, labels)` over the labels that count.
+
+    With `num_items_in_batch` (labels in the whole accumulated batch, as the Trainer counts them) the sum is divided by
+    that, so that 2 batches of 4 give the gradients of one batch of 8.
+    """
+    labels = labels.to(logits.device)
+    ignore = {} if ignore_index is None else {"ignore_index": ignore_index}
+    total = loss_function(logits.float(), labels, reduction="sum", **ignore)
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels != ignore_index).sum().clamp(min=1) if ignore else labels.numel()
+    return total / (num_items_in_batch.to(total.device) if torch.is_tensor(num_items_in_batch) else num_items_in_batch)
+
+
+class _HeadModel(ZhModernBertPreTrainedModel):
+    """What all heads share: unpad, encode, and the ModernBERT prediction head."""
+
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = ZhModernBertModel(config)
+        self.head = ZhModernBertPredictionHead(config)
+        self.drop = nn.Dropout(config.classifier_dropout)
+
+    def encode(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, **kwargs):
+        """The encoder's outputs with `last_hidden_state` still `(N, H)`, and the layout to pad them with."""
+        layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
+        input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
+        recorded = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        outputs = self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, **recorded)
+        if outputs.hidden_states is not None:
+            outputs.hidden_states = tuple(layout.pad(states) for states in outputs.hidden_states)
+        return outputs, layout
+
+    def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
+        """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
+        lengths = layout.cu_seqlens.diff().unsqueeze(1)
+        if self.config.classifier_pooling == "mean":
+            total = hidden_states.new_zeros(len(layout.lengths), hidden_states.shape[1], dtype=torch.float32)
+            total = total.index_add(0, layout.document_ids, hidden_states.float())
+            return (total / lengths.clamp(min=1)).to(hidden_states.dtype)
+        if min(layout.lengths) > 0:
+            return hidden_states[layout.cu_seqlens[:-1]]
+        first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1]]
+        return first * (lengths > 0)
+
+
+class ZhModernBertForMaskedLM(_HeadModel):
+    _tied_weights_keys = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
+
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.decoder
+
+    def set_output_embeddings(self, new_embeddings):
+        self.decoder = new_embeddings
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """`labels` `(B, T)` or `(1, N)`, -100 where nothing is asked -> logits `(B, T, V)` or `(1, N, V)`.
+
+        With `config.sparse_prediction` and labels, logits are `(M, V)`: a row for each of the M labels set, in order.
+        """
+        outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        hidden_states, ignore_index = outputs.last_hidden_state, self.config.sparse_pred_ignore_index
+        if labels is not None:
+            labels = layout.unpad(labels)
+        sparse = self.config.sparse_prediction and labels is not None
+        if sparse:
+            asked = (labels != ignore_index).nonzero().flatten()
+            hidden_states, labels = hidden_states[asked], labels[asked]
+        logits = self.decoder(self.head(hidden_states))
+        loss = None
+        if labels is not None:
+            loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index)
+        return MaskedLMOutput(
+            loss=loss,
+            logits=logits if sparse else layout.pad(logits),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class ZhModernBertForSequenceClassification(_HeadModel):
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """One row of logits a document: `(B, num_labels)`, or `(D, num_labels)` for packed input.
+
+        `labels`: classes `(B,)`, or `(B, num_labels)` floats for several labels at once (`problem_type`
+        `multi_label_classification`) or regression.
+        """
+        outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.drop(self.head(self.pool(outputs.last_hidden_state, layout))))
+        loss = None
+        if labels is not None:
+            if self.config.problem_type is None:
+                if self.num_labels == 1:
+                    self.config.problem_type = "regression"
+                elif labels.dtype in (torch.long, torch.int):
+                    self.config.problem_type = "single_label_classification"
+                else:
+                    self.config.problem_type = "multi_label_classification"
+            if self.config.problem_type == "single_label_classification":
+                loss = mean_loss(F.cross_entropy, logits, labels.view(-1), num_items_in_batch, ignore_index=-100)
+            else:
+                regression = self.config.problem_type == "regression"
+                loss_function = F.mse_loss if regression else F.binary_cross_entropy_with_logits
+                loss = mean_loss(loss_function, logits, labels.view(logits.shape).float(), num_items_in_batch)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ZhModernBertForTokenClassification(_HeadModel):
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ) -> TokenClassifierOutput:
+        """`labels` `(B, T)` or `(1, N)`, -100 where nothing is asked -> logits `(B, T, num_labels)` or `(1, N, num_labels)`."""
+        outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.drop(self.head(outputs.last_hidden_state)))  # (N, num_labels)
+        loss = None
+        if labels is not None:
+            loss = mean_loss(F.cross_entropy, logits, layout.unpad(labels), num_items_in_batch, ignore_index=-100)
+        return TokenClassifierOutput(
+            loss=loss, logits=layout.pad(logits), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ZhModernBertForQuestionAnswering(_HeadModel):
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        start_positions=None,
+        end_positions=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """Start and end logits `(B, T)` or `(1, N)`; at pads, the lowest finite number.
+
+        `start_positions`, `end_positions`: `(B,)` indices into the row; packed, `(D,)` counted from the document's first token.
+        A position outside is ignored. The loss is the mean of both, over real tokens only.
+        """
+        outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
+        logits = self.classifier(self.drop(self.head(outputs.last_hidden_state)))  # (N, 2)
+        lowest = torch.finfo(logits.dtype).min
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            losses = []
+            for document_logits, positions in zip(
+                layout.to_grid(logits, lowest).unbind(-1),  # (D, longest)
+                (start_positions.view(-1), end_positions.view(-1)),
+                strict=True,
+            ):
+                positions = positions.masked_fill((positions < 0) | (positions >= layout.width), -100)
+                losses.append(mean_loss(F.cross_entropy, document_logits, positions, num_items_in_batch, ignore_index=-100))
+            loss = sum(losses) / 2
+        start_logits, end_logits = layout.pad(logits, lowest).unbind(-1)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class ZhModernBertForMultipleChoice(_HeadModel):
+    def __init__(self, config: ZhModernBertConfig):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        """`(B, choices, T)` inputs -> logits `(B, choices)`; `labels` `(B,)` name the right choice."""
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        if inputs is None or inputs.ndim != (3 if inputs_embeds is None else 4):
+            raise ValueError("multiple choice takes input_ids (batch, choices, tokens), or as many inputs_embeds")
+        flat = [
+            None if tensor is None else tensor.flatten(0, 1)
+            for tensor in (input_ids, attention_mask, position_ids, inputs_embeds)
+        ]
+        outputs, layout = self.encode(*flat, **kwargs)
+        logits = self.classifier(self.drop(self.head(self.pool(outputs.last_hidden_state, layout))))
+        logits = logits.view(inputs.shape[:2])
+        loss = None
+        if labels is not None:
+            loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+ZhModernBertModel.register_for_auto_class("AutoModel")
+ZhModernBertForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+ZhModernBertForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+ZhModernBertForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+ZhModernBertForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
+ZhModernBertForMultipleChoice.register_for_auto_class("AutoModelForMultipleChoice")

@@ -1,0 +1,70 @@
+"""The tokenizer: byte-level BPE whose merges were learned inside Chinese words, served without a segmenter.
+
+Every character has a token or falls into its bytes, so nothing becomes [UNK] and decoding gives back the text. A published
+folder loads as this class with `trust_remote_code=True`, and as plain `PreTrainedTokenizerFast` without; both do the same.
+"""
+
+import json
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
+
+# Han runs, other letters, digits by four, punctuation, spaces. One space sticks to the Latin word after it, but only behind other
+# ASCII: after Han it is a token of its own, so that words quoted in Chinese text start on a token edge.
+SPLIT_PATTERN = (
+    r"\p{Han}+"
+    r"|(?<=[!-~]) [\p{L}\p{M}&&[^\p{Han}]]+"
+    r"|[\p{L}\p{M}&&[^\p{Han}]]+"
+    r"|\p{N}{1,4}"
+    r"|[^\s\p{L}\p{M}\p{N}]+"
+    r"|\s+"
+)
+
+
+def build_backend() -> Tokenizer:
+    """The pipeline around the vocabulary: no normaliser, so that offsets are the text's own; an empty BPE model to train."""
+    backend = Tokenizer(models.BPE(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", SPECIAL_TOKENS.index("[CLS]")), ("[SEP]", SPECIAL_TOKENS.index("[SEP]"))],
+    )
+    return backend
+
+
+class ZhModernBertTokenizer(PreTrainedTokenizerFast):
+    """A fast tokenizer with this model's special tokens; token offsets are characters of the text, spaces included."""
+
+    model_input_names = ["input_ids", "attention_mask"]
+
+    # No __init__: transformers 5 rebuilds the backend from vocabulary and merges alone for a subclass that has one.
+
+    @classmethod
+    def from_backend(cls, backend: Tokenizer) -> "ZhModernBertTokenizer":
+        """A tokenizer around a trained `tokenizers.Tokenizer`, with the special tokens in their roles."""
+        roles = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+        return cls(tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """Saves so that transformers 4.57 and 5 load the folder, with and without this file."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        path = Path(save_directory) / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        config["auto_map"] = {"AutoTokenizer": [None, "tokenization_zh_modernbert.ZhModernBertTokenizer"]}
+        config["model_input_names"] = self.model_input_names
+        path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        return saved
+
+
+ZhModernBertTokenizer.register_for_auto_class("AutoTokenizer")
