@@ -230,15 +230,13 @@ def _block_local_attention(query, key, value, layout, half_window, dropout):
 
 def _per_document_attention(query, key, value, layout, dropout):
     """Attention within each whole document; neighbouring documents of one length share a call."""
-    outputs, first = [], 0
-    for length, run in groupby(layout.lengths):
-        documents = len(list(run))
-        if length == 0:
-            continue
-        last = first + documents * length
-        states = (s[first:last].unflatten(0, (documents, length)).transpose(1, 2) for s in (query, key, value))
+    runs = [(length, len(list(run))) for length, run in groupby(layout.lengths) if length]
+    # One split, not a slice a document: the gradient of a slice is a tensor of zeros as large as the whole.
+    parts = zip(*(states.split([length * run for length, run in runs]) for states in (query, key, value)), strict=True)
+    outputs = []
+    for (length, run), states in zip(runs, parts, strict=True):
+        states = (part.unflatten(0, (run, length)).transpose(1, 2) for part in states)
         outputs.append(F.scaled_dot_product_attention(*states, dropout_p=dropout).transpose(1, 2).flatten(0, 1))
-        first = last
     return torch.cat(outputs)
 
 
@@ -344,6 +342,15 @@ def build_norm(config: ZhModernBertConfig) -> nn.Module:
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
+def build_linear(
+    config: ZhModernBertConfig, size_in: int, size_out: int, bias: bool, init_std: float | None = None
+) -> nn.Linear:
+    """A linear that remembers its initial spread; by default the smaller one of linears that end a residual branch, as in ModernBERT."""
+    linear = nn.Linear(size_in, size_out, bias=bias)
+    linear.init_std = init_std or config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
+    return linear
+
+
 class ZhModernBertEmbeddings(nn.Module):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__()
@@ -362,10 +369,12 @@ class ZhModernBertMLP(nn.Module):
 
     def __init__(self, config: ZhModernBertConfig):
         super().__init__()
-        self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.Wi = build_linear(
+            config, config.hidden_size, 2 * config.intermediate_size, config.mlp_bias, config.initializer_range
+        )
         self.act = ACT2FN[config.hidden_activation]
         self.drop = nn.Dropout(config.mlp_dropout)
-        self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.Wo = build_linear(config, config.intermediate_size, config.hidden_size, config.mlp_bias)
 
     def forward(self, hidden_states):
         states, gate = self.Wi(hidden_states).chunk(2, dim=-1)
@@ -380,8 +389,9 @@ class ZhModernBertAttention(nn.Module):
         self.is_sliding = config.layer_types[layer_idx] == "sliding_attention"
         self.half_window = config.local_attention // 2
         self.is_causal = False
-        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
-        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
+        size, bias = config.hidden_size, config.attention_bias
+        self.Wqkv = build_linear(config, size, 3 * size, bias, config.initializer_range)
+        self.Wo = build_linear(config, size, size, bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
 
     def forward(self, hidden_states, rotary, layout):
@@ -389,7 +399,8 @@ class ZhModernBertAttention(nn.Module):
         if hidden_states.shape[0] == 0:  # a batch of pads only: no backend takes empty tensors
             return hidden_states, None
         qkv = self.Wqkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, A, C)
-        query, key = apply_rotary(qkv[:, :2], *rotary).unbind(1)
+        query_key, value = qkv.split((2, 1), dim=1)
+        query, key = apply_rotary(query_key, *rotary).unbind(1)
         # Ours, or what the user registered with AttentionInterface under another name. transformers reads this file for how
         # it is looked up: as here, or (from 5.1) as ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks.
         attention = ATTENTION_BACKENDS.get(self.config._attn_implementation)
@@ -399,7 +410,7 @@ class ZhModernBertAttention(nn.Module):
             self,
             query,
             key,
-            qkv[:, 2],
+            value.squeeze(1),
             layout,
             half_window=self.half_window if self.is_sliding else None,
             dropout=self.config.attention_dropout if self.training else 0.0,
@@ -425,7 +436,7 @@ class ZhModernBertEncoderLayer(GradientCheckpointingLayer):
 class ZhModernBertPredictionHead(nn.Module):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.classifier_bias)
+        self.dense = build_linear(config, config.hidden_size, config.hidden_size, config.classifier_bias)
         self.act = ACT2FN[config.classifier_activation]
         self.norm = build_norm(config)
 
@@ -445,34 +456,21 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Truncated normals; smaller by sqrt(2 * layers) for linears that end a residual branch, as in ModernBERT."""
-        std = self.config.initializer_range
-        residual_std = std / math.sqrt(2.0 * self.config.num_hidden_layers)
-        if isinstance(module, ZhModernBertEmbeddings):
-            self._init_linear(module.tok_embeddings, std)
-        elif isinstance(module, ZhModernBertMLP):
-            self._init_linear(module.Wi, std)
-            self._init_linear(module.Wo, residual_std)
-        elif isinstance(module, ZhModernBertAttention):
-            self._init_linear(module.Wqkv, std)
-            self._init_linear(module.Wo, residual_std)
-        elif isinstance(module, ZhModernBertPredictionHead):
-            self._init_linear(module.dense, residual_std)
-        elif isinstance(module, ZhModernBertForMaskedLM):
-            self._init_linear(module.decoder, residual_std)
-        elif isinstance(module, ZhModernBertPreTrainedModel) and hasattr(module, "classifier"):
-            self._init_linear(module.classifier, self.config.hidden_size**-0.5)
+        """Truncated normals of the module's own `init_std`; norms to one, biases to zero.
+
+        Only leaves are initialised: for custom code transformers 5 passes by every module that has no parameter of its own.
+        """
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            std = getattr(module, "init_std", self.config.initializer_range)
+            cutoff = self.config.initializer_cutoff_factor * std
+            if not getattr(module.weight, "_is_hf_initialized", False):
+                nn.init.trunc_normal_(module.weight, std=std, a=-cutoff, b=cutoff)
+                if getattr(module, "padding_idx", None) is not None:
+                    module.weight[module.padding_idx].zero_()
+            self._fill(getattr(module, "bias", None), 0.0)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             self._fill(module.weight, 1.0)
             self._fill(getattr(module, "bias", None), 0.0)
-
-    def _init_linear(self, module: nn.Linear | nn.Embedding, std: float):
-        cutoff = self.config.initializer_cutoff_factor * std
-        if not getattr(module.weight, "_is_hf_initialized", False):
-            nn.init.trunc_normal_(module.weight, std=std, a=-cutoff, b=cutoff)
-            if getattr(module, "padding_idx", None) is not None:
-                module.weight[module.padding_idx].zero_()
-        self._fill(getattr(module, "bias", None), 0.0)
 
     @staticmethod
     def _fill(parameter: nn.Parameter | None, value: float):
@@ -724,7 +722,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
 class ZhModernBertForSequenceClassification(_HeadModel):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = build_linear(config, config.hidden_size, config.num_labels, True, config.hidden_size**-0.5)
         self.post_init()
 
     @can_return_tuple
@@ -768,7 +766,7 @@ class ZhModernBertForSequenceClassification(_HeadModel):
 class ZhModernBertForTokenClassification(_HeadModel):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = build_linear(config, config.hidden_size, config.num_labels, True, config.hidden_size**-0.5)
         self.post_init()
 
     @can_return_tuple
@@ -796,7 +794,7 @@ class ZhModernBertForTokenClassification(_HeadModel):
 class ZhModernBertForQuestionAnswering(_HeadModel):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.classifier = build_linear(config, config.hidden_size, 2, True, config.hidden_size**-0.5)
         self.post_init()
 
     @can_return_tuple
@@ -843,7 +841,7 @@ class ZhModernBertForQuestionAnswering(_HeadModel):
 class ZhModernBertForMultipleChoice(_HeadModel):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.classifier = build_linear(config, config.hidden_size, 1, True, config.hidden_size**-0.5)
         self.post_init()
 
     @can_return_tuple

@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import opencc
@@ -154,8 +155,9 @@ def repetitive(text: str, settings: Settings) -> bool:
     lines = Counter(text.split("\n"))
     if sum(len(line) * (count - 1) for line, count in lines.items()) > settings.max_repeated_share * len(text):
         return True
-    bigrams = Counter(zip(text, text[1:], strict=False))
-    return len(text) >= 20 and 2 * max(bigrams.values()) > settings.max_repeated_share * len(text)
+    letters = "".join(character for character in text if character.isalnum())
+    bigrams = Counter(pairwise(letters))
+    return len(letters) >= 20 and 2 * max(bigrams.values()) > settings.max_repeated_share * len(text)
 
 
 def spam(text: str, settings: Settings) -> bool:

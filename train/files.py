@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import zstandard
 
 from zh_modernbert.train.cli import InputError
@@ -101,30 +100,30 @@ def write_json(path: Path, value) -> None:
 
 
 @contextmanager
-def output_folder(path: str | Path, settings) -> Iterator[Path]:
+def output_folder(path: str | Path, settings=None, marker: str = "settings.json") -> Iterator[Path]:
     """A new folder to write into, which becomes `path` when the block ends well and vanishes when it does not.
 
     Args:
-        settings: the stage's dataclass instance, saved as `settings.json`.
+        settings: the stage's dataclass instance, saved as `settings.json` where given.
+        marker: a file that says that what lies at `path` now was written by the same stage, and may be replaced.
 
     Raises:
-        InputError: `path` exists and no stage wrote it, or it cannot be written.
+        InputError: `path` is anything else, or it cannot be written.
     """
     path = Path(path)
-    if path.exists() and not (path / "settings.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: exists and was not written by a stage of this project; choose another output_dir")
+    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path}: exists and was not written by this stage; choose another output_dir")
     temporary = path.with_name(path.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        write_json(temporary / "settings.json", dataclasses.asdict(settings))
+        if settings is not None:
+            write_json(temporary / "settings.json", dataclasses.asdict(settings))
         shutil.rmtree(path, ignore_errors=True)
         temporary.replace(path)
     except OSError as error:
-        if error.filename is None and error.errno is None:
-            raise
-        raise InputError(f"{error.filename or path}: {error.strerror}") from error
+        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -190,14 +189,6 @@ def write_corpus(folder: Path, documents: Iterable[dict]) -> dict:
         if file:
             file.close()
     return counts
-
-
-def load_array(path: Path) -> np.ndarray:
-    """A `.npy` file, memory-mapped; never unpickled."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def sha256(*chunks: bytes) -> str:

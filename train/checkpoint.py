@@ -1,0 +1,90 @@
+"""Training checkpoints: weights, optimizer and position, as safetensors and JSON, each folder whole or absent.
+
+`checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Nothing is pickled. Order, masks and dropout
+are functions of the update's number, so that number is all the position there is.
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.files import read_json, write_json
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(path for path in (output_dir / "checkpoints").glob("step-*") if path.suffix != ".tmp")
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
+    """An optimizer's state as tensors named `index.key`, and whatever is not a tensor as `{index: {key: value}}`."""
+    tensors, values = {}, {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if torch.is_tensor(value):
+                tensors[f"{index}.{key}"] = value.contiguous()
+            else:
+                values.setdefault(str(index), {})[key] = value
+    return tensors, values
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    state = {int(index): dict(entries) for index, entries in values.items()}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def save_checkpoint(
+    output_dir: Path, position: dict, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, save_total_limit: int
+) -> Path:
+    """Writes `step-NNNNNN` aside and renames it, then drops the oldest beyond `save_total_limit`.
+
+    Args:
+        position: `step`, the updates done, and whatever else of plain numbers the loop needs back.
+        identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
+    """
+    final = output_dir / "checkpoints" / f"step-{position['step']:08d}"
+    temporary = final.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}, temporary / "model.safetensors")
+    tensors, values = flatten_optimizer(optimizer)
+    save_file(tensors, temporary / "optimizer.safetensors")
+    write_json(temporary / "state.json", {"position": position, "identity": identity, "optimizer": values})
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.replace(final)
+    for old in checkpoints(output_dir)[:-save_total_limit]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> dict:
+    """Restores weights and optimizer, and returns the position.
+
+    Raises:
+        InputError: the checkpoint belongs to another run, or is damaged.
+    """
+    state = read_json(path / "state.json")
+    if state["identity"] != identity:
+        raise InputError(
+            f"{path}: a checkpoint of another run: its settings, model config or data differ from this one's; "
+            "choose another output_dir, or delete this folder to start anew"
+        )
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        tied = set(getattr(model, "_tied_weights_keys", None) or ())
+        if set(missing) - tied or unexpected:
+            raise InputError(f"{path}: its weights are of another model: {(sorted(set(missing) - tied) + unexpected)[:3]}")
+        restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path}: cannot be loaded: {' '.join(str(error).split())}; delete it to fall back") from error
+    return state["position"]

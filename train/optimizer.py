@@ -1,0 +1,25 @@
+"""Optimizers: StableAdamW (torch-optimi) and AdamW (PyTorch), over two parameter groups."""
+
+import torch
+from optimi import StableAdamW
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Matrices decay; norms and biases do not."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(
+    name: str, model: nn.Module, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """`adamw` (https://arxiv.org/abs/1711.05101) or `stable_adamw` (https://arxiv.org/abs/2304.13013)."""
+    groups = parameter_groups(model, weight_decay)
+    if name == "stable_adamw":
+        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps)
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)

@@ -1,0 +1,391 @@
+"""Packed rows -> a pretrained masked language model. The only loop there is; a stage is a preset.
+
+Runs on one process or many. Each update takes the same rows with the same masks wherever it is computed; the loss is the mean over
+all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the last
+checkpoint and ends with the same weights, on CPU to the bit.
+
+Writes `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, and at the end `model/`, a folder for `from_pretrained`.
+
+    accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
+    accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
+"""
+
+import dataclasses
+import inspect
+import json
+import math
+import shutil
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.dataloader import MicroBatches, micro_batches
+from zh_modernbert.train.files import read_json, require_folder, sha256, write_json
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
+from zh_modernbert.train.optimizer import build_optimizer
+from zh_modernbert.train.pack import PackedRows, load_packed
+from zh_modernbert.train.schedules import build_schedule
+from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
+
+
+@dataclass
+class Settings:
+    data_dir: str = setting(help="packed folder to read")
+    output_dir: str = setting(help="run folder to write, or to go on with")
+    model_config: str = setting("", "JSON file of ZhModernBertConfig's fields; vocab_size comes from the data where not given")
+    init_from: str = setting("", "model folder to start from, instead of random weights")
+    global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's")
+    # What an update is.
+    max_steps: int = setting(1000, "updates")
+    per_device_batch_size: int = setting(16, "rows a process takes at once")
+    gradient_accumulation_steps: int = setting(1, "times it does so for one update")
+    seed: int = setting(0, "of weights, order, masks and dropout")
+    # Masking.
+    masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
+    mlm_probability: list[float] = setting([0.3], "share of tokens masked; or start, peak after warm-up, and end")
+    mask_replace_prob: float = setting(0.8, "share of masked words that become [MASK]")
+    random_replace_prob: float = setting(0.1, "share of masked words that become random tokens")
+    # Optimizer.
+    optimizer: str = setting("stable_adamw", "", ("stable_adamw", "adamw"))
+    learning_rate: float = setting(8e-4, "the peak")
+    adam_beta1: float = setting(0.9, "")
+    adam_beta2: float = setting(0.95, "")
+    adam_epsilon: float = setting(1e-8, "")
+    weight_decay: float = setting(0.1, "of matrices; norms and biases have none")
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm")
+    # Schedule.
+    schedule: str = setting("damped_cosine", "", ("damped_cosine", "warmup_stable_decay"))
+    num_warmup_steps: int = setting(0, "updates of linear warm-up")
+    warmup_lr_ratio: float = setting(0.0, "where damped_cosine's warm-up starts, of learning_rate")
+    min_lr_ratio: float = setting(0.0, "where the schedule ends, of learning_rate")
+    num_decay_steps: int = setting(0, "warmup_stable_decay: updates of decay at the end")
+    decay_type: str = setting("1-sqrt", "warmup_stable_decay: shape of the decay", ("linear", "cosine", "1-sqrt"))
+    num_cycles: int = setting(1, "damped_cosine: valleys")
+    damping: float = setting(0.5, "damped_cosine: what is left of the peak at the end, of learning_rate")
+    # Running.
+    mixed_precision: str = setting("no", "no computes in float32", ("no", "bf16"))
+    attn_implementation: str = setting("sdpa", "attention backend")
+    gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass, for less memory")
+    num_workers: int = setting(0, "processes that prepare batches")
+    logging_steps: int = setting(10, "updates between lines of metrics.jsonl")
+    save_steps: int = setting(500, "updates between checkpoints")
+    save_total_limit: int = setting(2, "checkpoints kept")
+
+
+# Settings that may change between a run and its resumption without making it another run.
+RUNNING = {"output_dir", "num_workers", "logging_steps", "save_steps", "save_total_limit"}
+
+
+def check(settings: Settings) -> None:
+    """Contradictions between settings, before any work.
+
+    Raises:
+        InputError: one line that names the setting.
+    """
+
+    def require(condition: bool, message: str):
+        if not condition:
+            raise InputError(f"pretrain: {message}")
+
+    s = settings
+    for name in (
+        "max_steps",
+        "per_device_batch_size",
+        "gradient_accumulation_steps",
+        "logging_steps",
+        "save_steps",
+        "save_total_limit",
+    ):
+        require(getattr(s, name) > 0, f"{name} is {getattr(s, name)}; it must be above 0")
+    require(bool(s.model_config) != bool(s.init_from), "give either model_config (random weights) or init_from")
+    require(len(s.mlm_probability) in (1, 3), f"mlm_probability has {len(s.mlm_probability)} values; it takes 1 or 3")
+    require(all(0 < p < 1 for p in s.mlm_probability), f"mlm_probability is {s.mlm_probability}; each must be between 0 and 1")
+    require(
+        s.mask_replace_prob >= 0 and s.random_replace_prob >= 0 and s.mask_replace_prob + s.random_replace_prob <= 1,
+        "mask_replace_prob and random_replace_prob must be shares that sum to at most 1",
+    )
+    require(
+        s.num_warmup_steps + s.num_decay_steps <= s.max_steps,
+        f"num_warmup_steps + num_decay_steps is more than max_steps ({s.max_steps})",
+    )
+
+
+def read_model_config(path: str, vocab_size: int) -> ZhModernBertConfig:
+    """The config in a JSON file of fields; a vocabulary that is not given is the data's, rounded up to a multiple of 64.
+
+    Raises:
+        InputError: the file cannot be read, or holds an unknown field or a value that is out of the question.
+    """
+    fields = read_json(path)
+    known = set(inspect.signature(ZhModernBertConfig.__init__).parameters) - {"self", "kwargs"}
+    for field in fields:
+        if field not in known:
+            raise InputError(f"{path}: unknown field {field!r}; see configuration_zh_modernbert.py for the known ones")
+    try:
+        return ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields})
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM:
+    """The model to train, from a config or from a folder, checked against the data.
+
+    Raises:
+        InputError: vocabulary, tokenizer or row length do not fit.
+    """
+    vocab_size, seq_len = rows.manifest["vocab_size"], rows.manifest["seq_len"]
+    if settings.init_from:
+        folder = require_folder(settings.init_from, "config.json")
+        if fingerprint(folder) != rows.manifest["tokenizer"]:
+            raise InputError(
+                f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer"
+            )
+        try:
+            model = ZhModernBertForMaskedLM.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    else:
+        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, vocab_size))
+    config, source = model.config, settings.init_from or settings.model_config
+    if vocab_size > config.vocab_size:
+        raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {vocab_size} entries")
+    if seq_len > config.max_position_embeddings:
+        raise InputError(
+            f"{settings.data_dir}: rows of {seq_len} tokens are longer than max_position_embeddings ({config.max_position_embeddings}) "
+            f"of {source}; pack with a smaller seq_len, or raise it"
+        )
+    if settings.global_rope_theta:
+        config.global_rope_theta = settings.global_rope_theta
+    config.sparse_prediction = True
+    model.set_attn_implementation(settings.attn_implementation)
+    return model
+
+
+def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedRows) -> str:
+    """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
+    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in RUNNING}
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return sha256(json.dumps([kept, shapes, model.config.global_rope_theta, rows.manifest], sort_keys=True).encode())
+
+
+def keep_metrics(path: Path, step: int) -> None:
+    """Drops what was logged after update `step`, before a resumed run logs it again."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in lines))
+        temporary.replace(path)
+
+
+def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict[str, float]:
+    """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
+
+    Returns:
+        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); and `grad_norm` before clipping.
+    """
+    device = accelerator.device
+    counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
+    masked, tokens = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
+    total = torch.zeros(2, device=device, dtype=torch.float64)
+    for number, batch in enumerate(batches, 1):
+        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
+        with nullcontext() if number == len(batches) else accelerator.no_sync(model):
+            outputs = model(**batch, num_items_in_batch=max(masked, 1))
+            accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
+        labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
+        correct = (outputs.logits.argmax(-1) == labels).sum()
+        total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
+    loss, correct = accelerator.reduce(total, "sum").tolist()
+    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
+    return {"loss": loss, "correct": correct, "masked": masked, "tokens": tokens, "grad_norm": norm}
+
+
+class Log:
+    """`metrics.jsonl` and TensorBoard: means over the updates since the last line.
+
+    Args:
+        sums: what a checkpoint caught between two lines, so that a resumed run logs what an unbroken one does.
+    """
+
+    def __init__(self, output_dir: Path, step: int, sums: dict):
+        keep_metrics(output_dir / "metrics.jsonl", step)
+        self.file = open(output_dir / "metrics.jsonl", "a", encoding="utf-8")
+        self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
+        self.sums, self.started, self.timed_tokens = dict(sums), time.perf_counter(), 0
+
+    def add(self, result: dict) -> None:
+        for name in ("loss", "correct", "masked", "tokens"):
+            self.sums[name] = self.sums.get(name, 0) + result[name]
+        self.timed_tokens += result["tokens"]
+
+    def write(self, step: int, **values: float) -> dict:
+        masked, tokens = max(self.sums["masked"], 1), self.sums["tokens"]
+        line = {
+            "step": step,
+            "loss": self.sums["loss"] / masked,
+            "masked_accuracy": self.sums["correct"] / masked,
+            "masked_share": self.sums["masked"] / tokens,
+            **values,
+            "tokens_per_second": round(self.timed_tokens / (time.perf_counter() - self.started), 1),
+        }
+        self.file.write(json.dumps(line) + "\n")
+        self.file.flush()
+        for name, value in line.items():
+            self.board.add_scalar(name, value, step)
+        self.sums, self.started, self.timed_tokens = {}, time.perf_counter(), 0
+        return line
+
+    def close(self) -> None:
+        self.file.close()
+        self.board.close()
+
+
+def save_model(folder: Path, model: ZhModernBertForMaskedLM, rows: PackedRows) -> None:
+    """The trained model and its tokenizer, written aside and renamed."""
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.config.sparse_prediction = False
+    model.save_pretrained(temporary)
+    tokenizer = load_tokenizer(rows.tokenizer_dir)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.replace(folder)
+
+
+def claim_output(output_dir: Path, identity: str) -> None:
+    """Refuses a folder that holds anything but this run.
+
+    Raises:
+        InputError: it holds another run, or something else.
+    """
+    if (output_dir / "run.json").is_file():
+        if read_json(output_dir / "run.json")["identity"] != identity:
+            raise InputError(
+                f"{output_dir}: holds another run (other settings, model config or data); choose another output_dir, or delete it"
+            )
+    elif output_dir.exists() and any(path.name != "run.json.tmp" for path in output_dir.iterdir()):
+        raise InputError(f"{output_dir}: exists and is no pretraining run; choose another output_dir")
+
+
+def seed_update(seed: int, step: int, process: int) -> None:
+    """Dropout's randomness as a function of the update alone."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
+
+
+def main(settings: Settings) -> dict | None:
+    check(settings)
+    rows = load_packed(settings.data_dir)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, rows)
+    identity = run_identity(settings, model, rows)
+    claim_output(output_dir, identity)
+    accelerator.wait_for_everyone()
+    if (output_dir / "model").is_dir():
+        return read_json(output_dir / "result.json") if main_process else None
+    if main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(output_dir / "run.json", {"identity": identity})
+        write_json(output_dir / "settings.json", dataclasses.asdict(settings))
+
+    model.to(accelerator.device).train()
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    optimizer = build_optimizer(
+        settings.optimizer, model, settings.learning_rate, betas, settings.adam_epsilon, settings.weight_decay
+    )
+    schedule = build_schedule(
+        settings.schedule,
+        settings.max_steps,
+        settings.num_warmup_steps,
+        settings.num_decay_steps,
+        settings.decay_type,
+        settings.warmup_lr_ratio,
+        settings.min_lr_ratio,
+        settings.num_cycles,
+        settings.damping,
+    )
+    position = {"step": 0, "tokens": 0, "sums": {}}
+    if saved := checkpoints(output_dir):
+        position = load_checkpoint(saved[-1], model, optimizer, identity)
+    first_step = position["step"]
+    rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
+    dataset = MicroBatches(
+        rows,
+        Masking(rows.manifest["vocab_size"], settings.masking, settings.mask_replace_prob, settings.random_replace_prob),
+        rate,
+        settings.per_device_batch_size,
+        settings.gradient_accumulation_steps,
+        settings.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    stream = iter(micro_batches(dataset, first_step, settings.num_workers))
+    wrapped = accelerator.prepare_model(model)
+    log = Log(output_dir, first_step, position["sums"]) if main_process else None
+    progress = tqdm(total=settings.max_steps, initial=first_step, desc=output_dir.name, disable=not main_process)
+    started, first_token, line = time.perf_counter(), position["tokens"], {}
+    for step in range(first_step, settings.max_steps):
+        seed_update(settings.seed, step, accelerator.process_index)
+        learning_rate = settings.learning_rate * schedule(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        batches = [next(stream) for _ in range(settings.gradient_accumulation_steps)]
+        result = update(accelerator, wrapped, batches, list(model.parameters()), settings.max_grad_norm)
+        if not math.isfinite(result["loss"]) or not math.isfinite(result["grad_norm"]):
+            raise InputError(
+                f"update {step + 1}: the loss or its gradient is not finite; lower learning_rate (now {learning_rate:.2e})"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        position = {"step": step + 1, "tokens": position["tokens"] + result["tokens"]}
+        progress.update()
+        if not main_process:
+            continue
+        log.add(result)
+        done = position["step"]
+        if done % settings.logging_steps == 0 or done == settings.max_steps:
+            line = log.write(
+                done,
+                learning_rate=learning_rate,
+                mlm_probability=mlm_probability_at(step, *rate),
+                grad_norm=result["grad_norm"],
+            )
+            shown = {"loss": "loss", "acc": "masked_accuracy", "lr": "learning_rate", "tokens/s": "tokens_per_second"}
+            progress.set_postfix({short: f"{line[name]:.4g}" for short, name in shown.items()})
+        if done % settings.save_steps == 0 and done < settings.max_steps:
+            save_checkpoint(output_dir, position | {"sums": log.sums}, model, optimizer, identity, settings.save_total_limit)
+    progress.close()
+    if not main_process:
+        return None
+    log.close()
+    result = {
+        "steps": settings.max_steps,
+        "loss": line["loss"],
+        "masked_accuracy": line["masked_accuracy"],
+        "tokens": position["tokens"],
+        "tokens_per_second": round((position["tokens"] - first_token) / (time.perf_counter() - started), 1),
+        "parameters": model.num_parameters(),
+        "output_dir": settings.output_dir,
+    }
+    write_json(output_dir / "result.json", result)
+    save_model(output_dir / "model", model, rows)
+    return result
+
+
+if __name__ == "__main__":
+    run(main, Settings)

@@ -1,0 +1,110 @@
+"""A pretrained model folder -> the folder to put on the Hub: weights, config, tokenizer, code and model card.
+
+What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed. Nothing
+is uploaded; `hf upload NAME FOLDER` does that.
+
+    python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-modernbert-tiny
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from zh_modernbert import configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert
+from zh_modernbert.configuration_zh_modernbert import AUTO_MAP
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.files import output_folder, read_json, require_folder
+from zh_modernbert.train.train_tokenizer import load_tokenizer
+
+ROOT_FILES = [
+    Path(module.__file__) for module in (configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert)
+]
+
+
+@dataclass
+class Settings:
+    model_dir: str = setting(help="model folder to read: what train/pretrain.py left in model/")
+    output_dir: str = setting(help="folder to write")
+    name: str = setting("zh-modernbert", "the model's name in its card")
+    license: str = setting("apache-2.0", "licence of the weights, in the card")
+    notes: str = setting("", "a Markdown file that goes into the card: data, results, limits")
+
+
+CARD = """---
+language: [zh]
+license: {license}
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [fill-mask, modernbert, chinese, simplified-chinese, traditional-chinese]
+---
+
+# {name}
+
+A Chinese text encoder for Simplified and Traditional text: {layers} layers of {hidden}, {heads} heads, {parameters:,} parameters,
+{vocab:,} tokens, documents up to {longest:,} tokens. Every {every} layers one sees the whole document, the others a window of {window}
+tokens. Made with zh-modernbert.
+
+```python
+from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+outputs = model(**tokenizer(["今天天气很好。", "今天天氣很好。"], padding=True, return_tensors="pt"))
+embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
+```
+
+- Pads cost nothing: they are dropped at the model's edge and put back behind it.
+- Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
+- `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
+- Byte-level BPE whose tokens do not cross Chinese words: no unknown characters, exact round trip, exact offsets.
+{notes}"""
+
+
+def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
+    notes = ""
+    if settings.notes:
+        try:
+            notes = "\n" + Path(settings.notes).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{settings.notes}: cannot be read: {error}") from error
+    config = model.config
+    return CARD.format(
+        name=settings.name,
+        license=settings.license,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        parameters=model.num_parameters(),
+        vocab=config.vocab_size,
+        longest=config.max_position_embeddings,
+        every=config.global_attn_every_n_layers,
+        window=config.local_attention,
+        notes=notes,
+    )
+
+
+def main(settings: Settings) -> dict:
+    source = require_folder(settings.model_dir, "config.json")
+    if read_json(source / "config.json").get("model_type") != "zh_modernbert":
+        raise InputError(f"{source / 'config.json'}: not a zh_modernbert model")
+    tokenizer = load_tokenizer(source)
+    try:
+        model = ZhModernBertForMaskedLM.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{source}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if len(tokenizer) > model.config.vocab_size:
+        raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
+    model.config.auto_map = dict(AUTO_MAP)
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    card = model_card(settings, model)
+    with output_folder(settings.output_dir, marker=ROOT_FILES[0].name) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        for path in ROOT_FILES:
+            shutil.copyfile(path, folder / path.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return {"parameters": model.num_parameters(), "vocab_size": model.config.vocab_size, "output_dir": settings.output_dir}
+
+
+if __name__ == "__main__":
+    run(main, Settings)
