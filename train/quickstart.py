@@ -25,10 +25,10 @@ from zh_modernbert.train.cli import InputError, parse, run, setting
 from zh_modernbert.train.files import read_json, read_lines, write_json
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "tiny"
-# Held-out sentences of the two domains, in each script.
+# One word is asked of each, of the two domains and in both scripts.
 FILL_MASK = {
-    "hans": ["这家酒店的服务[MASK]好。", "我们要坚持改革开[MASK]，加快发展。", "这本书的内[MASK]很不错，值得一看。"],
-    "hant": ["這家酒店的服務[MASK]好。", "我們要堅持改革開[MASK]，加快發展。", "這本書的內[MASK]很不錯，值得一看。"],
+    "hans": ["新华社北京1月23日[MASK]（记者李明）", "酒店的服务态度很[MASK]。", "两国[MASK]的合作关系"],
+    "hant": ["新華社北京1月23日[MASK]（記者李明）", "酒店的服務態度很[MASK]。", "兩國[MASK]的合作關係"],
 }
 
 

@@ -1,0 +1,90 @@
+"""Small things that tests share: text they make themselves, and each stage's output for it, made once a session."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import opencc
+import pytest
+import torch
+
+from zh_modernbert.train import encode, pack, train_tokenizer
+from zh_modernbert.train.files import write_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBJECTS = ["老师", "学生", "工程师", "我们的邻居", "图书馆", "这家公司", "软件开发人员", "中国代表团", "气象台"]
+VERBS = ["研究", "讨论了", "正在准备", "发表", "认真地修改", "计划参加", "终于完成了", "怀疑"]
+OBJECTS = ["新的计算机程序", "经济发展的问题", "一本关于历史的书", "明天的天气预报", "北京的会议", "Python 3.12 的文档", "鸡蛋和面条"]
+ENDINGS = ["。", "！", "，但是没有人知道。", "，大家都很高兴。", "（见第１２页）。"]
+
+
+def make_texts(count: int, seed: int = 0, longest: int = 12) -> list[str]:
+    """`count` different documents of 1 to `longest` sentences, every second one in Traditional."""
+    generator, to_traditional = random.Random(seed), opencc.OpenCC("s2twp")
+    texts = []
+    for index in range(count):
+        sentences = [
+            "".join(generator.choice(part) for part in (SUBJECTS, VERBS, OBJECTS, ENDINGS))
+            for _ in range(generator.randint(1, longest))
+        ]
+        text = f"第{index}篇：" + "".join(sentences)
+        texts.append(to_traditional.convert(text) if index % 2 else text)
+    return texts
+
+
+def make_documents(count: int, seed: int = 0, longest: int = 12) -> list[dict]:
+    return [
+        {"id": str(i), "source": ("news", "web")[i % 3 == 0], "text": text, "script": ("hans", "hant")[i % 2]}
+        for i, text in enumerate(make_texts(count, seed, longest))
+    ]
+
+
+def run_script(script: str, *arguments, check: bool = True, **environment) -> subprocess.CompletedProcess:
+    """Runs train/NAME.py or eval/NAME.py as a user does; with `check`, fails the test where the script fails."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def last_json(done: subprocess.CompletedProcess) -> dict:
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory) -> Path:
+    """A folder with `corpus`, `tokenizer` (512 entries), `encoded`, `packed` (rows of 128), and `model.json`."""
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "corpus").mkdir()
+    write_corpus(folder / "corpus", make_documents(400))
+    train_tokenizer.main(
+        train_tokenizer.Settings(input_dir=str(folder / "corpus"), output_dir=str(folder / "tokenizer"), vocab_size=512)
+    )
+    encode.main(
+        encode.Settings(
+            input_dir=str(folder / "corpus"), tokenizer_dir=str(folder / "tokenizer"), output_dir=str(folder / "encoded")
+        )
+    )
+    pack.main(pack.Settings(input_dir=str(folder / "encoded"), output_dir=str(folder / "packed"), seq_len=128))
+    model = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "local_attention": 32,
+        "max_position_embeddings": 256,
+    }
+    (folder / "model.json").write_text(json.dumps(model))
+    return folder
