@@ -68,7 +68,7 @@ def stages(tmp_path_factory) -> Path:
     """A folder with `corpus`, `tokenizer` (512 entries), `encoded`, `packed` (rows of 128), and `model.json`."""
     folder = tmp_path_factory.mktemp("stages")
     (folder / "corpus").mkdir()
-    write_corpus(folder / "corpus", make_documents(400))
+    write_corpus(folder / "corpus", make_documents(400, longest=4))
     train_tokenizer.main(
         train_tokenizer.Settings(input_dir=str(folder / "corpus"), output_dir=str(folder / "tokenizer"), vocab_size=512)
     )
