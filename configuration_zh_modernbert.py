@@ -95,9 +95,6 @@ class ZhModernBertConfig(PretrainedConfig):
         self.norm_eps = norm_eps
         self.norm_bias = norm_bias
         self.global_attn_every_n_layers = global_attn_every_n_layers
-        self.layer_types = layer_types or [
-            LAYER_TYPES[bool(layer % global_attn_every_n_layers)] for layer in range(num_hidden_layers)
-        ]
         self.local_attention = local_attention
         self.global_rope_theta = global_rope_theta
         self.local_rope_theta = local_rope_theta
@@ -116,6 +113,10 @@ class ZhModernBertConfig(PretrainedConfig):
         self.sparse_pred_ignore_index = sparse_pred_ignore_index
         self.unk_token_id = unk_token_id
         self.mask_token_id = mask_token_id
+        self._check(rope_scaling, layer_types)
+        self.layer_types = layer_types or [
+            LAYER_TYPES[bool(layer % global_attn_every_n_layers)] for layer in range(num_hidden_layers)
+        ]
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__init__(
             pad_token_id=pad_token_id,
@@ -127,18 +128,22 @@ class ZhModernBertConfig(PretrainedConfig):
             **kwargs,
         )
         self.rope_scaling = rope_scaling
-        self._check()
 
-    def _check(self):
+    def _check(self, rope_scaling, layer_types):
         def require(condition, message):
             if not condition:
                 raise ValueError(f"ZhModernBertConfig: {message}")
 
         heads = self.num_attention_heads
         require(
-            self.hidden_size % heads == 0 and self.hidden_size // heads % 2 == 0,
+            heads > 0 and self.hidden_size % heads == 0 and self.hidden_size // heads % 2 == 0,
             f"hidden_size ({self.hidden_size}) must be num_attention_heads ({heads}) times an even head size",
         )
+        require(
+            self.global_attn_every_n_layers > 0,
+            f"global_attn_every_n_layers is {self.global_attn_every_n_layers}; it must be above 0",
+        )
+        require(self.local_attention >= 0, f"local_attention is {self.local_attention}; it must not be negative")
         require(
             self.norm_type in ("rmsnorm", "layernorm"),
             f"norm_type is {self.norm_type!r}; it must be 'rmsnorm' or 'layernorm'",
@@ -152,15 +157,15 @@ class ZhModernBertConfig(PretrainedConfig):
             f"classifier_pooling is {self.classifier_pooling!r}; it must be 'cls' or 'mean'",
         )
         require(
-            len(self.layer_types) == self.num_hidden_layers and set(self.layer_types) <= set(LAYER_TYPES),
+            not layer_types or (len(layer_types) == self.num_hidden_layers and set(layer_types) <= set(LAYER_TYPES)),
             f"layer_types must name one of {LAYER_TYPES} for each of the {self.num_hidden_layers} layers",
         )
-        if self.rope_scaling is not None:
+        if rope_scaling is not None:
             needed = {"rope_type", "factor", "original_max_position_embeddings"}
             known = needed | {"beta_fast", "beta_slow", "attention_factor"}
             require(
-                needed <= set(self.rope_scaling) <= known and self.rope_scaling["rope_type"] == "yarn",
-                f"rope_scaling is {self.rope_scaling}; it needs rope_type 'yarn' and {sorted(needed - {'rope_type'})}, "
+                needed <= set(rope_scaling) <= known and rope_scaling["rope_type"] == "yarn",
+                f"rope_scaling is {rope_scaling}; it needs rope_type 'yarn' and {sorted(needed - {'rope_type'})}, "
                 f"and may have {sorted(known - needed)}",
             )
 

@@ -102,7 +102,7 @@ class SequenceLayout:
     @classmethod
     def from_packed(cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None) -> "SequenceLayout":
         """Layout of one packed row of `num_tokens` tokens whose documents start at `cu_seqlens`."""
-        starts = cu_seqlens.tolist()
+        starts = cu_seqlens.flatten().tolist()
         lengths = tuple(end - start for start, end in pairwise(starts))
         if cu_seqlens.ndim != 1 or starts[:1] != [0] or starts[-1] != num_tokens or min(lengths, default=-1) < 0:
             raise ValueError(
@@ -249,7 +249,7 @@ def sdpa_attention(module, query, key, value, layout, half_window, dropout):
     # Where no document reaches past the window, window and whole document are one, and the fewer calls are the faster.
     reach = (module.half_window or 0) + 1
     if layout.max_seqlen <= reach:
-        half_window = reach - 1 if len(set(layout.lengths)) > 1 else None
+        half_window = layout.max_seqlen - 1 if len(set(layout.lengths)) > 1 else None
     if half_window is None:
         return _per_document_attention(query, key, value, layout, dropout), None
     return _block_local_attention(query, key, value, layout, half_window, dropout), None
@@ -345,7 +345,7 @@ def build_norm(config: ZhModernBertConfig) -> nn.Module:
 def build_linear(
     config: ZhModernBertConfig, size_in: int, size_out: int, bias: bool, init_std: float | None = None
 ) -> nn.Linear:
-    """A linear that remembers its initial spread; by default the smaller one of linears that end a residual branch, as in ModernBERT."""
+    """A linear that remembers its initial spread: by default that of linears that end a residual branch, as in ModernBERT."""
     linear = nn.Linear(size_in, size_out, bias=bias)
     linear.init_std = init_std or config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
     return linear
@@ -652,7 +652,7 @@ class _HeadModel(ZhModernBertPreTrainedModel):
         layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
         input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
         recorded = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        outputs = self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, **recorded)
+        outputs = self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, return_dict=True, **recorded)
         if outputs.hidden_states is not None:
             outputs.hidden_states = tuple(layout.pad(states) for states in outputs.hidden_states)
         return outputs, layout
@@ -820,12 +820,16 @@ class ZhModernBertForQuestionAnswering(_HeadModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = []
+            real = layout.to_grid(torch.ones_like(layout.document_ids, dtype=torch.bool), False)  # (D, longest)
             for document_logits, positions in zip(
                 layout.to_grid(logits, lowest).unbind(-1),  # (D, longest)
                 (start_positions.view(-1), end_positions.view(-1)),
                 strict=True,
             ):
-                positions = positions.masked_fill((positions < 0) | (positions >= layout.width), -100)
+                positions = positions.to(real.device)
+                inside = (positions >= 0) & (positions < layout.width)
+                inside &= real.gather(1, positions.clamp(0, layout.width - 1).unsqueeze(1)).squeeze(1)
+                positions = positions.masked_fill(~inside, -100)
                 losses.append(mean_loss(F.cross_entropy, document_logits, positions, num_items_in_batch, ignore_index=-100))
             loss = sum(losses) / 2
         start_logits, end_logits = layout.pad(logits, lowest).unbind(-1)

@@ -1,7 +1,8 @@
 """The tokenizer: byte-level BPE whose merges were learned inside Chinese words, served without a segmenter.
 
-Every character has a token or falls into its bytes, so nothing becomes [UNK] and decoding gives back the text. A published
-folder loads as this class with `trust_remote_code=True`, and as plain `PreTrainedTokenizerFast` without; both do the same.
+Every character has a token or falls into its bytes, so nothing becomes [UNK] and decoding gives back the text. This class makes
+and saves tokenizers. A saved one needs no code: it loads as `PreTrainedTokenizerFast`, with or without `trust_remote_code`,
+so that whatever loads it can save it again.
 """
 
 import json
@@ -12,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
 
-# Han runs, other letters, digits by four, punctuation, spaces. One space sticks to the Latin word after it, but only behind other
-# ASCII: after Han it is a token of its own, so that words quoted in Chinese text start on a token edge.
+# Han runs, other letters, digits by four, punctuation, spaces. One space sticks to the Latin word after it, but only behind
+# other ASCII: after Han it is a token of its own, so that words quoted in Chinese text start on a token edge.
 SPLIT_PATTERN = (
     r"\p{Han}+"
     r"|(?<=[!-~]) [\p{L}\p{M}&&[^\p{Han}]]+"
@@ -56,15 +57,11 @@ class ZhModernBertTokenizer(PreTrainedTokenizerFast):
         return cls(tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """Saves so that transformers 4.57 and 5 load the folder, with and without this file."""
+        """Saves a folder that loads as a plain fast tokenizer on transformers 4.57 and 5, with the same ids."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         path = Path(save_directory) / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config["auto_map"] = {"AutoTokenizer": [None, "tokenization_zh_modernbert.ZhModernBertTokenizer"]}
         config["model_input_names"] = self.model_input_names
         path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         return saved
-
-
-ZhModernBertTokenizer.register_for_auto_class("AutoTokenizer")

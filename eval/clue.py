@@ -26,11 +26,11 @@ from transformers import (
 
 from zh_modernbert.eval.tables import read_table, write_result
 from zh_modernbert.eval.tasks import TASKS, Task
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     model: str = setting(help="model folder or Hub id")
     trust_remote_code: bool = setting(False, "run the code that the model's folder brings")
     random_init: bool = setting(False, "start from random weights of the same architecture: the yardstick of pretraining")
@@ -42,14 +42,14 @@ class Settings:
     text_column: str = setting("text", "of train_file and validation_file")
     text_pair_column: str = setting("", "second text, for pairs")
     label_column: str = setting("label", "of train_file and validation_file")
-    max_length: int = setting(0, "most tokens of an example; 0 takes the task's, or 128")
-    learning_rate: float = setting(0.0, "peak; 0 takes the task's, or 2e-5")
-    num_train_epochs: float = setting(0.0, "0 takes the task's, or 3")
-    batch_size: int = setting(32, "examples of an update")
-    warmup_ratio: float = setting(0.1, "share of the updates")
-    weight_decay: float = setting(0.01, "")
-    max_train_examples: int = setting(0, "use only so many, the first; 0 uses all")
-    seed: int = setting(42, "")
+    max_length: int = setting(0, "most tokens of an example; 0 takes the task's, or 128", least=0)
+    learning_rate: float = setting(0.0, "peak; 0 takes the task's, or 2e-5", least=0)
+    num_train_epochs: float = setting(0.0, "passes over the training set; 0 takes the task's, or 3", least=0)
+    batch_size: int = setting(32, "examples of an update", least=1)
+    warmup_ratio: float = setting(0.1, "share of the updates that warm up", least=0, most=1)
+    weight_decay: float = setting(0.01, "of AdamW", least=0)
+    max_train_examples: int = setting(0, "use only so many, the first; 0 uses all", least=0)
+    seed: int = setting(42, "of the classifier's weights and the order", least=0, most=2**32 - 1)
     results_dir: str = setting("results", "where the result file goes")
     output_dir: str = setting("", "where the fine-tuned model is saved; not at all where empty")
 

@@ -1,9 +1,10 @@
 """Pseudo-perplexity of a masked language model on text (https://arxiv.org/abs/1910.14659), exact: every token is masked once.
 
-exp of minus the mean, over all tokens, of log P(token | the rest of its document); bits per character from the same sum. Beside it
-the perplexity of the best unigram model of the very same tokens (fitted on them): what can be had without any context.
+exp of minus the mean, over all tokens, of log P(token | the rest of its document); bits per character from the same sum.
+Beside it the perplexity of a unigram model over the very same tokens: what can be had without any context.
 
-    python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true --input held_out.jsonl
+    python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \
+        --input runs/quickstart/held_out_hans.jsonl --unigram_input runs/quickstart/dedup
 """
 
 import math
@@ -16,19 +17,20 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from zh_modernbert.eval.tables import write_result
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.sources import Source, read_source
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     model: str = setting(help="model folder or Hub id")
     trust_remote_code: bool = setting(False, "run the code that the model's folder brings")
     input: list[str] = setting([], "text files or folders, as for train/sources.py")
+    unigram_input: list[str] = setting([], "text that the unigram model is fitted on; the scored text itself where empty")
     name: str = setting("pseudo_perplexity", "what the result is called")
-    max_length: int = setting(128, "documents are cut to so many tokens, with the special ones")
-    max_documents: int = setting(0, "score only so many, the first; 0 scores all")
-    batch_tokens: int = setting(8192, "tokens computed at once")
+    max_length: int = setting(128, "documents are cut to so many tokens, with the special ones", least=3)
+    max_documents: int = setting(0, "score only so many, the first; 0 scores all", least=0)
+    batch_tokens: int = setting(8192, "tokens computed at once", least=1)
     results_dir: str = setting("results", "where the result file goes")
 
 
@@ -49,11 +51,19 @@ def log_probabilities(model, ids: torch.Tensor, positions: torch.Tensor, mask_id
     return torch.cat(results)
 
 
-def unigram_perplexity(tokens: np.ndarray) -> float:
-    """The perplexity of `tokens` under their own relative frequencies."""
-    _, counts = np.unique(tokens, return_counts=True)
-    shares = counts / counts.sum()
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+def unigram_perplexity(tokens: np.ndarray, fitted_on: np.ndarray | None = None, vocab_size: int = 0) -> float:
+    """The perplexity of `tokens` under the frequencies in `fitted_on`, plus one for each of `vocab_size` entries.
+
+    Without `fitted_on`, under their own frequencies: the least that any unigram model can have, and too little for short texts.
+    """
+    counts = np.bincount(tokens) if fitted_on is None else np.bincount(fitted_on, minlength=vocab_size) + 1
+    return float(np.exp(-np.log(counts[tokens] / counts.sum()).mean()))
+
+
+def token_ids(tokenizer, paths: list[str]) -> np.ndarray:
+    """All token ids of the documents in `paths`, without special tokens."""
+    texts = [document["text"] for path in paths for document in read_source(Source(path=path))]
+    return np.array([token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids], dtype=np.int64)
 
 
 def load(settings: Settings):
@@ -79,6 +89,7 @@ def main(settings: Settings) -> dict:
     if not documents:
         raise InputError(f"{', '.join(settings.input)}: no text in it")
     tokenizer, model = load(settings)
+    fitted_on = token_ids(tokenizer, settings.unigram_input) if settings.unigram_input else None
     log_probability, characters, tokens, documents_scored = 0.0, 0, [], 0
     with tqdm(documents, desc=settings.name, unit=" documents") as progress:
         for document in progress:
@@ -106,7 +117,7 @@ def main(settings: Settings) -> dict:
         "primary_metric": "pseudo_perplexity",
         "metrics": {
             "pseudo_perplexity": round(math.exp(-log_probability / len(tokens)), 3),
-            "unigram_perplexity": round(unigram_perplexity(np.array(tokens)), 3),
+            "unigram_perplexity": round(unigram_perplexity(np.array(tokens), fitted_on, len(tokenizer)), 3),
             "bits_per_character": round(-log_probability / math.log(2) / characters, 4),
             "tokens": len(tokens),
             "characters": characters,

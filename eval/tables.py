@@ -5,8 +5,6 @@ import io
 import zlib
 from pathlib import Path
 
-import zstandard
-
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import open_binary, read_jsonl, write_json
 
@@ -30,8 +28,8 @@ def _delimited(path: Path, dialect: dict) -> list[tuple[int, dict]]:
                 rows.append((reader.line_num, row))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, after line {reader.line_num}: not UTF-8; convert the file") from error
-        except (csv.Error, OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise InputError(f"{path}, line {reader.line_num + 1}: cannot be read: {error}") from error
+        except (csv.Error, OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: damaged, or not what its name says, after line {reader.line_num}: {error}") from error
     return rows
 
 

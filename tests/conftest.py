@@ -9,6 +9,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # threads only slow tiny models down
 
 import opencc
 import pytest
@@ -20,7 +21,15 @@ from zh_modernbert.train.files import write_corpus
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = ["老师", "学生", "工程师", "我们的邻居", "图书馆", "这家公司", "软件开发人员", "中国代表团", "气象台"]
 VERBS = ["研究", "讨论了", "正在准备", "发表", "认真地修改", "计划参加", "终于完成了", "怀疑"]
-OBJECTS = ["新的计算机程序", "经济发展的问题", "一本关于历史的书", "明天的天气预报", "北京的会议", "Python 3.12 的文档", "鸡蛋和面条"]
+OBJECTS = [
+    "新的计算机程序",
+    "经济发展的问题",
+    "一本关于历史的书",
+    "明天的天气预报",
+    "北京的会议",
+    "Python 3.12 的文档",
+    "鸡蛋和面条",
+]
 ENDINGS = ["。", "！", "，但是没有人知道。", "，大家都很高兴。", "（见第１２页）。"]
 
 

@@ -1,7 +1,7 @@
 """Training checkpoints: weights, optimizer and position, as safetensors and JSON, each folder whole or absent.
 
-`checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Nothing is pickled. Order, masks and dropout
-are functions of the update's number, so that number is all the position there is.
+`checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Nothing is pickled. Order,
+masks and dropout are functions of the update's number, so that number is all the position there is.
 """
 
 import shutil
@@ -30,16 +30,26 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
                 tensors[f"{index}.{key}"] = value.contiguous()
             else:
                 values.setdefault(str(index), {})[key] = value
+    for index, group in enumerate(optimizer.state_dict()["param_groups"]):  # StableAdamW counts its steps here
+        tensors |= {f"group{index}.{key}": value for key, value in group.items() if torch.is_tensor(value)}
+        values[f"group{index}"] = {k: v for k, v in group.items() if k != "params" and not torch.is_tensor(v)}
     return tensors, values
 
 
+def tied_names(model: nn.Module) -> set[str]:
+    """Names in the state dict whose tensor is another one's too."""
+    state = model.state_dict(keep_vars=True)
+    return {name for name, source in (getattr(model, "_tied_weights_keys", None) or {}).items() if state[name] is state[source]}
+
+
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
-    state = {int(index): dict(entries) for index, entries in values.items()}
+    state = {index: dict(entries) for index, entries in values.items()}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
+        state.setdefault(index, {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    groups = [group | state.pop(f"group{index}") for index, group in enumerate(groups)]
+    optimizer.load_state_dict({"state": {int(index): entries for index, entries in state.items()}, "param_groups": groups})
 
 
 def save_checkpoint(
@@ -55,7 +65,7 @@ def save_checkpoint(
     temporary = final.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    tied = tied_names(model)
     save_file({k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}, temporary / "model.safetensors")
     tensors, values = flatten_optimizer(optimizer)
     save_file(tensors, temporary / "optimizer.safetensors")
@@ -74,6 +84,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         InputError: the checkpoint belongs to another run, or is damaged.
     """
     state = read_json(path / "state.json")
+    if not isinstance(state, dict) or not {"identity", "position", "optimizer"} <= state.keys():
+        raise InputError(f"{path / 'state.json'}: not the state of a checkpoint; delete the folder to fall back")
     if state["identity"] != identity:
         raise InputError(
             f"{path}: a checkpoint of another run: its settings, model config or data differ from this one's; "
@@ -81,7 +93,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         )
     try:
         missing, unexpected = model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
-        tied = set(getattr(model, "_tied_weights_keys", None) or ())
+        tied = tied_names(model)
         if set(missing) - tied or unexpected:
             raise InputError(f"{path}: its weights are of another model: {(sorted(set(missing) - tied) + unexpected)[:3]}")
         restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])

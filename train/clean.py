@@ -20,13 +20,14 @@ import opencc
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import corpus_shards, output_folder, write_json
-from zh_modernbert.train.pipeline import CorpusReader, corpus_writer, run_pipeline
+from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
+from zh_modernbert.train.sources import SCRIPTS
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="corpus folder to write")
     min_han_characters: int = setting(10, "drop documents with fewer Han characters")
@@ -37,9 +38,9 @@ class Settings:
     max_spam_per_thousand: float = setting(
         5.0, "drop documents with more gambling, adult or advertising terms per 1,000 characters"
     )
-    scripts: list[str] = setting(["hans", "hant", "mixed"], "keep these scripts only")
+    scripts: list[str] = setting(list(SCRIPTS), "keep these scripts only", SCRIPTS)
     save_rejects: bool = setting(False, "keep dropped documents in rejects/, with their `filter_reason`")
-    workers: int = setting(1, "processes")
+    workers: int = setting(1, "processes", least=1)
 
 
 # --- normalising: text -> text ---
@@ -89,8 +90,12 @@ NORMALISERS = (strip_markup, normalise_unicode, strip_references, normalise_whit
 
 
 def normalise(text: str) -> str:
-    for normaliser in NORMALISERS:
-        text = normaliser(text)
+    """All normalisers, again and again until nothing changes: what one takes away can bring forth work for another."""
+    before = None
+    while text != before:
+        before = text
+        for normaliser in NORMALISERS:
+            text = normaliser(text)
     return text
 
 
@@ -122,7 +127,11 @@ def detect_script(text: str) -> str:
 
 # --- filters: (text, settings) -> whether to drop ---
 
-_GARBLED = re.compile(r"[\ufffd\ue000-\uf8ff\u0080-\u009f]|锟斤拷|烫烫烫|屯屯屯|(?:[\u00c0-\u00ff][\u0080-\u00bf]){2,}")
+# Replacement and private characters, what wrong conversions to GBK leave, and UTF-8 that was read as Windows-1252.
+_GARBLED = re.compile(
+    r"[\ufffd\ue000-\uf8ff]|锟斤拷|錕斤拷|烫烫烫|屯屯屯|"
+    r"[\u00c2-\u00f4][\u00a1-\u00ba\u00bc-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-\u203a\u20ac\u2122]+"
+)
 _SPAM = re.compile(
     "博彩|赌场|賭場|赌博网|百家乐|百家樂|六合彩|时时彩|時時彩|老虎机|老虎機|棋牌平台|体育投注|體育投注|北京赛车|彩票平台|真人娱乐|真人娛樂|"
     "成人电影|成人影片|成人視頻|成人视频|激情视频|激情視頻|一夜情|裸聊|约炮|約炮|援交|黄色网站|色情网|"
@@ -200,14 +209,11 @@ class CleanFilter(BaseFilter):
 
 
 def main(settings: Settings) -> dict:
-    unknown = set(settings.scripts) - {"hans", "hant", "mixed"}
-    if unknown:
-        raise InputError(f"clean: scripts has {sorted(unknown)}; known are hans, hant, mixed")
     tasks = len(corpus_shards(settings.input_dir))
     with output_folder(settings.output_dir, settings) as folder:
-        rejects = corpus_writer(folder / "rejects") if settings.save_rejects else None
+        rejects = CorpusWriter(folder / "rejects") if settings.save_rejects else None
         scratch = folder / "scratch"
-        steps = [CorpusReader(settings.input_dir), CleanFilter(settings, rejects), corpus_writer(folder)]
+        steps = [CorpusReader(settings.input_dir), CleanFilter(settings, rejects), CorpusWriter(folder)]
         counts = run_pipeline(steps, tasks, settings.workers, scratch)
         shutil.rmtree(scratch)
         sources = sorted(name.partition("/")[2] for name in counts if name.startswith("in/"))

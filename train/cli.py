@@ -9,6 +9,7 @@ input end with one line on stderr and exit status 2.
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
@@ -22,12 +23,43 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def setting(default=dataclasses.MISSING, help: str = "", choices: tuple = ()):
-    """A documented field of a settings dataclass; without `default` it has to be given."""
-    metadata = {"help": help, "choices": choices}
+def setting(default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None):
+    """A documented field of a settings dataclass; without `default` it has to be given.
+
+    Args:
+        choices: the values it may have. least, most: bounds of a number, or of each number of a list.
+    """
+    metadata = {"help": help, "choices": choices, "least": least, "most": most}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def script_of(settings) -> str:
+    """The name of the script that a settings class or instance belongs to, also where that runs as `__main__`."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    return Path(sys.modules[kind.__module__].__file__).stem
+
+
+class BaseSettings:
+    """Base of every settings dataclass: choices and bounds hold however an instance is made.
+
+    Raises:
+        InputError: a field breaks its own, naming script and field.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            choices, least, most = (field.metadata.get(key) for key in ("choices", "least", "most"))
+            for item in value if isinstance(value, list) else [value]:
+                where = f"{script_of(self)}: {field.name} is {item!r}; it must be"
+                if choices and item not in choices:
+                    raise InputError(f"{where} one of {', '.join(map(repr, choices))}")
+                if least is not None and item < least:
+                    raise InputError(f"{where} at least {least}")
+                if most is not None and item > most:
+                    raise InputError(f"{where} at most {most}")
 
 
 def convert(value, kind, where: str):
@@ -62,8 +94,10 @@ def convert(value, kind, where: str):
     if kind in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-            if kind is float or number.is_integer():
-                return kind(number) if kind is float or not isinstance(value, int) else value
+            if kind is float and math.isfinite(number):
+                return number
+            if kind is int and number.is_integer():
+                return value if isinstance(value, int) else int(number)
         except (TypeError, ValueError, OverflowError):
             pass
     name = getattr(kind, "__name__", str(kind))
@@ -83,10 +117,30 @@ def build(settings_class: type, values: dict, where: str):
         missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if missing and name not in converted:
             raise InputError(f"{where}: {name} is missing; give --{name} or put it in the preset")
-        choices = field.metadata.get("choices")
-        if choices and converted.get(name, field.default) not in choices:
-            raise InputError(f"{where}: {name} is {converted[name]!r}; it must be one of {', '.join(map(repr, choices))}")
     return settings_class(**converted)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; YAML itself lets the second win silently."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands twice in one mapping, from line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str, where: str):
+    """The value that a YAML text holds.
+
+    Raises:
+        InputError: it is not YAML, naming `where`.
+    """
+    try:
+        return yaml.load(text, StrictLoader)  # a SafeLoader: plain values only
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def read_yaml(path: str | Path) -> dict:
@@ -96,11 +150,11 @@ def read_yaml(path: str | Path) -> dict:
         InputError: it is missing, not UTF-8, not YAML, or not a mapping.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid YAML: not UTF-8") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: a preset is a mapping of settings, this is {type(values).__name__}")
     return values
@@ -109,15 +163,17 @@ def read_yaml(path: str | Path) -> dict:
 def preset_values(path: str, script: str) -> dict:
     """The settings for `script` in a preset: the whole mapping, or the section of that name where all are sections."""
     values = read_yaml(path)
-    if values and all(isinstance(section, dict) for section in values.values()):
+    if any(isinstance(section, dict) for section in values.values()) and all(
+        section is None or isinstance(section, dict) for section in values.values()
+    ):
         known = {source.stem for folder in ("train", "eval") for source in (Path(__file__).parents[1] / folder).glob("*.py")}
         for section in values:
             if section not in known:
-                near = difflib.get_close_matches(section, known, n=1, cutoff=0.0)[0]
+                near = difflib.get_close_matches(str(section), known, n=1, cutoff=0.0)[0]
                 raise InputError(f"{path}: unknown section {section!r}; the nearest script is {near!r}")
         if script not in values:
             raise InputError(f"{path}: no section for {script}; it has {', '.join(values)}")
-        return values[script]
+        return values[script] or {}
     return values
 
 
@@ -131,40 +187,48 @@ def parse(settings_class: type, arguments: list[str], script: str):
     values, where = {}, script
     if arguments and not arguments[0].startswith("--"):
         where = arguments.pop(0)
-        values = preset_values(where, script)
-    fields = {field.name for field in dataclasses.fields(settings_class)}
+        values = dict(preset_values(where, script))
+    hints, given = typing.get_type_hints(settings_class), set()
     while arguments:
         flag = arguments.pop(0)
         if not flag.startswith("--"):
             raise InputError(f"{script}: unexpected argument {flag!r}; the form is [PRESET.yaml] [--field value ...]")
         name, has_value, inline = flag[2:].partition("=")
-        given = [inline] if has_value else []
+        texts = [inline] if has_value else []
         while not has_value and arguments and not arguments[0].startswith("--"):
-            given.append(arguments.pop(0))
+            texts.append(arguments.pop(0))
         name = name.replace("-", "_")
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.0)
             raise InputError(f"{script}: unknown flag --{name}; the nearest known one is --{near[0]}")
-        if not given:
+        if name in given:
+            raise InputError(f"{script}: --{name} is given twice; give a list as --{name} A B")
+        if not texts:
             raise InputError(f"{script}: --{name} needs a value")
-        kind = typing.get_type_hints(settings_class)[name]
-        plain = kind is str or typing.get_args(kind) in ((str,), (str, types.NoneType))
-        try:
-            parsed = given if plain else [yaml.safe_load(text) for text in given]
-        except yaml.YAMLError as error:
-            raise InputError(f"{script}: --{name} has a value that cannot be read: {' '.join(given)!r}") from error
+        given.add(name)
+        parsed = [flag_value(text, hints[name], f"{script}: --{name}") for text in texts]
         values[name] = parsed if len(parsed) > 1 else parsed[0]
     return build(settings_class, values, where)
+
+
+def flag_value(text: str, kind, where: str):
+    """A flag's text as it is where the field takes text (or, in braces, a mapping), else as YAML reads it."""
+    options = {kind, *typing.get_args(kind), *(o for argument in typing.get_args(kind) for o in typing.get_args(argument))}
+    return (
+        text
+        if str in options and dict not in map(typing.get_origin, options) and not text.startswith("{")
+        else load_yaml(text, f"{where} {text}")
+    )
 
 
 def usage(settings_class: type, script: str, description: str) -> str:
     lines = [description.strip(), "", f"usage: {script}.py [PRESET.yaml] [--field value ...]", ""]
     for field in dataclasses.fields(settings_class):
-        kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
-        if field.default is not dataclasses.MISSING:
-            default = f"default {field.default!r}"
+        kind = field.type.__name__ if isinstance(field.type, type) and not typing.get_args(field.type) else str(field.type)
+        if field.default_factory is not dataclasses.MISSING:
+            default = f"default {field.default_factory()!r}"
         else:
-            default = "required" if field.default_factory is dataclasses.MISSING else "default empty"
+            default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
         choices = field.metadata.get("choices")
         lines.append(f"  --{field.name} ({kind}{': ' + ', '.join(choices) if choices else ''}; {default})")
         lines.append(f"      {field.metadata.get('help', '')}")
@@ -174,15 +238,18 @@ def usage(settings_class: type, script: str, description: str) -> str:
 def run(main: Callable, settings_class: type) -> None:
     """What every script does under `if __name__ == "__main__"`: parse, run, print the result as JSON."""
     module = sys.modules[main.__module__]
-    script = Path(module.__file__).stem
+    script = script_of(settings_class)
     arguments = sys.argv[1:]
-    if arguments[:1] in (["-h"], ["--help"]):
+    if {"-h", "--help"} & set(arguments):
         print(usage(settings_class, script, module.__doc__ or ""))
         return
     try:
         result = main(parse(settings_class, arguments, script))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (InputError, OSError) as error:
+        if not isinstance(error, InputError) and error.filename is None:
+            raise  # not about a file of the user's
+        text = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     if result is not None:
         print(json.dumps(result, ensure_ascii=False))

@@ -1,7 +1,7 @@
 """Packed rows -> masked micro-batches, each a pure function of its number.
 
-Micro-batch m of a run always holds the same rows with the same masks, whatever was computed before it, on any number of workers:
-resuming is starting at another number. Rows are shuffled anew each epoch; masks come from (seed, epoch, row).
+Micro-batch m of a run always holds the same rows with the same masks, whatever was computed before it, on any number of
+workers: resuming is starting at another number. Rows are shuffled anew each epoch; masks come from (seed, epoch, row).
 """
 
 import numpy as np
@@ -15,8 +15,8 @@ from zh_modernbert.train.pack import PackedRows
 class MicroBatches(Dataset):
     """Item m: `per_device_batch_size` rows packed one behind the other.
 
-    The run's rows are read as one endless stream of shuffled epochs; update u takes the next `rows_per_update` of it, and micro-batch
-    j of process p the j-th slice of p's equal share.
+    The run's rows are read as one endless stream of shuffled epochs; update u takes the next `rows_per_update` of it, and
+    micro-batch j of process p the j-th slice of p's equal share.
 
     Args:
         rate: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
@@ -65,7 +65,7 @@ class MicroBatches(Dataset):
         ids, labels, cu_seqlens = [], [], [np.zeros(1, dtype=np.int64)]
         for epoch, row in self.positions(index):
             row_ids, word_starts, bounds = self.rows.row(row)
-            generator = np.random.default_rng((self.seed, epoch, row))
+            generator = np.random.default_rng((self.seed, epoch, row + 1))  # a last 0 would be the stream of `epoch_order`
             masked_ids, row_labels = mask_tokens(row_ids, word_starts, probability, self.masking, generator)
             ids.append(masked_ids)
             labels.append(row_labels)

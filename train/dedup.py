@@ -1,8 +1,8 @@
 """Corpus -> the same corpus without duplicates and near-duplicates, across all sources.
 
 MinHash over character 5-grams of the text without spaces, punctuation and case, 14 bands of 8 rows (datatrove's stages, rensa's
-hashing): documents whose 5-grams overlap by 0.8 (Jaccard) are found with probability 0.92, by 0.9 with 0.9998. The first document
-of each group stays. A text too short for a 5-gram is compared whole.
+hashing): documents whose 5-grams overlap by 0.8 (Jaccard) are found with probability 0.92, by 0.9 with 0.9998. The first
+document of each group stays. A text too short for a 5-gram is compared whole.
 
     python train/dedup.py --input_dir runs/mine/clean --output_dir runs/mine/dedup
 """
@@ -22,21 +22,21 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from rensa import RMinHash
 
-from zh_modernbert.train.cli import run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import corpus_shards, output_folder
-from zh_modernbert.train.pipeline import CorpusReader, corpus_writer, run_pipeline
+from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
 
 NGRAM = 5
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="corpus folder to write")
-    num_buckets: int = setting(14, "bands: more find more duplicates")
-    hashes_per_bucket: int = setting(8, "rows of a band: more ask for more likeness")
-    seed: int = setting(1, "of the hash functions")
-    workers: int = setting(1, "processes")
+    num_buckets: int = setting(14, "bands: more find more duplicates", least=1, most=256)
+    hashes_per_bucket: int = setting(8, "rows of a band: more ask for more likeness", least=1, most=64)
+    seed: int = setting(1, "of the hash functions", least=0, most=2**32 - 1)
+    workers: int = setting(1, "processes", least=1)
 
 
 def shingles(text: str) -> list[str]:
@@ -78,11 +78,13 @@ def main(settings: Settings) -> dict:
             ("signatures", [reader, ShingleSignature(signatures, config)], len(shards)),
             ("pairs", [MinhashDedupBuckets(signatures, pairs, config=config)], settings.num_buckets),
             ("clusters", [MinhashDedupCluster(pairs, removals, config=config)], 1),
-            ("filter", [reader, MinhashDedupFilter(removals), corpus_writer(folder)], len(shards)),
+            ("filter", [reader, MinhashDedupFilter(removals), CorpusWriter(folder)], len(shards)),
         )
         for name, steps, tasks in stages:
             counts = run_pipeline(steps, tasks, settings.workers, scratch / name)
         shutil.rmtree(scratch)
+        if not counts["forwarded"]:
+            raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
     return {
         "documents_in": counts["forwarded"] + counts["dropped"],
         "documents": counts["forwarded"],

@@ -1,9 +1,9 @@
 """Corpus + tokenizer -> token ids and word starts, documents whole.
 
-A token starts a word where a word of the segmenter begins with its first character; every other token belongs to the word before
-it, so the tokens of one word always stay together. Writes `input_ids.bin` (uint16 where the vocabulary allows, without special
-tokens), `word_starts.bin` (one byte a token), `offsets.bin` (int64, documents + 1), `sources.bin` (uint16 a document), `manifest.json`,
-and the tokenizer.
+A token starts a word where a word of the segmenter begins with its first character; every other token belongs to the word
+before it, so the tokens of one word always stay together. Writes `input_ids.bin` (uint16 where the vocabulary allows,
+without special tokens), `word_starts.bin` (one byte a token), `offsets.bin` (int64, documents + 1), `sources.bin` (uint16 a
+document), `manifest.json`, and the tokenizer.
 
     python train/encode.py --input_dir runs/mine/dedup --tokenizer_dir runs/mine/tokenizer --output_dir runs/mine/encoded
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import output_folder, read_corpus, read_json, require_folder, write_json
 from zh_modernbert.train.segment import word_boundaries
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
@@ -26,7 +26,7 @@ BATCH = 1000  # documents the tokenizer gets at once
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     input_dir: str = setting(help="corpus folder to read")
     tokenizer_dir: str = setting(help="tokenizer folder")
     output_dir: str = setting(help="encoded folder to write")
@@ -60,34 +60,35 @@ class EncodedCorpus:
     tokenizer_dir: Path
 
 
-def load_array(folder: Path, name: str, manifest: dict) -> np.ndarray:
-    """Memory-maps `name`.bin, whose dtype and length the manifest tells."""
-    dtype, length = manifest["arrays"][name]
-    path = folder / f"{name}.bin"
-    expected = np.dtype(dtype).itemsize * length
-    if not path.is_file() or path.stat().st_size != expected:
-        raise InputError(f"{path}: missing or cut short; it must have {expected} bytes. Run the stage that wrote it again")
-    return np.memmap(path, dtype=dtype, mode="r", shape=(length,)) if length else np.empty(0, dtype)
-
-
-def check_tokenizer(folder: Path, manifest: dict) -> Path:
-    """The folder of the tokenizer that token ids were made with.
+def load_arrays(folder: str | Path, kind: str, holder: type):
+    """A `holder` of what a folder of `kind` (encoded or packed) holds: memory-mapped arrays, `manifest`, and `tokenizer_dir`.
 
     Raises:
-        InputError: the one that lies there is another.
+        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
     """
-    if fingerprint(folder / "tokenizer") != manifest["tokenizer"]:
+    folder = require_folder(folder, "manifest.json")
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("kind") != kind:
+        raise InputError(f"{folder}: not {'an encoded' if kind == 'encoded' else 'a packed'} folder")
+    loaded = {"manifest": manifest, "tokenizer_dir": folder / "tokenizer"}
+    try:
+        made_with, _ = manifest["tokenizer"], int(manifest["vocab_size"])
+        for name, (dtype, length) in manifest["arrays"].items():
+            path, size = folder / f"{name}.bin", np.dtype(dtype).itemsize * length
+            if not path.is_file() or path.stat().st_size != size:
+                raise InputError(f"{path}: missing or cut short; it must have {size} bytes. Run the stage that wrote it again")
+            loaded[name] = np.memmap(path, dtype, "r", shape=(length,)) if length else np.empty(0, dtype)
+        held = holder(**loaded)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder / 'manifest.json'}: damaged ({error}); run the stage that wrote it again") from error
+    if fingerprint(folder / "tokenizer") != made_with:
         raise InputError(f"{folder / 'tokenizer'}: this tokenizer does not match the encoded data; run train/encode.py again")
-    return folder / "tokenizer"
+    return held
 
 
 def load_encoded(folder: str | Path) -> EncodedCorpus:
-    folder = require_folder(folder, "manifest.json")
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("kind") != "encoded":
-        raise InputError(f"{folder}: not an encoded folder; it must be what train/encode.py wrote")
-    arrays = {name: load_array(folder, name, manifest) for name in ("input_ids", "word_starts", "offsets", "sources")}
-    return EncodedCorpus(**arrays, manifest=manifest, tokenizer_dir=check_tokenizer(folder, manifest))
+    """The encoded corpus in a folder; see `load_arrays` for what it raises."""
+    return load_arrays(folder, "encoded", EncodedCorpus)
 
 
 def main(settings: Settings) -> dict:
@@ -110,6 +111,8 @@ def main(settings: Settings) -> dict:
                     document_sources.append(names.setdefault(document["source"], len(names)))
                     characters += len(document["text"])
                     words += int(starts.sum())
+        if not offsets[-1]:
+            raise InputError(f"{settings.input_dir}: an empty corpus: no text in it")
         np.array(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
         np.array(document_sources, dtype=np.uint16).tofile(folder / "sources.bin")
         shutil.copytree(settings.tokenizer_dir, folder / "tokenizer", ignore=shutil.ignore_patterns("settings.json"))

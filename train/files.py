@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow
 import zstandard
 
-from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.cli import InputError, script_of
 
 DOCUMENTS_PER_SHARD = 20_000
 
@@ -44,7 +45,8 @@ def open_binary(path: str | Path) -> io.BufferedIOBase:
         if path.suffix == ".gz":
             return gzip.open(path, "rb")
         if path.suffix == ".zst":
-            return io.BufferedReader(zstandard.open(path, "rb"), 1 << 20)
+            # unlike zstandard.open, this notices a file that breaks off
+            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
         return path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
@@ -63,8 +65,8 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); convert the file") from error
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise InputError(f"{path}, after line {number}: cannot be read further: {error}") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: damaged, or not what its name says, after line {number}: {error}") from error
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
@@ -78,7 +80,11 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+            if "\\u" in line:
+                json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except UnicodeEncodeError as error:
+            raise InputError(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff) is no text") from error
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not valid JSON: {error}") from error
         if not isinstance(value, dict):
             raise InputError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
@@ -86,10 +92,14 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
 
 
 def read_json(path: str | Path) -> dict:
+    """The object in a JSON file."""
     try:
-        return json.loads(require_file(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(require_file(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
 
 
 def write_json(path: Path, value) -> None:
@@ -99,33 +109,61 @@ def write_json(path: Path, value) -> None:
     temporary.replace(path)
 
 
-@contextmanager
-def output_folder(path: str | Path, settings=None, marker: str = "settings.json") -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` when the block ends well and vanishes when it does not.
+def made_by(folder: Path, stage: str) -> bool:
+    """Whether `folder` holds what `stage` wrote, by its `settings.json`."""
+    try:
+        return json.loads((folder / "settings.json").read_text(encoding="utf-8"))["stage"] == stage
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
-    Args:
-        settings: the stage's dataclass instance, saved as `settings.json` where given.
-        marker: a file that says that what lies at `path` now was written by the same stage, and may be replaced.
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `path` when the block ends well and vanishes when it does not.
 
     Raises:
-        InputError: `path` is anything else, or it cannot be written.
+        InputError: it cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: exists and was not written by this stage; choose another output_dir")
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        if settings is not None:
-            write_json(temporary / "settings.json", dataclasses.asdict(settings))
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.replace(old)
         temporary.replace(path)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{error.filename or path}: {error.strerror or error}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def output_folder(path: str | Path, settings) -> Iterator[Path]:
+    """`replacing`, for a stage: with `settings.json` in it, and refusing to replace anything but this stage's own output.
+
+    Raises:
+        InputError: `path` is not empty and was not written by this stage, or holds what it reads; or it cannot be written.
+    """
+    if not str(path):
+        raise InputError("output_dir is empty; name a folder")
+    stage = script_of(settings)
+    path = Path(path).resolve()
+    if Path.cwd().is_relative_to(path):
+        raise InputError(f"{path}: output_dir is where you are; choose a folder inside")
+    for name, value in vars(settings).items():
+        if name.endswith("_dir") and name != "output_dir" and Path(value).resolve().is_relative_to(path):
+            raise InputError(f"{path}: output_dir holds {name}; choose another output_dir")
+    try:
+        if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):
+            raise InputError(f"{path}: exists and was not written by this stage ({stage}); choose another output_dir")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    with replacing(path) as folder:
+        yield folder
+        write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
 
 
 def corpus_shards(folder: str | Path) -> list[Path]:

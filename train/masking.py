@@ -1,9 +1,9 @@
 """Which tokens of a batch are masked, and by what: token, whole-word and n-gram masking.
 
 Tokens are grouped into units, and units are masked whole: all of a unit's tokens become [MASK] (8 in 10 units), random tokens
-(1 in 10), or stay as they are (1 in 10), and all of them get labels (BERT's 80/10/10, https://arxiv.org/abs/1810.04805, drawn per unit:
-a visible part would give a word away). Units are taken in random order until the asked share of tokens is reached; the unit that
-would cross it is taken with the probability that makes the expected share exact.
+(1 in 10), or stay as they are (1 in 10), and all of them get labels (BERT's 80/10/10, https://arxiv.org/abs/1810.04805,
+drawn per unit: a visible part would give a word away). Units are taken in random order until the asked share of tokens is
+reached; the unit that would cross it is taken with the probability that makes the expected share exact.
 """
 
 from dataclasses import dataclass

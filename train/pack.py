@@ -1,15 +1,17 @@
 """Encoded documents -> rows of at most `seq_len` tokens, shuffled, once per `seq_len`.
 
-A document becomes [CLS] tokens [SEP]. One that is longer than a row is cut into pieces that fill rows, between words; no other is
-ever cut. Rows are filled best-fit, longest first, which leaves far below 1% empty wherever there are short documents to fill with.
+A document becomes [CLS] tokens [SEP]. One that is longer than a row is cut into pieces that fill rows, between words; no
+other is ever cut. Rows are filled best-fit, longest first, which leaves far below 1% empty wherever there are short
+documents to fill with.
 
-Row r is documents row_offsets[r] to row_offsets[r + 1]; document d is tokens document_offsets[d] to document_offsets[d + 1]. Writes
-`input_ids.bin`, `word_starts.bin` (one byte a token; 1 at special tokens too), `document_offsets.bin`, `row_offsets.bin` (int64),
-`manifest.json`, and the tokenizer.
+Row r is documents row_offsets[r] to row_offsets[r + 1]; document d is tokens document_offsets[d] to document_offsets[d +
+1]. Writes `input_ids.bin`, `word_starts.bin` (one byte a token; 1 at special tokens too), `document_offsets.bin`,
+`row_offsets.bin` (int64), `manifest.json`, and the tokenizer.
 
     python train/pack.py --input_dir runs/mine/encoded --output_dir runs/mine/packed_1024 --seq_len 1024
 """
 
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,19 +22,19 @@ import numpy as np
 from tqdm import tqdm
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.cli import InputError, run, setting
-from zh_modernbert.train.encode import EncodedCorpus, check_tokenizer, load_array, load_encoded
-from zh_modernbert.train.files import output_folder, read_json, require_folder, write_json
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.encode import EncodedCorpus, load_arrays, load_encoded
+from zh_modernbert.train.files import output_folder, write_json
 
 CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     input_dir: str = setting(help="encoded folder to read")
     output_dir: str = setting(help="packed folder to write")
-    seq_len: int = setting(1024, "most tokens of a row")
-    seed: int = setting(0, "of the documents' and the rows' order")
+    seq_len: int = setting(1024, "most tokens of a row", least=8, most=1 << 20)
+    seed: int = setting(0, "of the documents' and the rows' order", least=0)
     mixture: dict[str, float] = setting(
         {}, "share of the tokens per source; sources left out are not used; empty keeps all as it is"
     )
@@ -90,7 +92,7 @@ def mix(corpus: EncodedCorpus, mixture: dict[str, float], generator: np.random.G
         return order
     names = corpus.manifest["source_names"]
     for name, share in mixture.items():
-        if name not in names or share <= 0:
+        if name not in names or not 0 < share < math.inf:
             raise InputError(f"mixture: {name}={share}: a share is above 0, and known sources are {', '.join(names)}")
     lengths, sources = np.diff(corpus.offsets), np.asarray(corpus.sources)
     tokens = {name: int(lengths[sources == names.index(name)].sum()) for name in mixture}
@@ -124,12 +126,8 @@ class PackedRows:
 
 
 def load_packed(folder: str | Path) -> PackedRows:
-    folder = require_folder(folder, "manifest.json")
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("kind") != "packed":
-        raise InputError(f"{folder}: not a packed folder; it must be what train/pack.py wrote")
-    arrays = {name: load_array(folder, name, manifest) for name in manifest["arrays"]}
-    return PackedRows(**arrays, manifest=manifest, tokenizer_dir=check_tokenizer(folder, manifest))
+    """The packed rows in a folder; see `load_arrays` for what it raises."""
+    return load_arrays(folder, "packed", PackedRows)
 
 
 def pieces(corpus: EncodedCorpus, documents: np.ndarray, longest: int) -> np.ndarray:
@@ -155,8 +153,6 @@ def row_documents(corpus: EncodedCorpus, row: np.ndarray) -> Iterator[tuple[np.n
 
 
 def main(settings: Settings) -> dict:
-    if settings.seq_len < 8:
-        raise InputError(f"seq_len is {settings.seq_len}; it must be at least 8")
     corpus = load_encoded(settings.input_dir)
     generator = np.random.default_rng(settings.seed)
     documents = mix(corpus, settings.mixture, generator)
@@ -189,6 +185,7 @@ def main(settings: Settings) -> dict:
         manifest = {
             "kind": "packed",
             "seq_len": settings.seq_len,
+            "seed": settings.seed,
             **counts,
             "vocab_size": corpus.manifest["vocab_size"],
             "tokenizer": corpus.manifest["tokenizer"],

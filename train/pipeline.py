@@ -5,9 +5,12 @@ One shard is one task, so that a stage runs alike on one core, on many, or on a 
 
 import contextlib
 import os
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
+import orjson
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
@@ -29,13 +32,21 @@ class CorpusReader(PipelineStep):
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         shard = corpus_shards(self.folder)[rank]
-        for document in tqdm(read_corpus_shard(shard), desc=shard.name, unit=" documents", leave=False):
+        for document in tqdm(read_corpus_shard(shard), desc=shard.name, unit=" documents", file=sys.__stderr__):
             yield Document(text=document.pop("text"), id=document.pop("id"), metadata=document)
 
 
-def corpus_writer(folder: Path) -> JsonlWriter:
-    """Writes each task's documents to `folder`/RANK.jsonl.zst, their fields side by side."""
-    return JsonlWriter(str(folder), compression="zstd", expand_metadata=True)
+class CorpusWriter(JsonlWriter):
+    """Task r writes `folder`/0000r.jsonl.zst, a document's fields side by side, whatever they are called."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder), compression="zstd")
+
+    def _default_adapter(self, document: Document) -> dict:
+        return {"id": document.id, "text": document.text, **document.metadata}
+
+    def _write(self, document: dict, file_handler: IO, _filename: str):
+        file_handler.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
 
 
 def run_pipeline(steps: list, tasks: int, workers: int, scratch: Path) -> Counter:

@@ -1,10 +1,11 @@
 """Packed rows -> a pretrained masked language model. The only loop there is; a stage is a preset.
 
-Runs on one process or many. Each update takes the same rows with the same masks wherever it is computed; the loss is the mean over
-all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the last
-checkpoint and ends with the same weights, on CPU to the bit.
+Runs on one process or many. Each update takes the same rows with the same masks wherever it is computed; the loss is the
+mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the
+last checkpoint and ends with the same weights, on CPU to the bit.
 
-Writes `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, and at the end `model/`, a folder for `from_pretrained`.
+Writes `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, and at the end `model/`, a folder for
+`from_pretrained`.
 
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
@@ -23,13 +24,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches
 from zh_modernbert.train.files import read_json, require_folder, sha256, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
@@ -40,47 +43,47 @@ from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     data_dir: str = setting(help="packed folder to read")
     output_dir: str = setting(help="run folder to write, or to go on with")
     model_config: str = setting("", "JSON file of ZhModernBertConfig's fields; vocab_size comes from the data where not given")
     init_from: str = setting("", "model folder to start from, instead of random weights")
-    global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's")
+    global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
-    max_steps: int = setting(1000, "updates")
-    per_device_batch_size: int = setting(16, "rows a process takes at once")
-    gradient_accumulation_steps: int = setting(1, "times it does so for one update")
-    seed: int = setting(0, "of weights, order, masks and dropout")
+    max_steps: int = setting(1000, "updates", least=1)
+    per_device_batch_size: int = setting(16, "rows a process takes at once", least=1)
+    gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1)
+    seed: int = setting(0, "of weights, order, masks and dropout", least=0)
     # Masking.
     masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
     mlm_probability: list[float] = setting([0.3], "share of tokens masked; or start, peak after warm-up, and end")
-    mask_replace_prob: float = setting(0.8, "share of masked words that become [MASK]")
-    random_replace_prob: float = setting(0.1, "share of masked words that become random tokens")
+    mask_replace_prob: float = setting(0.8, "share of masked words that become [MASK]", least=0, most=1)
+    random_replace_prob: float = setting(0.1, "share of masked words that become random tokens", least=0, most=1)
     # Optimizer.
-    optimizer: str = setting("stable_adamw", "", ("stable_adamw", "adamw"))
-    learning_rate: float = setting(8e-4, "the peak")
-    adam_beta1: float = setting(0.9, "")
-    adam_beta2: float = setting(0.95, "")
-    adam_epsilon: float = setting(1e-8, "")
-    weight_decay: float = setting(0.1, "of matrices; norms and biases have none")
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm")
+    optimizer: str = setting("stable_adamw", "see train/optimizer.py", ("stable_adamw", "adamw"))
+    learning_rate: float = setting(8e-4, "the peak", least=0)
+    adam_beta1: float = setting(0.9, "decay of the mean gradient", least=0, most=0.999999)
+    adam_beta2: float = setting(0.95, "decay of the mean square", least=0, most=0.999999)
+    adam_epsilon: float = setting(1e-8, "added to the root of the mean square", least=0)
+    weight_decay: float = setting(0.1, "of matrices; norms and biases have none", least=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", least=0)
     # Schedule.
-    schedule: str = setting("damped_cosine", "", ("damped_cosine", "warmup_stable_decay"))
-    num_warmup_steps: int = setting(0, "updates of linear warm-up")
+    schedule: str = setting("damped_cosine", "see train/schedules.py", ("damped_cosine", "warmup_stable_decay"))
+    num_warmup_steps: int = setting(0, "updates of linear warm-up", least=0)
     warmup_lr_ratio: float = setting(0.0, "where damped_cosine's warm-up starts, of learning_rate")
     min_lr_ratio: float = setting(0.0, "where the schedule ends, of learning_rate")
-    num_decay_steps: int = setting(0, "warmup_stable_decay: updates of decay at the end")
+    num_decay_steps: int = setting(0, "warmup_stable_decay: updates of decay at the end", least=0)
     decay_type: str = setting("1-sqrt", "warmup_stable_decay: shape of the decay", ("linear", "cosine", "1-sqrt"))
-    num_cycles: int = setting(1, "damped_cosine: valleys")
+    num_cycles: int = setting(1, "damped_cosine: valleys", least=1)
     damping: float = setting(0.5, "damped_cosine: what is left of the peak at the end, of learning_rate")
     # Running.
     mixed_precision: str = setting("no", "no computes in float32", ("no", "bf16"))
     attn_implementation: str = setting("sdpa", "attention backend")
     gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass, for less memory")
-    num_workers: int = setting(0, "processes that prepare batches")
-    logging_steps: int = setting(10, "updates between lines of metrics.jsonl")
-    save_steps: int = setting(500, "updates between checkpoints")
-    save_total_limit: int = setting(2, "checkpoints kept")
+    num_workers: int = setting(0, "processes that prepare batches", least=0)
+    logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1)
+    save_steps: int = setting(500, "updates between checkpoints", least=1)
+    save_total_limit: int = setting(2, "checkpoints kept", least=1)
 
 
 # Settings that may change between a run and its resumption without making it another run.
@@ -99,15 +102,6 @@ def check(settings: Settings) -> None:
             raise InputError(f"pretrain: {message}")
 
     s = settings
-    for name in (
-        "max_steps",
-        "per_device_batch_size",
-        "gradient_accumulation_steps",
-        "logging_steps",
-        "save_steps",
-        "save_total_limit",
-    ):
-        require(getattr(s, name) > 0, f"{name} is {getattr(s, name)}; it must be above 0")
     require(bool(s.model_config) != bool(s.init_from), "give either model_config (random weights) or init_from")
     require(len(s.mlm_probability) in (1, 3), f"mlm_probability has {len(s.mlm_probability)} values; it takes 1 or 3")
     require(all(0 < p < 1 for p in s.mlm_probability), f"mlm_probability is {s.mlm_probability}; each must be between 0 and 1")
@@ -134,8 +128,10 @@ def read_model_config(path: str, vocab_size: int) -> ZhModernBertConfig:
             raise InputError(f"{path}: unknown field {field!r}; see configuration_zh_modernbert.py for the known ones")
     try:
         return ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields})
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{path}: not a config: {error}; it has {', '.join(f'{k}={v!r}' for k, v in fields.items())}"
+        ) from error
 
 
 def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM:
@@ -152,31 +148,43 @@ def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM
                 f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer"
             )
         try:
-            model = ZhModernBertForMaskedLM.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError) as error:
+            model, report = ZhModernBertForMaskedLM.from_pretrained(folder, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        if report["missing_keys"]:
+            raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
     else:
-        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, vocab_size))
+        config = read_model_config(settings.model_config, vocab_size)
+        if config.hidden_activation not in ACT2FN:
+            raise InputError(f"{settings.model_config}: unknown hidden_activation {config.hidden_activation!r}")
+        model = ZhModernBertForMaskedLM(config)
     config, source = model.config, settings.init_from or settings.model_config
     if vocab_size > config.vocab_size:
         raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {vocab_size} entries")
     if seq_len > config.max_position_embeddings:
         raise InputError(
-            f"{settings.data_dir}: rows of {seq_len} tokens are longer than max_position_embeddings ({config.max_position_embeddings}) "
-            f"of {source}; pack with a smaller seq_len, or raise it"
+            f"{settings.data_dir}: rows of {seq_len} tokens are longer than max_position_embeddings "
+            f"({config.max_position_embeddings}) of {source}; pack with a smaller seq_len, or raise it"
         )
     if settings.global_rope_theta:
         config.global_rope_theta = settings.global_rope_theta
     config.sparse_prediction = True
-    model.set_attn_implementation(settings.attn_implementation)
+    try:
+        model.set_attn_implementation(settings.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"attn_implementation: {' '.join(str(error).split())}") from error
     return model
 
 
 def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedRows) -> str:
     """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
     kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in RUNNING}
+    # save_model switches sparse_prediction; the rest says who wrote the config, or is a setting.
+    config = {
+        k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "sparse_prediction", "dtype")
+    }
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    return sha256(json.dumps([kept, shapes, model.config.global_rope_theta, rows.manifest], sort_keys=True).encode())
+    return sha256(json.dumps([kept, shapes, config, rows.manifest], sort_keys=True).encode())
 
 
 def keep_metrics(path: Path, step: int) -> None:
@@ -192,7 +200,8 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
     """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
 
     Returns:
-        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); and `grad_norm` before clipping.
+        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); and `grad_norm`
+        before clipping.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
@@ -220,7 +229,7 @@ class Log:
 
     def __init__(self, output_dir: Path, step: int, sums: dict):
         keep_metrics(output_dir / "metrics.jsonl", step)
-        self.file = open(output_dir / "metrics.jsonl", "a", encoding="utf-8")
+        self.file = (output_dir / "metrics.jsonl").open("a", encoding="utf-8")  # until `close`
         self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
         self.sums, self.started, self.timed_tokens = dict(sums), time.perf_counter(), 0
 
@@ -273,9 +282,9 @@ def claim_output(output_dir: Path, identity: str) -> None:
     if (output_dir / "run.json").is_file():
         if read_json(output_dir / "run.json")["identity"] != identity:
             raise InputError(
-                f"{output_dir}: holds another run (other settings, model config or data); choose another output_dir, or delete it"
+                f"{output_dir}: holds another run (other settings, model config or data); choose another output_dir"
             )
-    elif output_dir.exists() and any(path.name != "run.json.tmp" for path in output_dir.iterdir()):
+    elif output_dir.is_file() or (output_dir.is_dir() and any(path.name != "run.json.tmp" for path in output_dir.iterdir())):
         raise InputError(f"{output_dir}: exists and is no pretraining run; choose another output_dir")
 
 

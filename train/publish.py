@@ -1,29 +1,39 @@
 """A pretrained model folder -> the folder to put on the Hub: weights, config, tokenizer, code and model card.
 
-What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed. Nothing
-is uploaded; `hf upload NAME FOLDER` does that.
+What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed.
+Nothing is uploaded; `hf upload NAME FOLDER` does that.
 
-    python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-modernbert-tiny
+    python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name
+    me/zh-modernbert-tiny
 """
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from zh_modernbert import configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.cli import InputError, run, setting
-from zh_modernbert.train.files import output_folder, read_json, require_folder
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.files import read_json, replacing, require_folder
 from zh_modernbert.train.train_tokenizer import load_tokenizer
 
 ROOT_FILES = [
     Path(module.__file__) for module in (configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert)
 ]
 
+# All that a published folder may hold; a folder with anything else in it is never replaced.
+PUBLISHED = {"config.json", "model.safetensors", "README.md", *(path.name for path in ROOT_FILES)} | {
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+}
+
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     model_dir: str = setting(help="model folder to read: what train/pretrain.py left in model/")
     output_dir: str = setting(help="folder to write")
     name: str = setting("zh-modernbert", "the model's name in its card")
@@ -41,13 +51,13 @@ tags: [fill-mask, modernbert, chinese, simplified-chinese, traditional-chinese]
 
 # {name}
 
-A Chinese text encoder for Simplified and Traditional text: {layers} layers of {hidden}, {heads} heads, {parameters:,} parameters,
-{vocab:,} tokens, documents up to {longest:,} tokens. Every {every} layers one sees the whole document, the others a window of {window}
-tokens. Made with zh-modernbert.
+A Chinese text encoder for Simplified and Traditional text: {layers} layers of {hidden}, {heads} heads, {parameters:,}
+parameters, {vocab:,} tokens, documents up to {longest:,} tokens. Every {every} layers one sees the whole document, the
+others a window of {window} tokens. Made with zh-modernbert.
 
 ```python
 from transformers import AutoModel, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 outputs = model(**tokenizer(["今天天气很好。", "今天天氣很好。"], padding=True, return_tensors="pt"))
 embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
@@ -87,17 +97,21 @@ def main(settings: Settings) -> dict:
     source = require_folder(settings.model_dir, "config.json")
     if read_json(source / "config.json").get("model_type") != "zh_modernbert":
         raise InputError(f"{source / 'config.json'}: not a zh_modernbert model")
+    output_dir = Path(settings.output_dir).absolute()
+    present = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    if output_dir.is_file() or (present and ("README.md" not in present or present - PUBLISHED)):
+        raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
     tokenizer = load_tokenizer(source)
     try:
         model = ZhModernBertForMaskedLM.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{source}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
     model.config.auto_map = dict(AUTO_MAP)
     tokenizer.model_max_length = model.config.max_position_embeddings
     card = model_card(settings, model)
-    with output_folder(settings.output_dir, marker=ROOT_FILES[0].name) as folder:
+    with replacing(output_dir) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         for path in ROOT_FILES:

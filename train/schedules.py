@@ -31,9 +31,9 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """`warmup_stable_decay` or `damped_cosine`: update (from 0) -> its learning rate, as a ratio to the peak.
 
-    Both warm up linearly over `num_warmup_steps` from `warmup_lr_ratio` (damped cosine) or `min_lr_ratio` (transformers' WSD), and
-    reach `min_lr_ratio` at `max_steps`. `num_decay_steps` and `decay_type` (linear, cosine, 1-sqrt) shape the end of the first,
-    `num_cycles` and `damping` the second.
+    Both warm up linearly over `num_warmup_steps` from `warmup_lr_ratio` (damped cosine) or `min_lr_ratio` (transformers'
+    WSD), and reach `min_lr_ratio` at `max_steps`. `num_decay_steps` and `decay_type` (linear, cosine, 1-sqrt) shape the end
+    of the first, `num_cycles` and `damping` the second.
     """
     if name == "warmup_stable_decay":
         schedule = get_wsd_schedule(

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import output_folder, read_jsonl, read_lines, write_corpus
 
+SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt"}
 
 
 @dataclass
-class Source:
+class Source(BaseSettings):
     """One place that documents come from: a local `path`, or a Hub `dataset`."""
 
     path: str = setting("", "a file, or a folder searched for .jsonl, .json (lines), .parquet and .txt, plain, .gz or .zst")
@@ -31,18 +32,18 @@ class Source:
     split: str = setting("train", "split of the Hub dataset")
     name: str = setting("", "what its documents' `source` says; the file's or dataset's name where not given")
     text_field: str = setting("text", "field that holds the text")
-    script: str | None = setting(None, "hans or hant, where the source is known to be of one script")
+    script: str | None = setting(None, "hans or hant, where the source is known to be of one script", (None, "hans", "hant"))
     licence: str = setting("", "kept in settings.json beside the corpus")
     txt_documents: str = setting(
         "blank_line",
         "what ends a document of a .txt file: a blank_line, each line, or the file",
         ("blank_line", "line", "file"),
     )
-    max_documents: int = setting(0, "read at most so many; 0 reads all")
+    max_documents: int = setting(0, "read at most so many; 0 reads all", least=0)
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     output_dir: str = setting(help="corpus folder to write")
     input: list[str | Source] = setting([], "paths, or mappings with the fields of a Source")
 
@@ -82,15 +83,17 @@ def read_hub(source: Source) -> Iterator[tuple[int, dict]]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(source.dataset, source.config, split=source.split, streaming=True)
+        yield from enumerate(load_dataset(source.dataset, source.config, split=source.split, streaming=True), 1)
     except Exception as error:  # the hub client has many; all mean that this source cannot be read
         raise InputError(f"dataset {source.dataset}: cannot be loaded: {' '.join(str(error).split())}") from error
-    yield from enumerate(rows, 1)
 
 
-def format_of(path: Path) -> str | None:
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+def name_and_format(path: Path) -> tuple[str, str | None]:
+    """The file's name without its known endings, and the format that they tell."""
+    packed = path.suffix in (".gz", ".zst")
+    plain = path.with_suffix("") if packed else path
+    kind = SUFFIXES.get(plain.suffix)
+    return (plain.stem, None if packed and kind == "parquet" else kind) if kind else (path.name, None)
 
 
 def files_of(source: Source) -> list[Path]:
@@ -101,14 +104,16 @@ def files_of(source: Source) -> list[Path]:
     """
     path = Path(source.path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and format_of(file))
+        files = sorted(file for file in path.rglob("*") if file.is_file() and name_and_format(file)[1])
         if not files:
             raise InputError(f"{path}: no .jsonl, .json, .parquet or .txt file in this folder")
         return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if format_of(path) is None:
-        raise InputError(f"{path}: unknown format; it must end in {', '.join(SUFFIXES)}, and may end in .gz or .zst after that")
+    if name_and_format(path)[1] is None:
+        raise InputError(
+            f"{path}: unknown format; it must end in {', '.join(SUFFIXES)}, all but Parquet also with .gz or .zst behind"
+        )
     return [path]
 
 
@@ -119,14 +124,15 @@ def read_source(source: Source) -> Iterator[dict]:
         InputError: it cannot be read, or a row has no text in `text_field`.
     """
     if bool(source.path) == bool(source.dataset):
-        raise InputError(f"input {source.name or source.path!r}: give either path or dataset")
+        raise InputError(f"input {source.name or source.path or source.dataset!r}: give either path or dataset")
     readers = {"jsonl": lambda path, _: read_jsonl(path), "parquet": read_parquet, "txt": read_txt}
     if source.dataset:
         parts = [(source.dataset, source.name or source.dataset, read_hub(source))]
     else:
-        parts = [
-            (path, source.name or path.name.split(".")[0], readers[format_of(path)](path, source)) for path in files_of(source)
-        ]
+        parts = []
+        for path in files_of(source):
+            name, kind = name_and_format(path)
+            parts.append((path, source.name or name, readers[kind](path, source)))
     count = 0
     for place, name, rows in parts:
         for number, row in rows:
@@ -137,9 +143,10 @@ def read_source(source: Source) -> Iterator[dict]:
                 )
             if not text.strip():
                 continue
-            document = {"id": str(row.get("id") or f"{name}-{number}"), "source": name, "text": text}
+            identity = row.get("id")
+            document = {"id": f"{name}-{number}" if identity is None else str(identity), "source": name, "text": text}
             script = source.script or row.get("script")
-            if script:
+            if script in SCRIPTS:
                 document["script"] = script
             if row.get("url"):
                 document["url"] = row["url"]

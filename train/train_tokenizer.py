@@ -1,7 +1,7 @@
 """Corpus -> a byte-level BPE tokenizer whose merges never cross a Chinese word.
 
-Han runs are cut into words (`train/segment.py`) only for training; what is written needs no segmenter. Answers and entities then
-start and end on token edges far more often than with BPE over whole Han runs.
+Han runs are cut into words (`train/segment.py`) only for training; what is written needs no segmenter. Answers and entities
+then start and end on token edges far more often than with BPE over whole Han runs.
 
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --vocab_size 32768
 """
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, ZhModernBertTokenizer, build_backend
 from zh_modernbert.train.clean import HAN
-from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import output_folder, read_corpus, read_json, require_folder, sha256
 from zh_modernbert.train.segment import split_words
 
@@ -25,12 +25,12 @@ _BOUNDARY = "\x1f"
 
 
 @dataclass
-class Settings:
+class Settings(BaseSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="tokenizer folder to write")
-    vocab_size: int = setting(32768, "entries with special tokens; a multiple of 64")
+    vocab_size: int = setting(32768, "entries with special tokens; a multiple of 64", most=1 << 20)
     sample_fraction: float = setting(1.0, "share of the documents to learn from, the same of each source and script")
-    min_frequency: int = setting(2, "a merge has to occur so often")
+    min_frequency: int = setting(2, "a merge has to occur so often", least=1, most=1 << 40)
 
 
 def stratified_sample(documents: Iterator[dict], fraction: float) -> Iterator[dict]:
@@ -120,6 +120,10 @@ def main(settings: Settings) -> dict:
 
     with output_folder(settings.output_dir, settings) as folder:
         tokenizer = train(texts(), settings.vocab_size, settings.min_frequency)
+        if not counts["documents"]:
+            raise InputError(
+                f"sample_fraction is {settings.sample_fraction}: no document of {settings.input_dir} is in the sample"
+            )
         tokenizer.save_pretrained(folder)
     return {**counts, "vocab_size": len(tokenizer), "output_dir": settings.output_dir}
 

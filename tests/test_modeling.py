@@ -1,0 +1,1101 @@
+"""The model's contract: documents see only themselves, however they come in; every backend gives the same numbers; the stock
+ModernBERT's weights give the stock ModernBERT's outputs; pads are zeros; losses add up over micro-batches."""
+
+import importlib.util
+import math
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.modeling_zh_modernbert import (
+    ZhModernBertForMaskedLM,
+    ZhModernBertForMultipleChoice,
+    ZhModernBertForQuestionAnswering,
+    ZhModernBertForSequenceClassification,
+    ZhModernBertForTokenClassification,
+    ZhModernBertModel,
+)
+
+TINY = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "local_attention": 16,
+    "max_position_embeddings": 1024,
+}
+HEADS = {
+    "MaskedLM": ZhModernBertForMaskedLM,
+    "SequenceClassification": ZhModernBertForSequenceClassification,
+    "TokenClassification": ZhModernBertForTokenClassification,
+    "QuestionAnswering": ZhModernBertForQuestionAnswering,
+    "MultipleChoice": ZhModernBertForMultipleChoice,
+}
+BACKENDS = ("eager", "sdpa")
+# On both sides of the half window of 64, of the window of 128, and of the blocks of queries.
+LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 200, 511, 700)
+IGNORED = -100
+JUNK = 7  # what stands at pads, so that a pad that is read shows
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Tensors are too small here for threads to do anything but wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def randomise(model):
+    """Makes every weight random, biases, norms and the pad's row too, and large enough for all of them to show."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
+    return model
+
+
+def build(model_class=ZhModernBertForMaskedLM, backend="sdpa", **changes):
+    """A tiny model, the same one every time."""
+    torch.manual_seed(0)
+    model = randomise(model_class(ZhModernBertConfig(**TINY | changes)).eval())
+    model.set_attn_implementation(backend)
+    return model
+
+
+def make_documents(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(8, TINY["vocab_size"], (length,), generator=generator) for length in lengths]
+
+
+def pad(documents, side="right"):
+    """Documents, a row each, and the mask of real tokens; pads `right`, `left`, or anywhere (`holes`)."""
+    longest = max(map(len, documents))
+    width = longest + 9 if side == "holes" else longest
+    ids, mask = torch.full((len(documents), width), JUNK), torch.zeros(len(documents), width, dtype=torch.long)
+    generator = torch.Generator().manual_seed(2)
+    for row, document in enumerate(documents):
+        places = {
+            "right": torch.arange(len(document)),
+            "left": torch.arange(width - len(document), width),
+            "holes": torch.randperm(width, generator=generator)[: len(document)].sort().values,
+        }[side]
+        ids[row, places], mask[row, places] = document, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def pack(documents):
+    bounds = [0]
+    for document in documents:
+        bounds.append(bounds[-1] + len(document))
+    return {"input_ids": torch.cat(documents)[None], "cu_seqlens": torch.tensor(bounds, dtype=torch.int32)}
+
+
+def per_document(tensor, batch, documents):
+    """`(B, T, ...)` or packed `(1, N, ...)` -> the real tokens of each document."""
+    if "cu_seqlens" in batch:
+        return tensor[0].split([len(document) for document in documents])
+    return [row[mask.bool()] for row, mask in zip(tensor, batch["attention_mask"], strict=True)]
+
+
+def encode(model, documents, how):
+    """Hidden states and logits of each document, given to the model in one of several ways."""
+    batches = [pad([document]) for document in documents] if how == "alone" else [arrange(documents, how)]
+    groups = [[document] for document in documents] if how == "alone" else [documents]
+    states, logits = [], []
+    with torch.no_grad():
+        for batch, group in zip(batches, groups, strict=True):
+            outputs = model(**batch, output_hidden_states=True)
+            states += per_document(outputs.hidden_states[-1], batch, group)
+            logits += per_document(outputs.logits, batch, group)
+    return states, logits
+
+
+def arrange(documents, how):
+    return pack(documents) if how == "packed" else pad(documents, how)
+
+
+def assert_close(actual, expected, tolerance=1e-5, what=""):
+    """The largest difference is at most `tolerance` of the largest entry."""
+    assert actual.shape == expected.shape, what
+    difference = (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
+    largest = expected.double().abs().max().item() if expected.numel() else 0.0
+    assert difference <= tolerance * largest, f"{what}: differs by {difference:.3g}, largest entry {largest:.3g}"
+
+
+def gradients(model):
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(actual, expected, tolerance=1e-5):
+    """Each parameter's gradients agree; where they are zero but for rounding, as a bias before a softmax, to that rounding."""
+    assert actual.keys() == expected.keys()
+    rounding = 1e-2 * max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        difference, largest = (actual[name] - gradient).abs().max().item(), gradient.abs().max().item()
+        assert difference <= tolerance * max(largest, rounding), f"{name}: differs by {difference:.3g}, largest {largest:.3g}"
+
+
+@cache
+def reference(window, lengths):
+    """What the plain backend says of each document alone."""
+    model = build(backend="eager", local_attention=window)
+    return model, encode(model, make_documents(lengths), "alone")
+
+
+# --- padded, packed and alone -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["right", "left", "holes", "packed", "alone"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_arrangement_equals_documents_alone(backend, how):
+    expected_states, expected_logits = reference(128, LENGTHS)[1]
+    model = build(backend=backend, local_attention=128)
+    states, logits = encode(model, make_documents(LENGTHS), how)
+    for length, *pair in zip(LENGTHS, states, expected_states, strict=True):
+        assert_close(*pair, what=f"hidden states of {length} tokens")
+    for length, *pair in zip(LENGTHS, logits, expected_logits, strict=True):
+        assert_close(*pair, what=f"logits of {length} tokens")
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 7, 8, 16, 33, 200])
+def test_every_window_gives_the_same_on_every_backend(window):
+    lengths = (1, 4, 5, 17, 63, 64, 65, 100, 130)
+    expected = reference(window, lengths)[1][1]
+    for backend in BACKENDS:
+        model = build(backend=backend, local_attention=window)
+        for how in ("right", "packed"):
+            for actual, logits in zip(encode(model, make_documents(lengths), how)[1], expected, strict=True):
+                assert_close(actual, logits, what=f"{backend}, {how}, {len(logits)} tokens")
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [(5, 5, 5), (3, 9, 1), (64, 65), (65, 65), (66, 3), (130, 130, 130), (1,), (64, 64, 64, 64)],
+    ids=lambda lengths: "-".join(map(str, lengths)),
+)
+def test_batches_of_equal_and_of_short_documents(lengths):
+    # Documents within reach of the half window, and documents of one length, go other ways through SDPA.
+    expected = reference(128, lengths)[1][1]
+    model = build(local_attention=128)
+    for how in ("right", "packed"):
+        for actual, logits in zip(encode(model, make_documents(lengths), how)[1], expected, strict=True):
+            assert_close(actual, logits, what=how)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_packed_may_hold_empty_documents(backend):
+    documents = make_documents((0, 20, 0, 0, 33, 0))
+    model = build(backend=backend)
+    logits = model(**pack(documents)).logits
+    assert_close(logits, model(**pack([documents[1], documents[4]])).logits)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("how", ["packed", "right"])
+def test_a_changed_token_reaches_no_other_document(backend, how):
+    documents = make_documents((40, 70, 40, 64, 5))
+    model = build(backend=backend)
+    before = encode(model, documents, how)[1]
+    documents[1] = documents[1].clone()
+    documents[1][[0, 35, 69]] = 8 + (documents[1][[0, 35, 69]] - 7) % 80
+    after = encode(model, documents, how)[1]
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        change = (old - new).abs().max()
+        assert (change > 1e-2) if index == 1 else (change <= 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("window", "length"), [(8, 40), (9, 40), (0, 20), (128, 200)])
+def test_window_edges(backend, window, length):
+    model = build(ZhModernBertModel, backend, num_hidden_layers=1, layer_types=["sliding_attention"], local_attention=window)
+    (document,) = make_documents((length,))
+    # Row j has token j changed; one document a row, and the unchanged one last.
+    changed = document.repeat(length + 1, 1)
+    changed.diagonal().copy_(8 + (document - 7) % 80)
+    with torch.no_grad():
+        states = model(changed).last_hidden_state
+    change = (states[:-1] - states[-1]).abs().amax(-1)  # (j, i)
+    position = torch.arange(length)
+    inside = (position[:, None] - position).abs() <= window // 2
+    assert change[~inside].max() <= 1e-6
+    assert change[inside].min() > 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_full_layers_see_the_whole_document(backend):
+    model = build(ZhModernBertModel, backend, num_hidden_layers=1, layer_types=["full_attention"])
+    ids = make_documents((90,))[0][None]
+    other = ids.clone()
+    other[0, 0] = JUNK
+    assert (model(ids).last_hidden_state - model(other).last_hidden_state).abs().amax(-1).min() > 1e-5
+
+
+def test_names_of_transformers_for_packed_input():
+    model, batch = build(), pack(make_documents((9, 30, 4)))
+    expected = model(**batch).logits
+    theirs = {"input_ids": batch["input_ids"], "cu_seq_lens_q": batch["cu_seqlens"], "cu_seq_lens_k": batch["cu_seqlens"]}
+    assert torch.equal(model(**theirs, max_length_q=30, max_length_k=30).logits, expected)
+    assert torch.equal(model(**batch, max_seqlen=30).logits, expected)
+    assert torch.equal(model(**batch, attention_mask=torch.ones(1, 43)).logits, expected)
+    assert not torch.allclose(model(batch["input_ids"]).logits, expected)
+
+
+@pytest.mark.parametrize("model_class", [ZhModernBertModel, ZhModernBertForMaskedLM, ZhModernBertForSequenceClassification])
+def test_token_type_ids_are_ignored(model_class):
+    model, batch = build(model_class), pad(make_documents((9, 30)))
+    assert torch.equal(model(**batch, token_type_ids=torch.ones(2, 30).long())[0], model(**batch)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_positions_are_relative(backend):
+    model, batch = build(backend=backend), pad(make_documents((30, 90)), "left")
+    expected = model(**batch).logits
+    places = batch["attention_mask"].cumsum(1)
+    assert_close(model(**batch, position_ids=places + 37).logits, expected, 1e-4)
+    assert (model(**batch, position_ids=places * 2).logits - expected).abs().max() > 1e-2
+    # One row of positions serves all rows; the left pads shift the first document, which must not matter.
+    assert_close(model(**batch, position_ids=torch.arange(90)[None]).logits, expected, 1e-4)
+
+
+def test_embeddings_in_place_of_ids():
+    for batch in (pad(make_documents((9, 30)), "left"), pack(make_documents((9, 30)))):
+        model = build()
+        expected = model(**batch).logits
+        embeds = model.get_input_embeddings()(batch.pop("input_ids"))
+        assert torch.equal(model(inputs_embeds=embeds, **batch).logits, expected)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+GRADIENT_LENGTHS = (1, 2, 17, 40, 63, 64, 65, 130)
+
+
+def mlm_gradients(backend, how):
+    """Gradients of the sum of all tokens' losses, over a common divisor."""
+    documents = make_documents(GRADIENT_LENGTHS)
+    labels = make_documents(GRADIENT_LENGTHS, seed=3)
+    model = build(backend=backend)
+    for some in [[i] for i in range(len(documents))] if how == "alone" else [range(len(documents))]:
+        batch = arrange([documents[i] for i in some], "right" if how == "alone" else how)
+        targets = arrange([labels[i] for i in some], "right" if how == "alone" else how)["input_ids"]
+        if "attention_mask" in batch:
+            targets = targets.masked_fill(batch["attention_mask"] == 0, IGNORED)
+        model(**batch, labels=targets, num_items_in_batch=sum(GRADIENT_LENGTHS)).loss.backward()
+    return gradients(model)
+
+
+@cache
+def reference_gradients():
+    return mlm_gradients("eager", "alone")
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed", "alone"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_the_sum_over_documents(backend, how):
+    expected = reference_gradients()
+    assert expected.keys() == dict(build().named_parameters()).keys()
+    assert all(gradient.abs().max() > 0 for gradient in expected.values())
+    assert_same_gradients(mlm_gradients(backend, how), expected)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(monkeypatch):
+    calls = []
+    original = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    batch = pad(make_documents((9, 30)))
+    found, counts = [], []
+    for checkpointing in (False, True):
+        calls.clear()
+        model = build().train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+        found.append(gradients(model))
+        counts.append(len(calls))
+    assert counts[1] == 2 * counts[0]  # it did compute the layers again
+    assert_same_gradients(found[1], found[0], 1e-6)
+
+
+# --- the stock ModernBERT ---------------------------------------------------------------------------------------------
+
+PLAIN = {}
+ALL_BIASES = {name: True for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")}
+NO_DECODER_BIAS = {"decoder_bias": False, "classifier_activation": "relu", "hidden_activation": "silu", "norm_eps": 1e-3}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+
+
+def stock_pair(head, rope_scaling=None, **changes):
+    """transformers' own model and ours with its weights."""
+    shared = TINY | {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3} | changes
+    if rope_scaling is not None:
+        stock_rope = {
+            "full_attention": rope_scaling | {"rope_theta": 160000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        }
+    else:
+        stock_rope = None
+    config = transformers.ModernBertConfig(**shared, rope_parameters=stock_rope)
+    config._attn_implementation = "eager"
+    name = "ModernBertModel" if head is None else f"ModernBertFor{head}"
+    stock = randomise(getattr(transformers, name)(config).eval())
+    ours_config = ZhModernBertConfig(**shared, norm_type="layernorm", rope_scaling=rope_scaling)
+    ours = (ZhModernBertModel if head is None else HEADS[head])(ours_config).eval()
+    ours.load_state_dict(stock.state_dict())
+    return stock, ours
+
+
+@pytest.mark.parametrize("lengths", [(150, 150), (150, 3, 77)], ids=["full", "padded"])
+@pytest.mark.parametrize(
+    "changes",
+    [PLAIN, ALL_BIASES, NO_DECODER_BIAS, {"local_attention": 128}, {"local_attention": 9}, {"rope_scaling": YARN}],
+    ids=["plain", "biases", "activations", "window128", "window9", "yarn"],
+)
+def test_masked_lm_equals_stock(changes, lengths):
+    stock, ours = stock_pair("MaskedLM", **changes)
+    batch = pad(make_documents(lengths))
+    labels = batch["input_ids"].masked_fill(
+        (batch["attention_mask"] == 0) | (torch.rand(batch["input_ids"].shape) < 0.7), IGNORED
+    )
+    with torch.no_grad():
+        expected = stock(**batch, labels=labels, output_hidden_states=True)
+        actual = ours(**batch, labels=labels, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    assert_close(actual.logits[real], expected.logits[real])
+    assert_close(actual.loss, expected.loss)
+    assert len(actual.hidden_states) == len(expected.hidden_states)
+    for layer, (mine, theirs) in enumerate(zip(actual.hidden_states, expected.hidden_states, strict=True)):
+        assert_close(mine[real], theirs[real], what=f"hidden state {layer}")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("head", [None, "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"])
+def test_other_heads_equal_stock(head, pooling):
+    labels = {} if head in (None, "QuestionAnswering", "MultipleChoice") else {"num_labels": 3}
+    stock, ours = stock_pair(head, classifier_pooling=pooling, **labels)
+    for lengths in ((50, 50, 50, 50), (50, 3, 26, 49)):
+        batch = pad(make_documents(lengths))
+        real = batch["attention_mask"].bool()
+        if head == "MultipleChoice":
+            batch = {name: tensor.view(2, 2, -1) for name, tensor in batch.items()}
+        targets = {
+            "SequenceClassification": {"labels": torch.tensor([0, 2, 1, 1])},
+            "TokenClassification": {"labels": torch.randint(0, 3, real.shape).masked_fill(~real, IGNORED)},
+            "MultipleChoice": {"labels": torch.tensor([1, 0])},
+        }.get(head, {})
+        if head == "QuestionAnswering" and real.all():  # the stock loss runs its softmax over pads too
+            targets = {"start_positions": torch.tensor([0, 3, 9, 49]), "end_positions": torch.tensor([1, 3, 12, 60])}
+        with torch.no_grad():
+            expected, actual = stock(**batch, **targets), ours(**batch, **targets)
+        if targets:
+            assert_close(actual.loss, expected.loss, what="loss")
+        for name in ("last_hidden_state", "start_logits", "end_logits", "logits"):
+            if name in expected:
+                mine, theirs = actual[name], expected[name]
+                per_token = mine.shape[:2] == real.shape
+                assert_close(*((mine[real], theirs[real]) if per_token else (mine, theirs)), what=name)
+
+
+# --- pads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("side", ["right", "left", "holes"])
+def test_pads_come_out_as_zeros(backend, side):
+    batch = pad(make_documents((9, 30, 1)), side)
+    outputs = build(backend=backend)(**batch, output_hidden_states=True)
+    pads = batch["attention_mask"] == 0
+    for tensor in (*outputs.hidden_states, outputs.logits):
+        assert (tensor[pads] == 0).all()
+        assert (tensor[~pads] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("lengths", [(0, 30, 9), (30, 0, 30), (9, 0), (0, 0)], ids=lambda lengths: "-".join(map(str, lengths)))
+def test_rows_of_pads_only(lengths, backend, dtype):
+    documents = make_documents(lengths)
+    batch = pad([*documents, torch.arange(12)])
+    batch = {name: tensor[:-1] for name, tensor in batch.items()}  # also a batch of pads only is 12 wide
+    model = build(backend=backend).to(dtype)
+    outputs = model(**batch, labels=batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED))
+    assert outputs.logits.isfinite().all()
+    assert (outputs.logits[torch.tensor(lengths) == 0] == 0).all()
+    assert outputs.loss.isfinite()
+    outputs.loss.backward()
+    found = gradients(model)
+    assert all(gradient.isfinite().all() for gradient in found.values())
+    if any(lengths):
+        real = [document for document in documents if len(document)]
+        alone = pad(real)
+        expected = build(backend=backend).to(dtype)(**alone).logits
+        tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+        for actual, wanted in zip(
+            per_document(
+                outputs.logits[torch.tensor(lengths) > 0],
+                alone | {"attention_mask": batch["attention_mask"][torch.tensor(lengths) > 0]},
+                real,
+            ),
+            per_document(expected, alone, real),
+            strict=True,
+        ):
+            assert_close(actual, wanted, tolerance)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_head_takes_rows_of_pads_only(head, pooling):
+    model = build(HEADS[head], classifier_pooling=pooling)
+    for lengths in ((20, 0, 5, 0), (0, 0, 0, 0)):
+        ids = torch.full((4, 24), JUNK)
+        mask = (torch.arange(24) < torch.tensor(lengths)[:, None]).long()
+        if head == "MultipleChoice":
+            ids, mask = ids.view(2, 2, 24), mask.view(2, 2, 24)
+        outputs = model(ids, attention_mask=mask)
+        logits = [tensor for name, tensor in outputs.items() if "logits" in name]
+        assert all(tensor.isfinite().all() for tensor in logits)
+        sum(tensor.clamp(-1e3, 1e3).sum() for tensor in logits).backward()
+        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_token(backend):
+    outputs = build(ZhModernBertModel, backend)(torch.tensor([[9]])).last_hidden_state
+    assert outputs.shape == (1, 1, 32)
+    assert outputs.isfinite().all()
+    # A single token attends only to itself: the attention is its value, whatever its position.
+    assert_close(build(ZhModernBertModel, backend)(torch.tensor([[9]]), position_ids=torch.tensor([[500]]))[0], outputs)
+
+
+# --- memory of the window ---------------------------------------------------------------------------------------------
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements of any tensor that an operation returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        outputs = function(*args, **kwargs or {})
+        sizes = [leaf.numel() for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
+        self.elements = max([self.elements, *sizes])
+        return outputs
+
+
+@pytest.mark.parametrize("how", ["packed", "right"])
+def test_window_layers_make_nothing_quadratic(monkeypatch, how):
+    seen = []
+    original = F.scaled_dot_product_attention
+
+    def spy(query, key, value, **kwargs):
+        seen.append(key.shape[-2])
+        return original(query, key, value, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    length = 2000
+    model = build(
+        ZhModernBertModel,
+        num_hidden_layers=2,
+        layer_types=["sliding_attention"] * 2,
+        local_attention=128,
+        max_position_embeddings=length,
+    )
+    batch = arrange(make_documents((length, 20)), how)
+    with LargestTensor() as largest:
+        model(**batch).last_hidden_state.sum().backward()
+    assert len(seen) == 2
+    assert max(seen) <= 64 + 128
+    assert largest.elements < length * length // 4
+
+
+def test_a_wide_window_costs_short_documents_nothing():
+    # Documents far shorter than the window: what is made must grow with the documents, not with the window.
+    model = build(ZhModernBertModel, num_hidden_layers=1, layer_types=["sliding_attention"], local_attention=100_000)
+    with LargestTensor() as largest, torch.no_grad():
+        model(**pack(make_documents((10, 20))))
+    assert largest.elements < 100_000
+
+
+# --- masked language modelling ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["right", "packed"])
+def test_sparse_prediction_equals_dense(how):
+    batch = arrange(make_documents((9, 30, 17)), how)
+    labels = batch["input_ids"].masked_fill(torch.rand(batch["input_ids"].shape) < 0.8, IGNORED)
+    if how == "right":
+        labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    model = build()
+    dense = model(**batch, labels=labels)
+    model.config.sparse_prediction = True
+    sparse = model(**batch, labels=labels)
+    asked = labels != IGNORED
+    assert 3 < asked.sum() < 30
+    assert sparse.logits.shape == (asked.sum(), 96)
+    assert_close(sparse.logits, dense.logits[asked])
+    assert_close(sparse.loss, dense.loss)
+    assert_close(sparse.loss, F.cross_entropy(dense.logits[asked], labels[asked]))
+    assert model(**batch).logits.shape == dense.logits.shape  # without labels, everything
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_no_label_at_all_gives_a_loss_of_zero(sparse):
+    model, batch = build(sparse_prediction=sparse), pad(make_documents((9, 30)))
+    loss = model(**batch, labels=torch.full((2, 30), IGNORED)).loss
+    loss.backward()
+    assert loss == 0
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
+# --- losses over micro-batches ----------------------------------------------------------------------------------------
+
+LOSS_CASES = {
+    "MaskedLM": ("MaskedLM", {}),
+    "MaskedLM-sparse": ("MaskedLM", {"sparse_prediction": True}),
+    "single-label": ("SequenceClassification", {"num_labels": 3}),
+    "multi-label": ("SequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}),
+    "regression": ("SequenceClassification", {"num_labels": 1}),
+    "TokenClassification": ("TokenClassification", {"num_labels": 5}),
+    "QuestionAnswering": ("QuestionAnswering", {}),
+    "MultipleChoice": ("MultipleChoice", {}),
+}
+
+
+def loss_batch(case):
+    """Eight examples with unequal numbers of labels, and the number of labels as the Trainer counts them."""
+    documents = make_documents((30, 9, 1, 22, 4, 16, 29, 3))
+    batch = pad(documents)
+    real = batch["attention_mask"].bool()
+    head = LOSS_CASES[case][0]
+    if head == "QuestionAnswering":
+        last = torch.tensor([len(document) - 1 for document in documents])
+        return batch | {"start_positions": last // 2, "end_positions": last}, 8
+    if head == "MultipleChoice":
+        batch = {name: tensor[:, None].repeat(1, 3, 1) for name, tensor in batch.items()}
+        batch["input_ids"][:, 1:, 0] = torch.tensor([20, 21])
+        labels = torch.tensor([0, 2, 1, 1, IGNORED, 0, IGNORED, 2])
+    elif head == "SequenceClassification":
+        labels = {
+            "single-label": torch.tensor([0, 2, 1, 1, IGNORED, 0, IGNORED, 2]),
+            "multi-label": torch.randint(0, 2, (8, 3)).float(),
+            "regression": torch.randn(8),
+        }[case]
+    else:
+        limit = 96 if head == "MaskedLM" else 5
+        labels = torch.randint(0, limit, real.shape).masked_fill(~real, IGNORED)
+        labels[4:] = labels[4:].masked_fill(torch.rand(4, real.shape[1]) < 0.5, IGNORED)
+    return batch | {"labels": labels}, (labels != IGNORED).sum()
+
+
+@pytest.mark.parametrize("case", LOSS_CASES)
+@pytest.mark.parametrize("number", [int, torch.tensor], ids=["int", "tensor"])
+def test_losses_of_micro_batches_add_up(case, number):
+    head, changes = LOSS_CASES[case]
+    batch, items = loss_batch(case)
+    whole, parts = build(HEADS[head], **changes), build(HEADS[head], **changes)
+    expected = whole(**batch).loss
+    expected.backward()
+    total = 0
+    for half in (slice(0, 4), slice(4, 8)):
+        micro_batch = {name: tensor[half] for name, tensor in batch.items()}
+        loss = parts(**micro_batch, num_items_in_batch=number(int(items))).loss
+        loss.backward()
+        total += loss.item()
+    assert total == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(gradients(parts), gradients(whole))
+
+
+# --- heads ------------------------------------------------------------------------------------------------------------
+
+HEAD_LENGTHS = (9, 30, 1, 22)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("how", ["right", "left", "holes", "packed"])
+def test_sequence_classification_pools_real_tokens(pooling, how):
+    documents = make_documents(HEAD_LENGTHS)
+    model = build(ZhModernBertForSequenceClassification, classifier_pooling=pooling, num_labels=3)
+    logits = model(**arrange(documents, how)).logits
+    assert logits.shape == (4, 3)
+    for row, document in zip(logits, documents, strict=True):
+        states = model.model(document[None]).last_hidden_state[0]
+        pooled = states[0] if pooling == "cls" else states.mean(0)
+        assert_close(row, model.classifier(model.head(pooled)))
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_token_classification_shape_and_loss(how):
+    documents, labels = make_documents(HEAD_LENGTHS), [document % 5 for document in make_documents(HEAD_LENGTHS, seed=4)]
+    model = build(ZhModernBertForTokenClassification, num_labels=5)
+    batch = arrange(documents, how)
+    targets = arrange(labels, how)["input_ids"]
+    targets = targets.masked_fill(batch.get("attention_mask", torch.ones(())) == 0, IGNORED)
+    outputs = model(**batch, labels=targets)
+    assert outputs.logits.shape == (*batch["input_ids"].shape, 5)
+    alone = [model(document[None]).logits[0] for document in documents]
+    for actual, expected in zip(per_document(outputs.logits, batch, documents), alone, strict=True):
+        assert_close(actual, expected)
+    assert_close(outputs.loss, F.cross_entropy(torch.cat(alone), torch.cat(labels)))
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_question_answering_counts_positions_from_the_document(how):
+    documents = make_documents(HEAD_LENGTHS)
+    starts, ends = torch.tensor([0, 13, 0, 21]), torch.tensor([8, 29, 0, 21])
+    model, batch = build(ZhModernBertForQuestionAnswering), arrange(documents, how)
+    shift = 30 - torch.tensor(HEAD_LENGTHS) if how == "left" else 0  # padded, positions are columns of the row
+    outputs = model(**batch, start_positions=starts + shift, end_positions=ends + shift)
+    assert outputs.start_logits.shape == outputs.end_logits.shape == batch["input_ids"].shape
+    expected = []
+    for row, document in enumerate(documents):
+        alone = model(document[None], start_positions=starts[row : row + 1], end_positions=ends[row : row + 1])
+        assert_close(per_document(outputs.start_logits, batch, documents)[row], alone.start_logits[0])
+        assert_close(per_document(outputs.end_logits, batch, documents)[row], alone.end_logits[0])
+        by_hand = [
+            F.cross_entropy(alone.start_logits, starts[row : row + 1]),
+            F.cross_entropy(alone.end_logits, ends[row : row + 1]),
+        ]
+        assert_close(alone.loss, sum(by_hand) / 2)
+        expected.append(alone.loss)
+    assert_close(outputs.loss, sum(expected) / 4)
+    if how != "packed":  # an answer is never read off a pad
+        assert outputs.start_logits[batch["attention_mask"] == 0].max() < -1e30
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_question_answering_ignores_positions_outside_the_document(how):
+    # As where the answer was truncated away. The first document has 9 tokens; its answer lies past them.
+    documents = make_documents((9, 30))
+    outside = 3 if how == "left" else 15
+    model, batch = build(ZhModernBertForQuestionAnswering), arrange(documents, how)
+    loss = model(**batch, start_positions=torch.tensor([outside, 4]), end_positions=torch.tensor([outside, 6])).loss
+    expected = model(documents[1][None], start_positions=torch.tensor([4]), end_positions=torch.tensor([6])).loss
+    assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("outside", [-1, 30, 1000])
+def test_question_answering_ignores_positions_outside_the_row(outside):
+    documents = make_documents((30, 30))
+    model = build(ZhModernBertForQuestionAnswering)
+    loss = model(**pad(documents), start_positions=torch.tensor([outside, 4]), end_positions=torch.tensor([outside, 6])).loss
+    expected = model(documents[1][None], start_positions=torch.tensor([4]), end_positions=torch.tensor([6])).loss
+    assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_multiple_choice(pooling, side):
+    documents = make_documents((9, 30, 1, 22, 5, 5))
+    model = build(ZhModernBertForMultipleChoice, classifier_pooling=pooling)
+    batch = {name: tensor.view(2, 3, 30) for name, tensor in pad(documents, side).items()}
+    outputs = model(**batch, labels=torch.tensor([1, 2]))
+    assert outputs.logits.shape == (2, 3)
+    alone = torch.stack([model(document[None, None]).logits[0, 0] for document in documents]).view(2, 3)
+    assert_close(outputs.logits, alone)
+    assert_close(outputs.loss, F.cross_entropy(alone, torch.tensor([1, 2])))
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    assert_close(model(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits, alone)
+    with pytest.raises(ValueError, match="batch, choices, tokens"):
+        model(batch["input_ids"][0])
+
+
+def test_kinds_of_sequence_classification_losses():
+    batch = pad(make_documents(HEAD_LENGTHS))
+
+    def check(labels, expected_loss, kind, **changes):
+        model = build(ZhModernBertForSequenceClassification, **changes)
+        outputs = model(**batch, labels=labels)
+        assert_close(outputs.loss, expected_loss(outputs.logits), what=kind)
+        assert model.config.problem_type == kind
+
+    classes, several, numbers = torch.tensor([0, 2, 1, 1]), torch.randint(0, 2, (4, 3)).float(), torch.randn(4, 3)
+    check(classes, lambda logits: F.cross_entropy(logits, classes), "single_label_classification", num_labels=3)
+    check(
+        several,
+        lambda logits: F.binary_cross_entropy_with_logits(logits, several),
+        "multi_label_classification",
+        num_labels=3,
+    )
+    one = numbers[:, 0]
+    check(one, lambda logits: F.mse_loss(logits[:, 0], one), "regression", num_labels=1)
+    check(one[:, None], lambda logits: F.mse_loss(logits[:, 0], one), "regression", num_labels=1)
+    check(numbers, lambda logits: F.mse_loss(logits, numbers), "regression", num_labels=3, problem_type="regression")
+
+
+# --- recorded outputs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["left", "packed"])
+def test_hidden_states(how):
+    documents = make_documents((9, 30))
+    batch = arrange(documents, how)
+    model = build()
+    bare = model.model(**batch, output_hidden_states=True)
+    assert len(bare.hidden_states) == 5
+    assert torch.equal(bare.hidden_states[-1], bare.last_hidden_state)
+    assert_close(
+        per_document(bare.hidden_states[0], batch, documents)[1], model.model.embeddings(documents[1]), what="embeddings"
+    )
+    assert all(states.shape == bare.last_hidden_state.shape for states in bare.hidden_states)
+    headed = model(**batch, output_hidden_states=True)
+    assert all(torch.equal(*pair) for pair in zip(headed.hidden_states, bare.hidden_states, strict=True))
+    assert model(**batch).hidden_states is None
+    model.config.output_hidden_states = True
+    assert len(model(**batch).hidden_states) == 5
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_attention_weights(how):
+    lengths = (9, 30, 17)
+    documents = make_documents(lengths)
+    model = build(backend="eager")
+    batch = arrange(documents, how)
+    attentions = model(**batch, output_attentions=True).attentions
+    assert len(attentions) == 4
+    mask = pad(documents, "right" if how == "packed" else how)["attention_mask"].bool()
+    position = torch.arange(30)
+    near = (position[:, None] - position).abs() <= 8
+    for weights, layer_type in zip(attentions, model.config.layer_types, strict=True):
+        assert weights.shape == (3, 2, 30, 30)
+        for row, real in zip(weights, mask, strict=True):
+            visible = real.expand(30, 30) & (near if layer_type == "sliding_attention" else True)
+            rows = row[:, real]  # what a pad attends to means nothing
+            assert_close(rows.sum(-1), torch.ones_like(rows.sum(-1)))
+            assert (rows[:, ~visible[real]] == 0).all()
+            assert (rows[:, visible[real]] > 0).all()
+
+
+def test_attention_weights_need_eager():
+    model = build(backend="sdpa")
+    with pytest.raises(ValueError, match="attn_implementation='eager'"):
+        model(torch.tensor([[8, 9]]), output_attentions=True)
+
+
+@pytest.mark.parametrize("head", [None, *HEADS])
+def test_outputs_as_tuples(head):
+    model = build(ZhModernBertModel if head is None else HEADS[head])
+    ids = make_documents((9,))[0][None]
+    ids = ids[None] if head == "MultipleChoice" else ids
+    expected = model(ids)[0]
+    assert torch.equal(model(ids, return_dict=False)[0], expected)
+    model.config.return_dict = False
+    outputs = model(ids)
+    assert isinstance(outputs, tuple)
+    assert torch.equal(outputs[0], expected)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+IDS = torch.full((1, 10), 9)
+TWO_ROWS = torch.full((2, 10), 9)
+
+
+def bounds(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"input_ids": IDS, "cu_seqlens": bounds(1, 10)}, "rise from 0"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 9)}, r"number of packed tokens \(10\)"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 11)}, r"number of packed tokens \(10\)"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 6, 4, 10)}, "rise from 0"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0)}, "rise from 0"),
+        ({"input_ids": IDS, "cu_seqlens": bounds()}, "rise from 0"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 10)[None]}, "rise from 0"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 10).repeat(2, 1)}, "rise from 0"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 4, 10), "max_seqlen": 5}, "document of 6 tokens"),
+        ({"input_ids": TWO_ROWS, "cu_seqlens": bounds(0, 20)}, "one row"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 10), "attention_mask": torch.arange(10)[None] > 0}, "no pads"),
+        ({"input_ids": torch.full((1, 33), 9)}, "longer than max_position_embeddings"),
+        ({"input_ids": torch.full((1, 43), 9), "cu_seqlens": bounds(0, 33, 43)}, "document of 33 tokens"),
+        ({}, "exactly one of"),
+        ({"input_ids": IDS, "inputs_embeds": torch.zeros(1, 10, 32)}, "exactly one of"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 9)}, "attention_mask has shape"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(1, 10)}, "attention_mask has shape"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 1, 10, 10)}, "attention_mask has shape"),
+        ({"input_ids": IDS[0]}, r"must be \(batch, tokens\)"),
+        ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds \(batch, tokens, hidden\)"),
+    ],
+)
+@pytest.mark.parametrize("model_class", [ZhModernBertModel, ZhModernBertForMaskedLM])
+def test_errors(model_class, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(model_class, max_position_embeddings=32)(**arguments)
+
+
+def test_pads_do_not_count_towards_the_longest_document():
+    model = build(max_position_embeddings=32)
+    batch = pad([*make_documents((32, 5)), torch.full((50,), 9)])
+    logits = model(batch["input_ids"][:2], attention_mask=batch["attention_mask"][:2]).logits
+    assert logits.shape == (2, 50, 96)
+    packed = pack(make_documents((32, 5, 32)))
+    assert model(**packed).logits.shape == (1, 69, 96)
+
+
+# --- other backends ---------------------------------------------------------------------------------------------------
+
+
+def test_a_registered_attention_function_is_used():
+    calls = []
+
+    def written_by_a_user(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+        calls.append(query.shape)
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+        return output.transpose(1, 2), None
+
+    AttentionInterface.register("written_by_a_user", written_by_a_user)
+    try:
+        for how in ("right", "left", "packed"):
+            calls.clear()
+            documents = make_documents((9, 70, 17))
+            model = build(backend="written_by_a_user")
+            assert model.config._attn_implementation == "written_by_a_user"
+            actual = encode(model, documents, how)[1]
+            assert calls == [(3, 2, 70, 16)] * 4
+            for mine, expected in zip(actual, encode(build(backend="eager"), documents, how)[1], strict=True):
+                assert_close(mine, expected)
+    finally:
+        AttentionInterface._global_mapping.pop("written_by_a_user", None)
+
+
+def plain_varlen(query, key, value, cu_seqlens, half_window):
+    """What flash-attn documents of its varlen function, in plain PyTorch: (N, A, C) -> (N, A, C)."""
+    document = torch.bucketize(torch.arange(len(query)), cu_seqlens[1:], right=True)
+    distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
+    visible = document[:, None] == document
+    if half_window >= 0:
+        visible &= distance.abs() <= half_window
+    scores = torch.einsum("iac,jac->aij", query, key) / math.sqrt(query.shape[-1])
+    return torch.einsum("aij,jac->iac", scores.masked_fill(~visible, -math.inf).softmax(-1), value)
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_flash_attention_gets_documents_and_window(monkeypatch, how):
+    seen = []
+
+    def flash(query, key, value, cu_q, cu_k, max_q, max_k, dropout_p=0.0, window_size=(-1, -1), deterministic=False, **rest):
+        assert not rest
+        assert cu_q.dtype == cu_k.dtype == torch.int32
+        assert torch.equal(cu_q, cu_k)
+        assert max_q == max_k == 70
+        assert window_size[0] == window_size[1]
+        seen.append(window_size[0])
+        assert deterministic
+        return plain_varlen(query, key, value, cu_q, window_size[0])
+
+    monkeypatch.setattr(modeling, "flash_attn_varlen_func", flash)
+    documents = make_documents((9, 70, 17))
+    model = build(deterministic_flash_attn=True, local_attention=9)
+    model.config._attn_implementation = "flash_attention_2"  # its setter asks for the package
+    actual = encode(model, documents, how)[1]
+    assert seen == [-1, 4, 4, -1]
+    for mine, expected in zip(actual, encode(build(backend="eager", local_attention=9), documents, how)[1], strict=True):
+        assert_close(mine, expected)
+
+
+def test_flash_attention_without_its_package_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(modeling, "flash_attn_varlen_func", None)
+    model = build()
+    model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ImportError, match="pip install flash-attn"):
+        model(torch.tensor([[8, 9]]))
+
+
+@needs_cuda
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param("sdpa", marks=pytest.mark.skipif(modeling.varlen_attn is None, reason="needs torch's varlen_attn")),
+        pytest.param(
+            "flash_attention_2",
+            marks=pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="needs the flash-attn package"),
+        ),
+    ],
+)
+def test_cuda_kernels_equal_eager_in_half_precision(backend, how):
+    documents = [document.cuda() for document in make_documents((1, 2, 64, 65, 130, 300))]
+    batch = {name: tensor.cuda() for name, tensor in arrange([document.cpu() for document in documents], how).items()}
+    found = {}
+    for name, dtype in ((backend, torch.bfloat16), ("eager", torch.bfloat16), ("eager", torch.float32)):
+        model = build(backend=name, local_attention=128).to("cuda", dtype)
+        outputs = model(**batch, labels=batch["input_ids"])
+        outputs.loss.backward()
+        found[name, dtype] = outputs.logits.detach(), gradients(model)
+    exact, exact_gradients = found["eager", torch.float32]
+    logits, half_gradients = found[backend, torch.bfloat16]
+    plain, plain_gradients = found["eager", torch.bfloat16]
+    # bf16 rounds at every step; a kernel is right where it is no further from fp32 than the plain code in bf16.
+    assert (logits - exact).norm() <= 1.5 * (plain - exact).norm()
+    for name, gradient in exact_gradients.items():
+        error, plain_error = ((found[name] - gradient).norm() for found in (half_gradients, plain_gradients))
+        assert error <= 2 * plain_error + 1e-3 * gradient.norm(), name
+
+
+# --- rotary positions -------------------------------------------------------------------------------------------------
+
+
+def frequencies(layer_type="full_attention", **changes):
+    config = ZhModernBertConfig(**TINY | changes)
+    return modeling.rotary_frequencies(config, layer_type, "cpu")
+
+
+@pytest.mark.parametrize(("layer_type", "theta"), [("full_attention", 160000.0), ("sliding_attention", 10000.0)])
+def test_plain_rope(layer_type, theta):
+    actual, factor = frequencies(layer_type)
+    assert actual.tolist() == pytest.approx([theta ** (-2 * i / 16) for i in range(8)], rel=1e-6)
+    assert factor == 1.0
+
+
+def test_yarn_of_factor_one_is_plain_rope():
+    plain, _ = frequencies()
+    actual, factor = frequencies(rope_scaling=YARN | {"factor": 1.0})
+    assert torch.equal(actual, plain)
+    assert factor == 1.0
+
+
+def test_yarn_stretches_slow_dimensions_of_full_layers_only():
+    scaling = YARN | {"original_max_position_embeddings": 8192}
+    plain, (actual, factor) = frequencies()[0], frequencies(rope_scaling=scaling)
+    assert actual[0] == plain[0]  # many turns over the original length: left alone
+    assert actual[-1] == plain[-1] / 4  # not one turn: interpolated
+    ratio = plain / actual
+    assert (ratio.diff() >= 0).all()
+    assert factor == pytest.approx(0.1 * math.log(4) + 1)
+    assert frequencies(rope_scaling=scaling | {"attention_factor": 1.5})[1] == 1.5
+    # Dimensions that turn fewer than beta_slow times are the stretched ones: with a lower bound, fewer are.
+    assert (frequencies(rope_scaling=scaling | {"beta_slow": 0.01, "beta_fast": 0.02})[0] >= actual).all()
+    sliding, sliding_factor = frequencies("sliding_attention", rope_scaling=scaling)
+    assert torch.equal(sliding, frequencies("sliding_attention")[0])
+    assert sliding_factor == 1.0
+
+
+@pytest.mark.parametrize("more", [{}, {"beta_fast": 10, "beta_slow": 3}, {"attention_factor": 0.9}], ids=str)
+@pytest.mark.parametrize("original", [64, 1000, 8192])
+def test_yarn_equals_transformers(original, more):
+    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": original} | more
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "max_position_embeddings": 8 * original}
+    stock_rope = {
+        "full_attention": scaling | {"rope_theta": 160000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    stock = transformers.ModernBertConfig(**TINY | shape, pad_token_id=0, rope_parameters=stock_rope)
+    wanted, wanted_factor = ROPE_INIT_FUNCTIONS["yarn"](stock, "cpu", layer_type="full_attention")
+    actual, factor = frequencies(**shape, rope_scaling=scaling)
+    assert (actual / wanted - 1).abs().max() < 1e-6
+    assert factor == pytest.approx(wanted_factor)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_yarn_runs_past_the_original_length(backend):
+    model = build(backend=backend, rope_scaling=YARN, max_position_embeddings=256)
+    documents = make_documents((256, 100, 64))
+    alone = encode(model, documents, "alone")[1]
+    for actual, expected in zip(encode(model, documents, "packed")[1], alone, strict=True):
+        assert_close(actual, expected)
+    plain = encode(build(backend=backend, max_position_embeddings=256), documents, "alone")[1]
+    assert (alone[0] - plain[0]).abs().max() > 1e-2
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def test_initial_weights():
+    config = ZhModernBertConfig(**TINY | {"vocab_size": 512, "num_hidden_layers": 2, "decoder_bias": True, "num_labels": 40})
+    residual = 0.02 / math.sqrt(2 * 2)
+    # A normal of spread s cut at 2 s has spread 0.88 s.
+    spreads = {"tok_embeddings.weight": 0.02, "Wqkv.weight": 0.02, "Wi.weight": 0.02, "Wo.weight": residual}
+    for model_class in (ZhModernBertForMaskedLM, ZhModernBertForSequenceClassification):
+        model = model_class(config)
+        for name, parameter in model.named_parameters():
+            spread = {"head.dense.weight": residual, "classifier.weight": 32**-0.5}.get(name)
+            spread = spread or next((value for ending, value in spreads.items() if name.endswith(ending)), None)
+            if spread is None:
+                assert (parameter == (1 if "norm" in name else 0)).all(), name
+            else:
+                assert parameter.abs().max() <= 2 * spread * (1 + 1e-6), name
+                assert parameter.std().item() == pytest.approx(0.88 * spread, rel=0.1), name
+                assert abs(parameter.mean()) < spread / 8, name
+        embeddings = model.get_input_embeddings().weight
+        assert (embeddings[config.pad_token_id] == 0).all()
+        assert (embeddings[config.pad_token_id + 1 :] != 0).any(-1).all()
+
+
+def test_decoder_is_tied():
+    model = build()
+    assert model.decoder.weight is model.get_input_embeddings().weight
+    assert "decoder.weight" not in dict(model.named_parameters())
+    untied = build(tie_word_embeddings=False)
+    assert untied.decoder.weight is not untied.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("norm_type", ["rmsnorm", "layernorm"])
+def test_norms(norm_type):
+    wanted = {"rmsnorm": torch.nn.RMSNorm, "layernorm": torch.nn.LayerNorm}[norm_type]
+    model = build(norm_type=norm_type)
+    norms = [module for name, module in model.named_modules() if name.endswith("norm")]
+    assert sum(isinstance(norm, wanted) for norm in norms) == 3 + 2 * 4 - 1
+    assert isinstance(model.model.layers[0].attn_norm, torch.nn.Identity)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_and_load(tmp_path, backend, tied):
+    model, batch = build(backend=backend, rope_scaling=YARN, tie_word_embeddings=tied), pad(make_documents((9, 90)), "left")
+    model.save_pretrained(tmp_path)
+    loaded = ZhModernBertForMaskedLM.from_pretrained(tmp_path, attn_implementation=backend)
+    assert not loaded.training
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert (loaded.decoder.weight is loaded.get_input_embeddings().weight) == tied
+    bare = ZhModernBertModel.from_pretrained(tmp_path, attn_implementation=backend)
+    assert torch.equal(bare(**batch).last_hidden_state, model.model(**batch).last_hidden_state)
+    assert ZhModernBertModel.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_a_new_head_on_loaded_weights_is_initialised(tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    loaded = ZhModernBertForSequenceClassification.from_pretrained(tmp_path, num_labels=40)
+    for name, parameter in loaded.named_parameters():
+        if name.startswith("classifier"):
+            continue
+        assert torch.equal(parameter, dict(model.named_parameters())[name]), name
+    assert loaded.classifier.weight.std().item() == pytest.approx(0.88 * 32**-0.5, rel=0.1)
+    assert (loaded.classifier.bias == 0).all()
+
+
+def test_resized_vocabulary():
+    model, ids = build(), torch.tensor([[8, 9, 10]])
+    before = model(ids).logits
+    model.resize_token_embeddings(128)
+    assert_close(model(ids).logits[..., :96], before)
+    assert model(torch.tensor([[8, 127]])).logits.shape == (1, 2, 128)
+    assert model.decoder.weight is model.get_input_embeddings().weight
+    assert model.config.vocab_size == 128
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("field", ["embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout"])
+def test_dropout_is_for_training_only(field, backend):
+    model = build(ZhModernBertForSequenceClassification, backend, **{field: 0.5})
+    batch = pad(make_documents((9, 30)))
+    assert torch.equal(model(**batch).logits, build(ZhModernBertForSequenceClassification, backend)(**batch).logits)
+    model.train()
+    assert not torch.equal(model(**batch).logits, model(**batch).logits)

@@ -1,0 +1,228 @@
+"""Token ids that are the text, words that stay together, exact counts, and damage that is noticed."""
+
+import json
+import shutil
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
+from zh_modernbert.train import encode, train_tokenizer
+from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.encode import Settings, load_encoded
+from zh_modernbert.train.files import read_corpus, write_corpus
+from zh_modernbert.train.segment import split_words, word_boundaries
+from zh_modernbert.train.train_tokenizer import load_tokenizer
+
+NASTY = [
+    "[MASK][SEP] 我们 [CLS][PAD][UNK] 研究",
+    "𠮷野家的😀👨‍👩‍👧表情𪚥",
+    "a\x00b\ufeff \u3000\n\t ",
+    "  兩個  空格 two  spaces",
+    "e\u0301が한\u11a8ﷺ㍿",
+    "don't stop 3.14e-5 １２３４５６ 123456",
+    "，。！？「」……——",
+    "龘靐齉齾爩鱻麤龗灪吁龖",
+    "x",
+    " ",
+]
+
+
+@pytest.fixture(scope="module")
+def nasty(stages, tmp_path_factory):
+    """Texts the tokenizer never saw, encoded; and what the stage returned."""
+    folder = tmp_path_factory.mktemp("nasty")
+    (folder / "corpus").mkdir()
+    write_corpus(folder / "corpus", [{"id": str(i), "source": f"s{i % 3}", "text": text} for i, text in enumerate(NASTY)])
+    result = encode.main(
+        Settings(input_dir=str(folder / "corpus"), tokenizer_dir=str(stages / "tokenizer"), output_dir=str(folder / "encoded"))
+    )
+    return folder, result
+
+
+def documents_of(corpus):
+    for start, end in pairwise(corpus.offsets.tolist()):
+        yield corpus.input_ids[start:end], corpus.word_starts[start:end]
+
+
+def folders(stages, nasty):
+    return ((stages / "corpus", stages / "encoded"), (nasty[0] / "corpus", nasty[0] / "encoded"))
+
+
+def test_ids_are_the_text(stages, nasty):
+    backend = load_tokenizer(stages / "tokenizer").backend_tokenizer
+    for corpus_folder, encoded_folder in folders(stages, nasty):
+        texts = [document["text"] for document in read_corpus(corpus_folder)]
+        decoded = [
+            backend.decode(ids.tolist(), skip_special_tokens=False) for ids, _ in documents_of(load_encoded(encoded_folder))
+        ]
+        assert decoded == texts
+
+
+def test_text_never_gives_special_tokens(stages, nasty):
+    for _, folder in folders(stages, nasty):
+        assert load_encoded(folder).input_ids.min() >= len(SPECIAL_TOKENS)
+
+
+def test_tokens_of_a_word_stay_together(stages, nasty):
+    """For every segmenter word, all tokens that overlap it are of one group: in both scripts, and for bytes of characters."""
+    backend = load_tokenizer(stages / "tokenizer").backend_tokenizer
+    backend.encode_special_tokens = True
+    split = 0
+    for corpus_folder, encoded_folder in folders(stages, nasty):
+        for document, (ids, starts) in zip(read_corpus(corpus_folder), documents_of(load_encoded(encoded_folder)), strict=True):
+            encoding = backend.encode(document["text"], add_special_tokens=False)
+            assert encoding.ids == ids.tolist()
+            assert starts[0] == 1
+            groups, position = np.cumsum(starts), 0
+            for word in split_words(document["text"]):
+                end = position + len(word)
+                inside = {int(g) for g, (a, b) in zip(groups, encoding.offsets, strict=True) if a < end and b > position}
+                assert len(inside) == 1, (document["text"], word)
+                position = end
+            split += len(ids) - int(starts.sum())
+    assert split > 1000, "a test of words with one token each would show nothing"
+
+
+def test_groups_begin_exactly_where_words_begin(stages):
+    """No word start is lost where the tokenizer cuts at it."""
+    backend = load_tokenizer(stages / "tokenizer").backend_tokenizer
+    for document, (_, starts) in zip(
+        read_corpus(stages / "corpus"), documents_of(load_encoded(stages / "encoded")), strict=True
+    ):
+        offsets, seen, expected = backend.encode(document["text"], add_special_tokens=False).offsets, 0, []
+        boundaries = word_boundaries(document["text"])
+        for a, b in offsets:
+            expected.append(int(boundaries[a] and a >= seen))
+            seen = b
+        assert starts.tolist() == expected
+
+
+def test_bytes_of_a_character_never_start_a_word(stages):
+    backend = load_tokenizer(stages / "tokenizer").backend_tokenizer
+    text = "龘靐齉😀𠮷"
+    offsets = np.array(backend.encode(text, add_special_tokens=False).offsets)
+    assert len(offsets) > 2 * len(text), "these characters are not in pieces"
+    starts = encode.word_starts(text, offsets)
+    for position in range(len(text)):
+        assert not starts[offsets[:, 0] == position][1:].any()
+    assert starts[0]
+
+
+def test_counts_are_exact(stages, nasty):
+    folder, result = nasty
+    corpus = load_encoded(folder / "encoded")
+    assert result["documents"] == corpus.manifest["documents"] == len(NASTY) == len(corpus.offsets) - 1
+    assert result["characters"] == corpus.manifest["characters"] == sum(map(len, NASTY))
+    assert result["tokens"] == corpus.manifest["tokens"] == len(corpus.input_ids) == corpus.offsets[-1]
+    assert result["words"] == corpus.manifest["words"] == int(corpus.word_starts.sum())
+    assert result["characters_per_token"] == pytest.approx(sum(map(len, NASTY)) / len(corpus.input_ids), abs=1e-4)
+    names = corpus.manifest["source_names"]
+    assert [names[source] for source in corpus.sources] == [f"s{i % 3}" for i in range(len(NASTY))]
+    assert corpus.input_ids.dtype == np.uint16
+    assert corpus.manifest["vocab_size"] == 512
+    for name, (dtype, length) in corpus.manifest["arrays"].items():
+        assert (folder / "encoded" / f"{name}.bin").stat().st_size == np.dtype(dtype).itemsize * length
+
+
+def test_batches_do_not_show(stages, nasty, tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "BATCH", 3)
+    encode.main(
+        Settings(input_dir=str(nasty[0] / "corpus"), tokenizer_dir=str(stages / "tokenizer"), output_dir=str(tmp_path / "e"))
+    )
+    for name in ("input_ids", "word_starts", "offsets", "sources"):
+        assert (tmp_path / "e" / f"{name}.bin").read_bytes() == (nasty[0] / "encoded" / f"{name}.bin").read_bytes()
+
+
+def test_documents_without_text_are_left_out(stages, tmp_path):
+    """And a corpus of nothing else is an error."""
+    for name, texts in (("some", ["", "我们", ""]), ("none", ["", ""])):
+        (tmp_path / name).mkdir()
+        write_corpus(tmp_path / name, [{"id": str(i), "source": "s", "text": text} for i, text in enumerate(texts)])
+
+    def run(name):
+        return encode.main(
+            Settings(input_dir=str(tmp_path / name), tokenizer_dir=str(stages / "tokenizer"), output_dir=str(tmp_path / "out"))
+        )
+
+    assert run("some")["documents"] == 1
+    with pytest.raises(InputError, match="empty corpus"):
+        run("none")
+
+
+# --- damage ---
+
+
+@pytest.fixture
+def copy(stages, tmp_path):
+    return shutil.copytree(stages / "encoded", tmp_path / "encoded")
+
+
+@pytest.mark.parametrize("name", ["input_ids", "word_starts", "offsets", "sources"])
+@pytest.mark.parametrize("damage", ["truncated", "longer", "missing"])
+def test_damaged_arrays_are_named(copy, name, damage):
+    path = copy / f"{name}.bin"
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-1] if damage == "truncated" else data + b"\0")
+    with pytest.raises(InputError, match=rf"{name}\.bin"):
+        load_encoded(copy)
+
+
+def test_swapped_tokenizer_is_noticed(copy, stages, tmp_path):
+    train_tokenizer.main(
+        train_tokenizer.Settings(input_dir=str(stages / "corpus"), output_dir=str(tmp_path / "other"), vocab_size=576)
+    )
+    shutil.rmtree(copy / "tokenizer")
+    with pytest.raises(InputError, match="tokenizer"):
+        load_encoded(copy)
+    shutil.copytree(tmp_path / "other", copy / "tokenizer")
+    with pytest.raises(InputError, match="does not match"):
+        load_encoded(copy)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: '{"kind": "encoded"}',
+        lambda text: json.dumps(json.loads(text) | {"arrays": {}}),
+        lambda text: json.dumps(json.loads(text) | {"arrays": {"input_ids": ["nonsense", 5]}}),
+        lambda text: json.dumps(json.loads(text) | {"tokenizer": None}),
+    ],
+    ids=["empty", "truncated", "list", "bare", "no arrays", "no dtype", "no tokenizer"],
+)
+def test_damaged_manifest(copy, damage):
+    path = copy / "manifest.json"
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(InputError, match="encoded"):
+        load_encoded(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("nothing", "no such folder"), ("corpus", "no manifest"), ("tokenizer", "no manifest"), ("packed", "not an encoded")],
+)
+def test_other_folders_are_refused(stages, name, said):
+    with pytest.raises(InputError, match=said):
+        load_encoded(stages / name)
+
+
+def test_output_never_replaces_an_input(stages, tmp_path):
+    """Each has a settings.json, so each looks like the output of some stage."""
+    for name in ("corpus", "tokenizer"):
+        shutil.copytree(stages / name, tmp_path / name)
+    (tmp_path / "corpus" / "settings.json").write_text("{}")
+    for name in ("corpus", "tokenizer"):
+        settings = Settings(
+            input_dir=str(tmp_path / "corpus"), tokenizer_dir=str(tmp_path / "tokenizer"), output_dir=str(tmp_path / name)
+        )
+        with pytest.raises(InputError):
+            encode.main(settings)
+    assert list(read_corpus(tmp_path / "corpus"))
+    assert load_tokenizer(tmp_path / "tokenizer")
