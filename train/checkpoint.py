@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.files import read_json, write_json
+from zh_modernbert.train.files import read_json, replacing, write_json
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
     """The whole checkpoints of a run, oldest first."""
-    return sorted(path for path in (output_dir / "checkpoints").glob("step-*") if path.suffix != ".tmp")
+    return sorted((output_dir / "checkpoints").glob("step-*"))
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
@@ -62,16 +62,12 @@ def save_checkpoint(
         identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
     """
     final = output_dir / "checkpoints" / f"step-{position['step']:08d}"
-    temporary = final.with_suffix(".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     tied = tied_names(model)
-    save_file({k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}, temporary / "model.safetensors")
     tensors, values = flatten_optimizer(optimizer)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    write_json(temporary / "state.json", {"position": position, "identity": identity, "optimizer": values})
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.replace(final)
+    with replacing(final) as folder:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}, folder / "model.safetensors")
+        save_file(tensors, folder / "optimizer.safetensors")
+        write_json(folder / "state.json", {"position": position, "identity": identity, "optimizer": values})
     for old in checkpoints(output_dir)[:-save_total_limit]:
         shutil.rmtree(old)
     return final
@@ -84,7 +80,7 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         InputError: the checkpoint belongs to another run, or is damaged.
     """
     state = read_json(path / "state.json")
-    if not isinstance(state, dict) or not {"identity", "position", "optimizer"} <= state.keys():
+    if not {"identity", "position", "optimizer"} <= state.keys():
         raise InputError(f"{path / 'state.json'}: not the state of a checkpoint; delete the folder to fall back")
     if state["identity"] != identity:
         raise InputError(

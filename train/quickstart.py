@@ -21,6 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
+import opencc
+from matplotlib import pyplot
+from transformers import pipeline
+
+from zh_modernbert.eval import clue, pseudo_perplexity
+from zh_modernbert.train import clean, dedup, encode, pack, pretrain, publish, sources, train_tokenizer
 from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
 from zh_modernbert.train.files import read_json, read_lines, write_json
 
@@ -103,8 +110,6 @@ def prepare(settings: Settings, folder: Path) -> dict:
     `raw.jsonl` is what pretraining sees; `held_out_{hans,hant}.jsonl`, `sentiment_train.jsonl` and `sentiment_dev.jsonl`
     are not in it.
     """
-    import opencc
-
     to_traditional = opencc.OpenCC("s2twp")
     generator = random.Random(settings.seed)
     source = corpus_folder()
@@ -164,6 +169,7 @@ class Report:
         print(f"\n== {name}", file=sys.stderr)
         started = time.perf_counter()
         result = work()
+        pretrain.return_freed_memory()
         self.rows.append(Row(name, went_in, came_out.format(**result), time.perf_counter() - started))
         return result
 
@@ -178,11 +184,7 @@ class Report:
 
 def plot_losses(output_dir: Path, stages: dict[str, Path]) -> Path:
     """The masked-LM loss of both stages over the tokens seen."""
-    import matplotlib
-
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     first = 0
     for name, folder in stages.items():
@@ -204,8 +206,6 @@ def plot_losses(output_dir: Path, stages: dict[str, Path]) -> Path:
 
 def fill_masks(model: Path) -> dict[str, list[str]]:
     """The three best tokens for each mask, from the published folder."""
-    from transformers import pipeline
-
     fill = pipeline("fill-mask", model=str(model), trust_remote_code=True, top_k=3)
     return {
         text: [f"{guess['token_str']} {guess['score']:.0%}" for guess in fill(text)]
@@ -238,9 +238,6 @@ def begin(settings: Settings) -> Path:
 
 
 def main(settings: Settings) -> dict:
-    from zh_modernbert.eval import clue, pseudo_perplexity
-    from zh_modernbert.train import clean, dedup, encode, pack, pretrain, publish, sources, train_tokenizer
-
     output_dir = begin(settings)
     report = Report()
 

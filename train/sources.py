@@ -18,6 +18,7 @@ from tqdm import tqdm
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import output_folder, read_jsonl, read_lines, write_corpus
 
+STAGE_FILES = {"settings.json", "report.json"}  # what the stages put beside a corpus
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt"}
 
@@ -104,7 +105,9 @@ def files_of(source: Source) -> list[Path]:
     """
     path = Path(source.path)
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file() and name_and_format(file)[1])
+        files = sorted(
+            file for file in path.rglob("*") if file.is_file() and name_and_format(file)[1] and file.name not in STAGE_FILES
+        )
         if not files:
             raise InputError(f"{path}: no .jsonl, .json, .parquet or .txt file in this folder")
         return files

@@ -88,7 +88,7 @@ def test_the_newest_are_kept(tmp_path, limit):
 
 def test_what_was_being_written_is_ignored(tmp_path, saved):
     path, model, optimizer = saved
-    left = path.with_name("step-00000008.tmp")
+    left = path.with_name(".step-00000008.tmp")
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     (left / "rubbish").write_bytes(b"")

@@ -168,7 +168,7 @@ def test_sigkill_leaves_no_trace(make):
     folder = Path(broken.output_dir) / "checkpoints"
     moments = [
         (lambda: logged(broken, 2), 0.0),
-        (lambda: (folder / "step-00000006.tmp").exists(), random.uniform(0, 0.15)),
+        (lambda: (folder / ".step-00000006.tmp").exists(), random.uniform(0, 0.15)),
         (lambda: logged(broken, 10), random.uniform(0, 0.05)),
     ]
     for condition, delay in moments:
@@ -204,8 +204,9 @@ def test_cut_after_any_update_leaves_no_trace(make, monkeypatch, optimizer):
     monkeypatch.setattr(pretrain, "update", update)
 
     def half_written(folder, *arguments):
-        folder.with_suffix(".tmp").mkdir()
-        (folder.with_suffix(".tmp") / "rubbish").write_bytes(b"")
+        left = folder.with_name(f".{folder.name}.tmp")
+        left.mkdir()
+        (left / "rubbish").write_bytes(b"")
         raise Killed
 
     monkeypatch.setattr(pretrain, "save_model", half_written)
