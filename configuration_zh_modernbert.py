@@ -20,6 +20,10 @@ class ZhModernBertConfig(PretrainedConfig):
     Fields that stock ModernBERT has too mean the same here. What is different, or worth saying:
 
     Args:
+        initializer_range: spread of the linears' initial weights. 0.02 suits widths of 768 and more; small models need about
+            1.4 / sqrt(hidden_size), or attention has no signal to learn from for hundreds of updates.
+        embedding_initializer_range: the same for the token embeddings; None takes `initializer_range`. They are the decoder
+            too, where what rare tokens keep of it is noise in every prediction.
         norm_type: `"rmsnorm"`, or `"layernorm"` for stock ModernBERT's weights.
         global_attn_every_n_layers: layer i attends to the whole document where i is a multiple of this, else only to
             the window. Read only when `layer_types` is not given.
@@ -52,6 +56,7 @@ class ZhModernBertConfig(PretrainedConfig):
         max_position_embeddings=8192,
         initializer_range=0.02,
         initializer_cutoff_factor=2.0,
+        embedding_initializer_range=None,
         norm_type="rmsnorm",
         norm_eps=1e-5,
         norm_bias=False,
@@ -91,6 +96,7 @@ class ZhModernBertConfig(PretrainedConfig):
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
         self.initializer_cutoff_factor = initializer_cutoff_factor
+        self.embedding_initializer_range = embedding_initializer_range
         self.norm_type = norm_type
         self.norm_eps = norm_eps
         self.norm_bias = norm_bias

@@ -355,6 +355,7 @@ class ZhModernBertEmbeddings(nn.Module):
     def __init__(self, config: ZhModernBertConfig):
         super().__init__()
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.tok_embeddings.init_std = config.embedding_initializer_range or config.initializer_range
         self.norm = build_norm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 
@@ -675,7 +676,8 @@ class ZhModernBertForMaskedLM(_HeadModel):
 
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=config.decoder_bias)
+        init_std = config.embedding_initializer_range or config.initializer_range
+        self.decoder = build_linear(config, config.hidden_size, config.vocab_size, config.decoder_bias, init_std)
         self.post_init()
 
     def get_output_embeddings(self):
