@@ -8,6 +8,7 @@ of the same signature in `ATTENTION_BACKENDS`.
 Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A heads, C head size, V vocabulary.
 """
 
+import inspect
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -40,6 +41,8 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
+if varlen_attn is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
+    varlen_attn = None  # its first versions knew no window
 
 # Queries a block of the block-local attention. Of 32, 64 and 128, 64 was the fastest for the window of 128 on CPU.
 QUERY_BLOCK = 64
@@ -240,9 +243,15 @@ def _per_document_attention(query, key, value, layout, dropout):
     return torch.cat(outputs)
 
 
+def _varlen_attention_runs(query, dropout) -> bool:
+    """FlashAttention wants half precision and an Ampere GPU or newer; PyTorch's function has no dropout."""
+    half_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and half_on_cuda and not dropout and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
 def sdpa_attention(module, query, key, value, layout, half_window, dropout):
     """PyTorch's best exact kernel: varlen FlashAttention on CUDA in half precision, else SDPA on blocks or documents."""
-    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+    if _varlen_attention_runs(query, dropout):
         window = (-1, -1) if half_window is None else (half_window, half_window)
         cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
         return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=window), None

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     max_documents: int = setting(0, "use only so many documents of text; 0 uses all", least=0)
     steps_1k: int = setting(0, "updates of stage one; 0 takes the preset's", least=0)
     steps_8k: int = setting(0, "updates of stage two; 0 takes the preset's", least=0)
-    held_out: int = setting(80, "held-out documents scored for pseudo-perplexity, of each script", least=2)
+    held_out: int = setting(60, "held-out documents scored for pseudo-perplexity, of each script", least=2)
     sentiment_train: int = setting(3000, "reviews to fine-tune on; as many again are kept to score, up to 1,000", least=10)
     sentiment_epochs: int = setting(2, "passes over them", least=1)
     seed: int = setting(0, "of splits, weights, order and masks", least=0)
