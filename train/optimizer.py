@@ -19,7 +19,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """`adamw` (https://arxiv.org/abs/1711.05101) or `stable_adamw` (https://arxiv.org/abs/2304.13013)."""
     groups = parameter_groups(model, weight_decay)
+    on_cuda = next(model.parameters()).is_cuda
     if name == "stable_adamw":
-        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps)
-    fused = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+        # By itself optimi takes its Triton kernels wherever Triton is installed, on a machine without a GPU too.
+        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps, triton=None if on_cuda else False)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=on_cuda)
