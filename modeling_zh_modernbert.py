@@ -234,11 +234,13 @@ def _block_local_attention(query, key, value, layout, half_window, dropout):
 def _per_document_attention(query, key, value, layout, dropout):
     """Attention within each whole document; neighbouring documents of one length share a call."""
     runs = [(length, len(list(run))) for length, run in groupby(layout.lengths) if length]
-    # One split, not a slice a document: the gradient of a slice is a tensor of zeros as large as the whole.
-    parts = zip(*(states.split([length * run for length, run in runs]) for states in (query, key, value)), strict=True)
+    # Each head's tokens side by side make a long document up to a fifth faster. One split, not a slice a document: the
+    # gradient of a slice is a tensor of zeros as large as the whole.
+    states = (states.transpose(0, 1).contiguous() for states in (query, key, value))  # (A, N, C)
+    parts = zip(*(states.split([length * run for length, run in runs], dim=1) for states in states), strict=True)
     outputs = []
     for (length, run), states in zip(runs, parts, strict=True):
-        states = (part.unflatten(0, (run, length)).transpose(1, 2) for part in states)
+        states = (part.unflatten(1, (run, length)).transpose(0, 1) for part in states)
         outputs.append(F.scaled_dot_product_attention(*states, dropout_p=dropout).transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 
@@ -337,9 +339,12 @@ def rotary_frequencies(config: ZhModernBertConfig, layer_type: str, device) -> t
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns `(N, 2, A, C)` queries and keys by the float32 `cos`, `sin` `(N, 1, 1, C / 2)` of their positions."""
-    first, second = states.float().chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(states.dtype)
+    """Turns `(N, 2, A, C)` queries and keys by the float32 `cos`, `sin` `(N, 1, 1, C)` of their positions.
+
+    Dimension i turns with dimension i + C / 2; the first half of `sin` carries the minus sign.
+    """
+    turned = states.float()
+    return torch.addcmul(turned * cos, turned.roll(states.shape[-1] // 2, -1), sin).to(states.dtype)
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------
@@ -609,12 +614,13 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
         )
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
-        """Per layer type, float32 cos and sin `(N, 1, 1, C / 2)` of the positions `(N,)`."""
+        """Per layer type, float32 cos and signed sin `(N, 1, 1, C)` of the positions `(N,)`, for `apply_rotary`."""
         rotary = {}
         for layer_type in set(self.config.layer_types):
             inv_freq, factor = rotary_frequencies(self.config, layer_type, position_ids.device)
             angles = (position_ids.float()[:, None] * inv_freq)[:, None, None]
-            rotary[layer_type] = (angles.cos() * factor, angles.sin() * factor)
+            cos, sin = angles.cos() * factor, angles.sin() * factor
+            rotary[layer_type] = (torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
         return rotary
 
 
