@@ -577,7 +577,8 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
                 names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another.
             output_attentions: with `attn_implementation="eager"` only; one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed
                 documents, L the longest.
-            layout: what `get_layout` returned, for heads that unpadded already; all inputs and outputs are then `(N, ...)`.
+            layout: what `get_layout` returned, for heads that unpadded already; the inputs and `last_hidden_state` are then
+                `(N, ...)`.
 
         Raises:
             ValueError: see `get_layout`; or attention weights are asked of a backend that has none.
@@ -589,26 +590,29 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
                 f"attn_implementation={self.config._attn_implementation!r} keeps no attention weights; "
                 "load the model with attn_implementation='eager' for output_attentions"
             )
-        restore = (lambda states: states) if layout is not None else None
-        if layout is None:
+        unpadded = layout is not None
+        if not unpadded:
             layout = self.get_layout(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen, **kwargs)
             input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
-            restore = layout.pad
+
+        all_hidden_states, all_attentions = [], []
+
+        def record(hidden_states):
+            """Keeps them as the caller will see them, and goes on from there: so gradients reach what the caller sees."""
+            if not output_hidden_states:
+                return hidden_states
+            all_hidden_states.append(layout.pad(hidden_states))
+            return layout.unpad(all_hidden_states[-1])
 
         hidden_states = self.embeddings(input_ids, inputs_embeds)  # (N, H)
         rotary = self._rotary(layout.position_ids if position_ids is None else position_ids)
-        all_hidden_states, all_attentions = [restore(hidden_states)] if output_hidden_states else [], []
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
-            hidden_states, weights = layer(hidden_states, rotary[layer_type], layout)
-            if output_hidden_states:
-                all_hidden_states.append(restore(hidden_states))
+            hidden_states, weights = layer(record(hidden_states), rotary[layer_type], layout)
             if output_attentions:
                 all_attentions.append(weights)
-        hidden_states = restore(self.final_norm(hidden_states))
-        if output_hidden_states:
-            all_hidden_states[-1] = hidden_states
+        hidden_states = record(self.final_norm(hidden_states))
         return BaseModelOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=hidden_states if unpadded else layout.pad(hidden_states),
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
@@ -668,10 +672,7 @@ class _HeadModel(ZhModernBertPreTrainedModel):
         layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
         input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
         recorded = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        outputs = self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, return_dict=True, **recorded)
-        if outputs.hidden_states is not None:
-            outputs.hidden_states = tuple(layout.pad(states) for states in outputs.hidden_states)
-        return outputs, layout
+        return self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, return_dict=True, **recorded), layout
 
     def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""

@@ -759,6 +759,15 @@ def test_hidden_states(how):
     assert len(model(**batch).hidden_states) == 5
 
 
+@pytest.mark.parametrize("how", ["left", "packed"])
+def test_hidden_states_have_gradients(how):
+    model, batch = build(), arrange(make_documents((9, 30)), how)
+    for module in (model.model, model):
+        outputs = module(**batch, output_hidden_states=True)
+        for gradient in torch.autograd.grad(outputs[0].square().sum(), outputs.hidden_states):
+            assert gradient.abs().max() > 0
+
+
 @pytest.mark.parametrize("how", ["right", "left", "packed"])
 def test_attention_weights(how):
     lengths = (9, 30, 17)
