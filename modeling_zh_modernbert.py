@@ -69,24 +69,35 @@ def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, wid
 class SequenceLayout:
     """Where the N real tokens of a batch lie, and which of them form a document.
 
+    An exported program (`torch.export`, ONNX) has one shape for every mask. There N is all B * T positions, pads sorted to the
+    end as a document of their own, number D, which nothing else sees and `pad` overwrites; `lengths` is empty.
+
     Args:
         cu_seqlens: `(D + 1,)` int32; document d is tokens cu_seqlens[d] to cu_seqlens[d + 1] of the N, possibly none.
-        lengths: the same as D Python integers, so that no later step waits for the device.
+        document_ids, position_ids: `(N,)`: the document of each token, and its position in it, from 0.
+        lengths: cu_seqlens as D Python integers, so that no later step waits for the device.
+        max_seqlen: the longest of them.
         rows, width: the grid of documents, one a row: the input's own (B, T), or (D, longest) for packed input.
         indices: `(N,)` flat position of each token in that grid; None where the grid is full.
         packed: whether the input was `(1, N)`.
+        exported: whether this is the layout of an exported program.
     """
 
     cu_seqlens: torch.Tensor
+    document_ids: torch.Tensor
+    position_ids: torch.Tensor
     lengths: tuple[int, ...]
+    max_seqlen: int
     rows: int
     width: int
     indices: torch.Tensor | None
-    packed: bool
+    packed: bool = False
+    exported: bool = False
 
     @classmethod
     def from_padded(cls, attention_mask: torch.Tensor | None, rows: int, width: int, device) -> "SequenceLayout":
         """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens; left, right or any padding."""
+        exported, lengths = torch.compiler.is_compiling(), ()
         if attention_mask is not None:
             if attention_mask.shape != (rows, width):
                 raise ValueError(
@@ -94,13 +105,25 @@ class SequenceLayout:
                     "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
                 )
             mask = attention_mask.to(device=device, dtype=torch.bool)
-            lengths = tuple(mask.sum(1).tolist())
-        if attention_mask is None or min(lengths, default=width) == width:
+            if not exported:
+                lengths = tuple(mask.sum(1).tolist())
+        if attention_mask is None or (lengths and min(lengths) == width):
+            token = torch.arange(rows * width, device=device)
             cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
-            return cls(cu_seqlens, (width,) * rows, rows, width, None, packed=False)
-        indices = mask.flatten().nonzero().flatten()
+            lengths = () if exported else (width,) * rows
+            return cls(cu_seqlens, token // width, token % width, lengths, width, rows, width, None, exported=exported)
         cu_seqlens = F.pad(mask.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
-        return cls(cu_seqlens, lengths, rows, width, indices, packed=False)
+        real = mask.flatten()
+        if exported:
+            token = torch.arange(rows * width, device=device)
+            indices = torch.where(real, token, token + rows * width).argsort()  # ONNX knows no stable sort
+            document_ids = (indices // width).masked_fill(~real[indices], rows)
+        else:
+            indices = real.nonzero().flatten()
+            document_ids = indices // width
+        position_ids = (mask.cumsum(1) - 1).flatten()[indices]
+        longest = width if exported else max(lengths)
+        return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, exported=exported)
 
     @classmethod
     def from_packed(cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None) -> "SequenceLayout":
@@ -116,33 +139,15 @@ class SequenceLayout:
         if max_seqlen is not None and int(max_seqlen) < longest:
             raise ValueError(f"max_seqlen is {int(max_seqlen)}, but cu_seqlens holds a document of {longest} tokens")
         cu_seqlens = cu_seqlens.to(torch.int32)
-        if min(lengths) == longest:
-            indices = None
-        else:
-            token = torch.arange(num_tokens, device=cu_seqlens.device)
-            document = torch.searchsorted(cu_seqlens[1:], token, right=True)
-            indices = document * longest + token - cu_seqlens[document]
-        return cls(cu_seqlens, lengths, len(lengths), longest, indices, packed=True)
+        token = torch.arange(num_tokens, device=cu_seqlens.device)
+        document_ids = torch.searchsorted(cu_seqlens[1:], token, right=True)
+        position_ids = token - cu_seqlens[document_ids]
+        indices = None if min(lengths) == longest else document_ids * longest + position_ids
+        return cls(cu_seqlens, document_ids, position_ids, lengths, longest, len(lengths), longest, indices, packed=True)
 
     @property
     def num_tokens(self) -> int:
-        return sum(self.lengths)
-
-    @property
-    def max_seqlen(self) -> int:
-        return max(self.lengths, default=0)
-
-    @cached_property
-    def document_ids(self) -> torch.Tensor:
-        """`(N,)`: the document of each token."""
-        lengths = self.cu_seqlens.diff()
-        documents = torch.arange(len(self.lengths), device=lengths.device)
-        return documents.repeat_interleave(lengths, output_size=self.num_tokens)
-
-    @cached_property
-    def position_ids(self) -> torch.Tensor:
-        """`(N,)`: the position of each token in its document, from 0."""
-        return torch.arange(self.num_tokens, device=self.cu_seqlens.device) - self.cu_seqlens[self.document_ids]
+        return self.position_ids.shape[0]
 
     def unpad(self, tensor: torch.Tensor) -> torch.Tensor:
         """The caller's `(B, T, ...)` or packed `(1, N, ...)` -> `(N, ...)`."""
@@ -154,6 +159,9 @@ class SequenceLayout:
 
     def to_grid(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
         """`(N, ...)` -> `(rows, width, ...)`, a document a row."""
+        if self.exported and self.indices is not None:
+            pads = (self.document_ids == self.rows).unflatten(0, (-1, *(1,) * (tensor.ndim - 1)))
+            tensor = tensor.masked_fill(pads, value)
         return pad_input(tensor, self.indices, self.rows, self.width, value)
 
     def from_grid(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -181,23 +189,29 @@ class SequenceLayout:
             self._masks["grid", half_window] = mask[:, None]
         return self._masks["grid", half_window]
 
-    def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
-        """`(blocks, 1, QUERY_BLOCK, QUERY_BLOCK + 2 * half_window)`: 0 where the query may see the key, else -inf.
+    def blocks(self, half_window: int) -> tuple[int, int, int]:
+        """How the N queries are cut for window attention: number of blocks, their size, and the keys around each."""
+        if self.exported:  # never fewer than two, or the program would be for that few alone
+            return self.num_tokens // QUERY_BLOCK + 2, QUERY_BLOCK, half_window
+        if self.num_tokens <= QUERY_BLOCK + 2 * half_window:
+            return 1, self.num_tokens, 0  # one block has all keys
+        return -(-self.num_tokens // QUERY_BLOCK), QUERY_BLOCK, half_window
 
-        Key k of block b is token `b * QUERY_BLOCK - half_window + k`. Queries past the last token see everything.
+    def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
+        """`(blocks, 1, size, size + 2 * reach)`: 0 where the query may see the key, else -inf, for `blocks(half_window)`.
+
+        Key k of block b is token `b * size - reach + k`. Queries past the last token see everything.
         """
         if ("block", half_window, dtype) not in self._masks:
-            num_tokens, device = self.num_tokens, self.cu_seqlens.device
-            _, pad_keys = _block_padding(num_tokens, half_window)
-            document = F.pad(self.document_ids, pad_keys, value=-1)
-            keys = document.unfold(0, QUERY_BLOCK + 2 * half_window, QUERY_BLOCK)  # (blocks, keys)
-            queries = keys[:, half_window : half_window + QUERY_BLOCK]
-            offset = torch.arange(QUERY_BLOCK, device=device)[:, None] - (
-                torch.arange(QUERY_BLOCK + 2 * half_window, device=device) - half_window
-            )
+            blocks, size, reach = self.blocks(half_window)
+            document = F.pad(self.document_ids, (reach, blocks * size - self.num_tokens + reach), value=-1)
+            keys = document.unfold(0, size + 2 * reach, size)  # (blocks, size + 2 * reach)
+            queries = keys[:, reach : reach + size]
+            token = torch.arange(-reach, size + reach, device=document.device)
+            offset = token[reach : reach + size, None] - token
             visible = (queries[:, :, None] == keys[:, None, :]) & (offset.abs() <= half_window)
             visible |= (queries == -1)[:, :, None]
-            mask = torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -math.inf)
+            mask = torch.zeros(visible.shape, dtype=dtype, device=document.device).masked_fill_(~visible, -math.inf)
             self._masks["block", half_window, dtype] = mask[:, None]
         return self._masks["block", half_window, dtype]
 
@@ -207,23 +221,17 @@ class SequenceLayout:
 # dropout, and the module that asks; each returns (N, A, C) and the weights, which only `eager` has.
 
 
-def _block_padding(num_tokens: int, half_window: int) -> tuple[int, tuple[int, int]]:
-    """Blocks of queries, and the keys to add before and after."""
-    blocks = -(-num_tokens // QUERY_BLOCK)
-    return blocks, (half_window, blocks * QUERY_BLOCK - num_tokens + half_window)
-
-
 def _block_local_attention(query, key, value, layout, half_window, dropout):
     """Window attention without an N x N anything: each block of queries sees the keys within reach of the block.
 
     The blocks of keys overlap; they are views of one padded tensor, so nothing is copied per block.
     """
     num_tokens = query.shape[0]
-    blocks, pad_keys = _block_padding(num_tokens, half_window)
-    query = F.pad(query, (0, 0, 0, 0, 0, blocks * QUERY_BLOCK - num_tokens))
-    query = query.unflatten(0, (blocks, QUERY_BLOCK)).transpose(1, 2)  # (blocks, A, QUERY_BLOCK, C)
-    key, value = (  # (blocks, A, QUERY_BLOCK + 2 * half_window, C)
-        F.pad(states, (0, 0, 0, 0, *pad_keys)).unfold(0, QUERY_BLOCK + 2 * half_window, QUERY_BLOCK).transpose(2, 3)
+    blocks, size, reach = layout.blocks(half_window)
+    past = blocks * size - num_tokens
+    query = F.pad(query, (0, 0, 0, 0, 0, past)).unflatten(0, (blocks, size)).transpose(1, 2)  # (blocks, A, size, C)
+    key, value = (  # (blocks, A, size + 2 * reach, C)
+        F.pad(states, (0, 0, 0, 0, reach, past + reach)).unfold(0, size + 2 * reach, size).transpose(2, 3)
         for states in (key, value)
     )
     mask = layout.block_mask(half_window, query.dtype)
@@ -257,13 +265,27 @@ def sdpa_attention(module, query, key, value, layout, half_window, dropout):
         window = (-1, -1) if half_window is None else (half_window, half_window)
         cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
         return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=window), None
+    if not layout.exported:
+        return _attention_by_lengths(module, query, key, value, layout, half_window, dropout), None
+    if half_window is None:
+        return grid_attention(_padded_sdpa, module, query, key, value, layout, half_window, dropout)
+    return _block_local_attention(query, key, value, layout, half_window, dropout), None
+
+
+@torch.compiler.disable  # which calls are made depends on every length; a compiled graph would be for one batch alone
+def _attention_by_lengths(module, query, key, value, layout, half_window, dropout):
     # Where no document reaches past the window, window and whole document are one, and the fewer calls are the faster.
-    reach = (module.half_window or 0) + 1
-    if layout.max_seqlen <= reach:
+    if layout.max_seqlen <= module.half_window + 1:
         half_window = layout.max_seqlen - 1 if len(set(layout.lengths)) > 1 else None
     if half_window is None:
-        return _per_document_attention(query, key, value, layout, dropout), None
-    return _block_local_attention(query, key, value, layout, half_window, dropout), None
+        return _per_document_attention(query, key, value, layout, dropout)
+    return _block_local_attention(query, key, value, layout, half_window, dropout)
+
+
+def _padded_sdpa(module, query, key, value, attention_mask, scaling, dropout):
+    """SDPA in AttentionInterface's shapes."""
+    output = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout_p=dropout, scale=scaling)
+    return output.transpose(1, 2), None
 
 
 def flash_attention(module, query, key, value, layout, half_window, dropout):
@@ -493,6 +515,7 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
         if parameter is not None and not getattr(parameter, "_is_hf_initialized", False):
             nn.init.constant_(parameter, value)
 
+    @torch.compiler.disable  # shapes depend on the mask from here on
     def get_layout(
         self,
         input_ids=None,
@@ -519,6 +542,8 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             )
         rows, width = inputs.shape[:2]
         cu_seqlens = cu_seq_lens_q if cu_seqlens is None else cu_seqlens
+        if cu_seqlens is not None and torch.compiler.is_compiling():
+            raise ValueError("packed input (cu_seqlens) cannot be exported; export with input_ids and attention_mask")
         if cu_seqlens is None:
             layout = SequenceLayout.from_padded(attention_mask, rows, width, inputs.device)
         elif rows != 1:
@@ -678,12 +703,12 @@ class _HeadModel(ZhModernBertPreTrainedModel):
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
         lengths = layout.cu_seqlens.diff().unsqueeze(1)
         if self.config.classifier_pooling == "mean":
-            total = hidden_states.new_zeros(len(layout.lengths), hidden_states.shape[1], dtype=torch.float32)
-            total = total.index_add(0, layout.document_ids, hidden_states.float())
+            # One more row, for the pads of an exported program.
+            total = hidden_states.new_zeros(lengths.shape[0] + 1, hidden_states.shape[1], dtype=torch.float32)
+            total = total.index_add(0, layout.document_ids, hidden_states.float())[:-1]
             return (total / lengths.clamp(min=1)).to(hidden_states.dtype)
-        if min(layout.lengths) > 0:
-            return hidden_states[layout.cu_seqlens[:-1]]
-        first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1]]
+        # One more token, where a document without any at the end of all would start.
+        first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1].long()]
         return first * (lengths > 0)
 
 
