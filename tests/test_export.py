@@ -1,0 +1,185 @@
+"""torch.compile, torch.export and ONNX: one graph for every batch, and the numbers of the model itself."""
+
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
+
+from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+
+ROWS, TOKENS = torch.export.Dim("rows", max=64), torch.export.Dim("tokens", max=1024)
+# Lengths and width of a batch: on both sides of a block of queries and of the window; a row of pads; one row, one token.
+BATCHES = [((100, 37, 5), 100), ((7, 300, 64, 65), 300), ((0, 9), 20), ((129,), 129), ((1,), 1), ((3, 63), 64)]
+
+
+def build(head, **changes):
+    """A tiny model with weights large enough to show."""
+    torch.manual_seed(0)
+    shape = {
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "local_attention": 16,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 1024,
+    }
+    return getattr(modeling, f"ZhModernBert{head}")(ZhModernBertConfig(**shape | changes)).eval()
+
+
+def make_batch(lengths, width, side="right", choices=False):
+    """Random ids, also at pads, and the mask of real tokens; with `choices` two of each row."""
+    position = torch.arange(width).expand(len(lengths), width)
+    mask = position < torch.tensor(lengths)[:, None]
+    if side == "left":
+        mask = mask.flip(1)
+    elif side == "holes":
+        mask &= position % 3 != 1
+    batch = {"input_ids": torch.randint(8, 96, mask.shape), "attention_mask": mask.long()}
+    return {name: tensor[:, None].repeat(1, 2, 1) if choices else tensor for name, tensor in batch.items()}
+
+
+def assert_same(actual, expected):
+    for mine, theirs in zip(tree_leaves(actual), tree_leaves(expected), strict=True):
+        torch.testing.assert_close(torch.as_tensor(mine), theirs, rtol=1e-5, atol=2e-5)
+
+
+def run(model, batch):
+    with torch.no_grad():
+        return model(**batch).to_tuple()
+
+
+HEADS = [
+    ("Model", {}),
+    ("ForMaskedLM", {"norm_type": "layernorm", "norm_bias": True}),
+    ("ForSequenceClassification", {}),
+    ("ForSequenceClassification", {"classifier_pooling": "mean"}),
+    ("ForTokenClassification", {}),
+    ("ForQuestionAnswering", {}),
+    ("ForMultipleChoice", {}),
+]
+
+
+@pytest.mark.parametrize("side", ["right", "left", "holes"])
+@pytest.mark.parametrize(("head", "changes"), HEADS, ids=str)
+def test_an_exported_program_fits_every_batch(head, changes, side):
+    model, choices = build(head, **changes), head == "ForMultipleChoice"
+    example = make_batch((50, 37, 5), 50, choices=choices)
+    shapes = {name: {0: ROWS, tensor.ndim - 1: TOKENS} for name, tensor in example.items()}
+    program = torch.export.export(model, (), example, dynamic_shapes=shapes).module()
+    for lengths, width in BATCHES:
+        batch = make_batch(lengths, width, side, choices)
+        assert_same(program(**batch), run(model, batch))
+
+
+def test_an_exported_program_without_mask():
+    model = build("Model")
+    program = torch.export.export(
+        model, (torch.ones(3, 50, dtype=torch.long),), dynamic_shapes=({0: ROWS, 1: TOKENS},)
+    ).module()
+    for lengths, width in BATCHES:
+        ids = make_batch(lengths, width)["input_ids"]
+        assert_same(program(ids), run(model, {"input_ids": ids}))
+
+
+def test_packed_rows_are_not_exported():
+    packed = {"input_ids": torch.ones(1, 9, dtype=torch.long), "cu_seqlens": torch.tensor([0, 4, 9], dtype=torch.int32)}
+    with pytest.raises(ValueError, match="cannot be exported"):
+        torch.export.export(build("Model"), (), packed)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+@pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"])
+def test_onnxruntime_gives_equal_outputs(head, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, example = build(head), make_batch((50, 37, 5), 50)
+    shapes = {name: {0: ROWS, 1: TOKENS} for name in example}
+    program = torch.onnx.export(model, (), kwargs=example, dynamic_shapes=shapes, dynamo=True, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for side in ("right", "left"):
+        for lengths, width in BATCHES:
+            batch = make_batch(lengths, width, side)
+            found = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})
+            assert_same(found, run(model, batch))
+
+
+# --- torch.compile ----------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("zh_modernbert_test::varlen", mutates_args=())
+def varlen(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu: torch.Tensor, longest: int, window: int
+) -> torch.Tensor:
+    """Stands in for FlashAttention's kernel, which is an operator of its own too, and runs on CUDA only."""
+    token = torch.arange(len(query))
+    document = torch.bucketize(token, cu[1:], right=True)
+    visible = document[:, None] == document
+    if window >= 0:
+        visible &= (token[:, None] - token).abs() <= window
+    states = (states.transpose(0, 1) for states in (query, key, value))
+    return F.scaled_dot_product_attention(*states, attn_mask=visible).transpose(0, 1).contiguous()
+
+
+@varlen.register_fake
+def _(query, key, value, cu, longest, window):
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """A backend for torch.compile that keeps the graphs it is given, and a varlen kernel that runs here."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def call(query, key, value, cu_q, cu_k, max_q, max_k, window_size):
+        return torch.ops.zh_modernbert_test.varlen(query, key, value, cu_q, max_q, window_size[0])
+
+    monkeypatch.setattr(modeling, "_varlen_attention_runs", lambda query, dropout: True)
+    monkeypatch.setattr(modeling, "varlen_attn", call)
+    torch._dynamo.reset()
+    yield graphs, keep
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForSequenceClassification"])
+def test_compiled_layers_are_one_graph_for_ragged_batches(head, graphs):
+    graphs, keep = graphs
+    model = build(head)
+    compiled = torch.compile(model, backend=keep)
+    batches = [
+        make_batch(lengths, max(lengths)) for lengths in ((100, 37, 5), (7, 30, 64, 65), (9, 8), (80, 70, 60, 50, 40), (31, 90))
+    ]
+    for number, batch in enumerate(batches):
+        assert_same(run(compiled, batch), run(model, batch))
+        if number == 2:
+            seen = len(graphs)  # by now every size that varies has varied, and is left open
+    assert len(graphs) == seen
+    kernels = [sum("varlen" in str(node.target) for node in graph.graph.nodes) for graph in graphs]
+    assert set(kernels) - {0} == {4}, "all layers are in one graph"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
+def test_compiled_on_cpu():
+    torch._dynamo.reset()
+    model = build("ForMaskedLM", num_hidden_layers=2).train()
+    compiled = torch.compile(model)
+    for lengths in ((100, 37, 5), (7, 30, 64, 65), (9, 300), (8, 9, 3)):
+        batch = make_batch(lengths, max(lengths))
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        found = []
+        for version in (compiled, model):
+            model.zero_grad()
+            loss = version(**batch, labels=labels).loss
+            loss.backward()
+            found.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+        assert_same(*found)
+    torch._dynamo.reset()
