@@ -1,6 +1,7 @@
 """The one grammar of every script here: `NAME.py [PRESET.yaml] [--field value ...]`.
 
-A script has one dataclass of settings, the only home of its defaults. A preset holds a named run: a mapping of fields, or one
+A script has one dataclass of settings, the only home of its defaults. Where that has positional fields, they stand in the
+preset's place: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset holds a named run: a mapping of fields, or one
 such mapping under the name of each script that shares the file. Flags beat the preset. An unknown key is an error that names
 the nearest known one. The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or
 input end with one line on stderr and exit status 2.
@@ -23,13 +24,14 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def setting(default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None):
+def setting(default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False):
     """A documented field of a settings dataclass; without `default` it has to be given.
 
     Args:
         choices: the values it may have. least, most: bounds of a number, or of each number of a list.
+        positional: may be given without its flag, in the order of the fields; the script then takes no preset.
     """
-    metadata = {"help": help, "choices": choices, "least": least, "most": most}
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "positional": positional}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -116,7 +118,8 @@ def build(settings_class: type, values: dict, where: str):
     for name, field in fields.items():
         missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if missing and name not in converted:
-            raise InputError(f"{where}: {name} is missing; give --{name} or put it in the preset")
+            elsewhere = "" if field.metadata.get("positional") else " or put it in the preset"
+            raise InputError(f"{where}: {name} is missing; give --{name}{elsewhere}")
     return settings_class(**converted)
 
 
@@ -177,22 +180,36 @@ def preset_values(path: str, script: str) -> dict:
     return values
 
 
+def positional_fields(settings_class: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(settings_class) if field.metadata.get("positional")]
+
+
+def form(settings_class: type) -> str:
+    """What may follow the script's name."""
+    return f"{' '.join(map(str.upper, positional_fields(settings_class))) or '[PRESET.yaml]'} [--field value ...]"
+
+
 def parse(settings_class: type, arguments: list[str], script: str):
-    """Settings from `[PRESET.yaml] [--field value ...]`.
+    """Settings from `[PRESET.yaml] [--field value ...]`, or with the positional fields in the preset's place.
 
     Raises:
         InputError: see the module's docstring.
     """
     arguments = list(arguments)
     values, where = {}, script
-    if arguments and not arguments[0].startswith("--"):
+    hints, given = typing.get_type_hints(settings_class), set()
+    positional = positional_fields(settings_class)
+    if not positional and arguments and not arguments[0].startswith("--"):
         where = arguments.pop(0)
         values = dict(preset_values(where, script))
-    hints, given = typing.get_type_hints(settings_class), set()
+    for name in positional:
+        if arguments and not arguments[0].startswith("--"):
+            values[name] = flag_value(arguments.pop(0), hints[name], f"{script}: {name}")
+            given.add(name)
     while arguments:
         flag = arguments.pop(0)
         if not flag.startswith("--"):
-            raise InputError(f"{script}: unexpected argument {flag!r}; the form is [PRESET.yaml] [--field value ...]")
+            raise InputError(f"{script}: unexpected argument {flag!r}; the form is {form(settings_class)}")
         name, has_value, inline = flag[2:].partition("=")
         texts = [inline] if has_value else []
         while not has_value and arguments and not arguments[0].startswith("--"):
@@ -222,7 +239,7 @@ def flag_value(text: str, kind, where: str):
 
 
 def usage(settings_class: type, script: str, description: str) -> str:
-    lines = [description.strip(), "", f"usage: {script}.py [PRESET.yaml] [--field value ...]", ""]
+    lines = [description.strip(), "", f"usage: {script}.py {form(settings_class)}", ""]
     for field in dataclasses.fields(settings_class):
         kind = field.type.__name__ if isinstance(field.type, type) and not typing.get_args(field.type) else str(field.type)
         if field.default_factory is not dataclasses.MISSING:
