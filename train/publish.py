@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from zh_modernbert import configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP
@@ -93,6 +94,14 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
     )
 
 
+def write_model(folder: Path, model: PreTrainedModel) -> None:
+    """Weights, config and code: all of a published folder but tokenizer and card."""
+    model.config.auto_map = dict(AUTO_MAP)
+    model.save_pretrained(folder)
+    for path in ROOT_FILES:
+        shutil.copyfile(path, folder / path.name)
+
+
 def main(settings: Settings) -> dict:
     source = require_folder(settings.model_dir, "config.json")
     if read_json(source / "config.json").get("model_type") != "zh_modernbert":
@@ -108,14 +117,11 @@ def main(settings: Settings) -> dict:
         raise InputError(f"{source}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
-    model.config.auto_map = dict(AUTO_MAP)
     tokenizer.model_max_length = model.config.max_position_embeddings
     card = model_card(settings, model)
     with replacing(output_dir) as folder:
-        model.save_pretrained(folder)
+        write_model(folder, model)
         tokenizer.save_pretrained(folder)
-        for path in ROOT_FILES:
-            shutil.copyfile(path, folder / path.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return {"parameters": model.num_parameters(), "vocab_size": model.config.vocab_size, "output_dir": settings.output_dir}
 
