@@ -1,0 +1,295 @@
+"""A stock ModernBERT checkpoint -> a published folder of this model, which gives the same numbers.
+
+Reads any folder or Hub id that transformers' own ModernBERT loads: the bare model or one of its five heads, with a config as
+transformers 4 or 5 writes it. The weights keep their names and their dtype, the tokenizer its files. What was written is loaded
+again and compared with transformers' class on random tokens, in fp32; if anything differs by more than 1e-5 of the largest
+entry, nothing is left behind.
+
+    python train/convert.py answerdotai/ModernBERT-base runs/modernbert-base
+"""
+
+import inspect
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, ModernBertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.activations import ACT2FN
+
+from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.files import read_json, replacing, require_file, write_json
+from zh_modernbert.train.publish import write_model
+
+TOLERANCE = 1e-5
+
+# transformers' name of each architecture -> our class
+ARCHITECTURES = {
+    reference.partition(".Zh")[2]: getattr(modeling, reference.partition(".")[2])
+    for auto_class, reference in AUTO_MAP.items()
+    if auto_class != "AutoConfig"
+}
+
+# Every field that a config may have. The first are taken as transformers' class resolves them, the second as they stand in
+# the file; the third are the spellings of RoPE, read below; the last say nothing about the model's numbers.
+SHARED = {"bos_token_id", "eos_token_id", *inspect.signature(ZhModernBertConfig).parameters} - {
+    *("kwargs", "norm_type", "embedding_initializer_range", "global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
+    *("global_rope_theta", "local_rope_theta", "rope_scaling"),
+}
+CARRIED = {
+    *("global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
+    *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "sentence_transformers"),
+    *("output_hidden_states", "output_attentions", "return_dict", "chunk_size_feed_forward", "is_encoder_decoder"),
+}
+ROPE = {"rope_parameters", "rope_scaling", "global_rope_theta", "local_rope_theta"}
+IRRELEVANT = {
+    *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "tokenizer_class", "_name_or_path"),
+    *("gradient_checkpointing", "reference_compile", "repad_logits_with_grad", "_attn_implementation_autoset"),
+    *("layer_norm_eps", "position_embedding_type"),  # written by some, read by no ModernBERT: that reads norm_eps, and has RoPE
+}
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SAMPLE = "今天天氣很好。The 2 Quick-brown foxes…  ２０２４年，\n\t臺灣／台湾 😀 naïve [MASK] <mask> 鿿𠮷"
+
+
+@dataclass
+class Settings(BaseSettings):
+    source: str = setting(help="folder or Hub id of a stock ModernBERT", positional=True)
+    output_dir: str = setting(help="folder to write; must not exist", positional=True)
+
+
+def find_source(source: str) -> Path:
+    """The folder of that name, or that of the Hub's model, fetched where it is not yet here."""
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", "model*.safetensors*", *TOKENIZER_FILES]))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
+    """The name of transformers' class for the model, and its config as ours.
+
+    Raises:
+        InputError: this is no ModernBERT, or a field says what this model cannot do or what nobody knows, naming it.
+    """
+    written = read_json(path)
+
+    def require(condition, name, value, what):
+        if not condition:
+            raise InputError(f"{path}: {name} is {value!r}; {what}")
+
+    kind = written.get("model_type")
+    require(kind == "modernbert", "model_type", kind, "only stock ModernBERT ('modernbert') can be converted")
+    names = written.get("architectures")
+    require(
+        isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES,
+        *("architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}"),
+    )
+    for name, value in written.items():
+        known = name in SHARED | CARRIED | ROPE | IRRELEVANT
+        require(known, name, value, "no field of stock ModernBERT; take it out if the model does not depend on it")
+    layer_types = written.get("layer_types") or []
+    known = isinstance(layer_types, list) and all(layer_type in LAYER_TYPES for layer_type in layer_types)
+    require(known, "layer_types", layer_types, f"each must be one of {', '.join(LAYER_TYPES)}")
+    try:
+        stock = ModernBertConfig.from_dict(written)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(f"{path}: not a config that transformers reads: {one_line(error)}") from error
+    for name in ("hidden_activation", "classifier_activation"):
+        value = getattr(stock, name)
+        require(value in ACT2FN, name, value, "transformers has no such activation")
+
+    full, sliding = (
+        {key: value for key, value in stock.rope_parameters[layer_type].items() if value is not None}
+        for layer_type in ("full_attention", "sliding_attention")
+    )
+    thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
+    for name, theta in thetas.items():
+        require(isinstance(theta, (int, float)), name, theta, "it must be a number")
+        require(written.get(name, theta) == theta, name, written.get(name), f"but rope_parameters has {theta}")
+    plain = {"rope_type": "default"}
+    require(sliding == plain, "rope_parameters.sliding_attention", sliding, "layers with a window have plain RoPE here")
+    for name, value in (("return_dict", True), ("output_attentions", False)):
+        require(written.get(name, value) == value, name, written.get(name), f"only {value} can be the default here")
+    try:
+        return names[0], ZhModernBertConfig(
+            **{name: getattr(stock, name) for name in SHARED},
+            **{"mask_token_id": None, "unk_token_id": None} | {name: written[name] for name in CARRIED & written.keys()},
+            **thetas,
+            rope_scaling=None if full == plain else full,
+            norm_type="layernorm",
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: {one_line(error)}") from error
+
+
+def read_weights(folder: Path, architecture: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint, whole or in shards, all of one dtype."""
+    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
+    if not (folder / names[0]).is_file():
+        if not index.is_file():
+            raise InputError(
+                f"{folder}: no model.safetensors; where the weights are pickled (pytorch_model.bin), load them with "
+                f"transformers.{architecture}.from_pretrained, and save_pretrained writes them so"
+            )
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise InputError(f"{index}: no weight_map in it")
+        names = sorted(set(map(str, weight_map.values())))
+    tensors = {}
+    for name in names:
+        try:
+            tensors |= load_file(require_file(folder / name))
+        except SafetensorError as error:
+            raise InputError(f"{folder / name}: damaged: {one_line(error)}") from error
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
+        raise InputError(
+            f"{folder}: the weights are of {', '.join(sorted(map(str, dtypes)))}; "
+            "save them in one of float32, float16 and bfloat16"
+        )
+    return tensors
+
+
+def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> PreTrainedModel:
+    """Our model with the checkpoint's weights, in their dtype.
+
+    Raises:
+        InputError: a tensor is missing, has another shape, or has no place in the model, naming it.
+    """
+    tensors = read_weights(folder, architecture)
+    with torch.device("meta"):
+        model = ARCHITECTURES[architecture](config)
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings and expected.pop("decoder.weight", None):
+        embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
+        decoder = tensors.pop("decoder.weight", embeddings)
+        if embeddings is not None and not torch.equal(decoder, embeddings):
+            # transformers 4 would tie them all the same, transformers 5 would not.
+            raise InputError(f"{folder}: decoder.weight is not the embeddings, but tie_word_embeddings is True")
+    for name in sorted(expected.keys() | tensors.keys()):
+        found = list(tensors[name].shape) if name in tensors else "missing"
+        if found != expected.get(name):
+            raise InputError(f"{folder}: tensor {name} is {found}; {architecture} has {expected.get(name, 'no such tensor')}")
+    model.load_state_dict(tensors, strict=False, assign=True)
+    model.tie_weights()
+    return model
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """The tokenizer's files as they are, but for what keeps some version of transformers from reading them.
+
+    Raises:
+        InputError: the tokenizer needs code of its own, cannot be loaded, or would give other ids.
+    """
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    path = source / "tokenizer_config.json"
+    config = read_json(path) if path.is_file() else {}
+    if "auto_map" in config:
+        raise InputError(f"{path}: auto_map is {config['auto_map']!r}; a tokenizer with code of its own is not converted")
+    try:
+        stock = AutoTokenizer.from_pretrained(source)
+        # For a stock ModernBERT transformers takes tokenizer.json as it is, whatever the class; for others it asks the class.
+        changed = {"model_input_names": stock.model_input_names} | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for them, on which 4 fails
+            changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
+        if changed != config:
+            write_json(folder / path.name, changed)
+        same = stock(SAMPLE)["input_ids"] == PreTrainedTokenizerFast.from_pretrained(folder)(SAMPLE)["input_ids"]
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise InputError(f"{source}: the tokenizer cannot be loaded: {one_line(error)}") from error
+    if not same:
+        raise InputError(f"{source}: tokenizer.json alone gives other ids than transformers' AutoTokenizer does")
+
+
+def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Side of the pads, ids and mask of four rows: longer than the window, and shorter; pads hold random tokens too."""
+    generator = torch.Generator().manual_seed(0)
+    longest = min(config.local_attention + 33, config.max_position_embeddings)
+    lengths = torch.tensor([longest, (longest + 1) // 2, min(longest, 2), 1])
+    input_ids = torch.randint(config.vocab_size, (len(lengths), longest), generator=generator)
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    yield "right", input_ids, mask
+    yield "left", input_ids, mask.flip(1)
+
+
+@torch.inference_mode()
+def compare(stock: PreTrainedModel, ours: PreTrainedModel) -> dict[str, tuple[float, float]]:
+    """The largest difference of hidden states and of logits: as it is, and as a share of the largest entry of the tensor."""
+    architecture, pooling = type(stock).__name__, ours.config.classifier_pooling
+    found = {}
+
+    def record(what, actual, expected):
+        difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
+        found.setdefault(what, []).append((difference, difference / largest if largest else difference))
+
+    for side, input_ids, mask in random_batches(ours.config):
+        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        if architecture.endswith("MultipleChoice"):
+            inputs = {name: tensor.unflatten(0, (2, -1)) for name, tensor in inputs.items()}
+        expected = stock(**inputs, output_hidden_states=True, return_dict=True)
+        # Stock ModernBERT counts left pads as positions, which turns all angles alike; ours counts as written above.
+        del inputs["position_ids"]
+        actual = ours(**inputs, output_hidden_states=True, return_dict=True)
+        real = mask.bool()
+        for pair in zip(actual.hidden_states, expected.hidden_states, strict=True):
+            record("hidden states", *(states[real] for states in pair))
+        if architecture.endswith("SequenceClassification") and pooling == "cls" and side == "left":
+            continue  # stock ModernBERT pools a pad there
+        per_token = architecture.endswith(("MaskedLM", "TokenClassification", "QuestionAnswering"))
+        for name in expected.keys() & {"logits", "start_logits", "end_logits"}:
+            record("logits", *(outputs[name][real] if per_token else outputs[name] for outputs in (actual, expected)))
+    return {what: tuple(torch.tensor(pairs).amax(0).tolist()) for what, pairs in found.items()}  # NaN, where there is one
+
+
+def main(settings: Settings) -> dict:
+    output_dir = Path(settings.output_dir).absolute()
+    if output_dir.exists():
+        raise InputError(f"{output_dir}: exists; choose another output_dir")
+    source = find_source(settings.source)
+    architecture, config = read_config(source / "config.json")
+    require_file(source / "tokenizer.json")
+    model = build_model(architecture, config, source)
+    try:
+        stock = getattr(transformers, architecture).from_pretrained(source, dtype=torch.float32)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(f"{source}: transformers cannot load it: {one_line(error)}") from error
+    with replacing(output_dir) as folder:
+        copy_tokenizer(source, folder)
+        write_model(folder, model)
+        found = compare(stock, type(model).from_pretrained(folder, dtype=torch.float32))
+        for what, (difference, share) in found.items():
+            if not share <= TOLERANCE:
+                raise InputError(
+                    f"{source}: {what} differ from those of transformers' {architecture} by {difference:.3g}, "
+                    f"{share:.3g} of the largest entry; {TOLERANCE} is allowed"
+                )
+            print(f"{what}: largest difference {difference:.3g}, {share:.3g} of the largest entry", file=sys.stderr)
+    return {
+        "architecture": architecture,
+        "num_parameters": model.num_parameters(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "max_abs_diff": max(difference for difference, _ in found.values()),
+        "max_relative_diff": max(share for _, share in found.values()),
+        "output_dir": settings.output_dir,
+    }
+
+
+if __name__ == "__main__":
+    run(main, Settings)
