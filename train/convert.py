@@ -100,7 +100,7 @@ def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
         *("architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}"),
     )
     for name, value in written.items():
-        known = name in SHARED | CARRIED | ROPE | IRRELEVANT
+        known = value is None or name in SHARED | CARRIED | ROPE | IRRELEVANT
         require(known, name, value, "no field of stock ModernBERT; take it out if the model does not depend on it")
     layer_types = written.get("layer_types") or []
     known = isinstance(layer_types, list) and all(layer_type in LAYER_TYPES for layer_type in layer_types)
@@ -120,15 +120,16 @@ def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
     thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
     for name, theta in thetas.items():
         require(isinstance(theta, (int, float)), name, theta, "it must be a number")
-        require(written.get(name, theta) == theta, name, written.get(name), f"but rope_parameters has {theta}")
+        require(written.get(name) in (None, theta), name, written.get(name), f"but rope_parameters has {theta}")
     plain = {"rope_type": "default"}
     require(sliding == plain, "rope_parameters.sliding_attention", sliding, "layers with a window have plain RoPE here")
     for name, value in (("return_dict", True), ("output_attentions", False)):
-        require(written.get(name, value) == value, name, written.get(name), f"only {value} can be the default here")
+        require(written.get(name) in (None, value), name, written.get(name), f"only {value} can be the default here")
+    carried = {name: written[name] for name in CARRIED if written.get(name) is not None}
     try:
         return names[0], ZhModernBertConfig(
             **{name: getattr(stock, name) for name in SHARED},
-            **{"mask_token_id": None, "unk_token_id": None} | {name: written[name] for name in CARRIED & written.keys()},
+            **{"mask_token_id": None, "unk_token_id": None} | carried,
             **thetas,
             rope_scaling=None if full == plain else full,
             norm_type="layernorm",
@@ -162,6 +163,8 @@ def read_weights(folder: Path, architecture: str) -> dict[str, torch.Tensor]:
             f"{folder}: the weights are of {', '.join(sorted(map(str, dtypes)))}; "
             "save them in one of float32, float16 and bfloat16"
         )
+    if architecture == "ModernBertModel":  # saved by itself, or from within a model with a head
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     return tensors
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from zh_modernbert.configuration_zh_modernbert import AUTO_MAP
+from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
 from zh_modernbert.train import cli, convert
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.publish import ROOT_FILES
@@ -234,6 +234,22 @@ def test_legacy_fields_are_read(save_stock, tmp_path):
     assert written["norm_eps"] == 1e-5, "layer_norm_eps is not what ModernBERT reads"
 
 
+def test_null_is_not_a_setting(save_stock, tmp_path):
+    _, source = save_stock()
+    change_config(source, global_rope_theta=None, local_rope_theta=None, rope_theta=None, problem_type=None, id2label=None)
+    convert_to(source, tmp_path / "converted")
+    written = json.loads((tmp_path / "converted" / "config.json").read_text())
+    assert (written["global_rope_theta"], written["local_rope_theta"]) == (160000.0, 10000.0)
+
+
+def test_a_bare_model_saved_under_the_names_of_a_head(save_stock, tmp_path):
+    stock, source = save_stock("ModernBertModel")
+    tensors = {f"model.{name}": tensor.contiguous() for name, tensor in stock.state_dict().items()}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert_to(source, tmp_path / "converted")
+    assert_same_outputs(stock, tmp_path / "converted")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_stays(save_stock, tmp_path, dtype):
     stock, source = save_stock(dtype=dtype)
@@ -376,6 +392,22 @@ def test_it_loads_without_this_project(save_stock, tmp_path):
 
 
 # --- what the comparison notices --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("window", "longest"), [(16, 256), (128, 8192), (0, 8192), (128, 20), (128, 1)])
+def test_batches(window, longest):
+    config = ZhModernBertConfig(vocab_size=50, local_attention=window, max_position_embeddings=longest)
+    batches = list(convert.random_batches(config))
+    assert [side for side, _, _ in batches] == ["right", "left"]
+    (_, ids, right), (_, _, left) = batches
+    lengths = right.sum(1).tolist()
+    assert max(lengths) == min(window + 33, longest) == ids.shape[1]
+    assert len(set(lengths)) == min(len(lengths), longest)
+    assert min(lengths) == 1
+    assert right[:, 0].all()
+    assert left[:, -1].all()
+    assert left.sum(1).tolist() == lengths
+    assert 0 <= ids.min() <= ids.max() < 50
 
 
 @pytest.fixture
