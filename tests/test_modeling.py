@@ -1,5 +1,5 @@
-"""The model's contract: documents see only themselves, however they come in; every backend gives the same numbers; the stock
-ModernBERT's weights give the stock ModernBERT's outputs; pads are zeros; losses add up over micro-batches."""
+"""The model's contract: documents see only themselves, however they come in; every backend gives the same numbers; pads are
+zeros; half precision stays finite; losses add up over micro-batches."""
 
 import importlib.util
 import math
@@ -8,12 +8,24 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from tiny import (
+    HEADS,
+    IGNORED,
+    JUNK,
+    TINY,
+    YARN,
+    assert_close,
+    assert_same_gradients,
+    build,
+    gradients,
+    make_documents,
+    pack,
+    pad,
+)
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import (
@@ -25,27 +37,9 @@ from zh_modernbert.modeling_zh_modernbert import (
     ZhModernBertModel,
 )
 
-TINY = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 2,
-    "local_attention": 16,
-    "max_position_embeddings": 1024,
-}
-HEADS = {
-    "MaskedLM": ZhModernBertForMaskedLM,
-    "SequenceClassification": ZhModernBertForSequenceClassification,
-    "TokenClassification": ZhModernBertForTokenClassification,
-    "QuestionAnswering": ZhModernBertForQuestionAnswering,
-    "MultipleChoice": ZhModernBertForMultipleChoice,
-}
 BACKENDS = ("eager", "sdpa")
 # On both sides of the half window of 64, of the window of 128, and of the blocks of queries.
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 200, 511, 700)
-IGNORED = -100
-JUNK = 7  # what stands at pads, so that a pad that is read shows
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -60,50 +54,6 @@ def _one_thread():
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def randomise(model):
-    """Makes every weight random, biases, norms and the pad's row too, and large enough for all of them to show."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.2)
-    return model
-
-
-def build(model_class=ZhModernBertForMaskedLM, backend="sdpa", **changes):
-    """A tiny model, the same one every time."""
-    torch.manual_seed(0)
-    model = randomise(model_class(ZhModernBertConfig(**TINY | changes)).eval())
-    model.set_attn_implementation(backend)
-    return model
-
-
-def make_documents(lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(8, TINY["vocab_size"], (length,), generator=generator) for length in lengths]
-
-
-def pad(documents, side="right"):
-    """Documents, a row each, and the mask of real tokens; pads `right`, `left`, or anywhere (`holes`)."""
-    longest = max(map(len, documents))
-    width = longest + 9 if side == "holes" else longest
-    ids, mask = torch.full((len(documents), width), JUNK), torch.zeros(len(documents), width, dtype=torch.long)
-    generator = torch.Generator().manual_seed(2)
-    for row, document in enumerate(documents):
-        places = {
-            "right": torch.arange(len(document)),
-            "left": torch.arange(width - len(document), width),
-            "holes": torch.randperm(width, generator=generator)[: len(document)].sort().values,
-        }[side]
-        ids[row, places], mask[row, places] = document, 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def pack(documents):
-    bounds = [0]
-    for document in documents:
-        bounds.append(bounds[-1] + len(document))
-    return {"input_ids": torch.cat(documents)[None], "cu_seqlens": torch.tensor(bounds, dtype=torch.int32)}
 
 
 def per_document(tensor, batch, documents):
@@ -128,27 +78,6 @@ def encode(model, documents, how):
 
 def arrange(documents, how):
     return pack(documents) if how == "packed" else pad(documents, how)
-
-
-def assert_close(actual, expected, tolerance=1e-5, what=""):
-    """The largest difference is at most `tolerance` of the largest entry."""
-    assert actual.shape == expected.shape, what
-    difference = (actual.double() - expected.double()).abs().max().item() if actual.numel() else 0.0
-    largest = expected.double().abs().max().item() if expected.numel() else 0.0
-    assert difference <= tolerance * largest, f"{what}: differs by {difference:.3g}, largest entry {largest:.3g}"
-
-
-def gradients(model):
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def assert_same_gradients(actual, expected, tolerance=1e-5):
-    """Each parameter's gradients agree; where they are zero but for rounding, as a bias before a softmax, to that rounding."""
-    assert actual.keys() == expected.keys()
-    rounding = 1e-2 * max(gradient.abs().max().item() for gradient in expected.values())
-    for name, gradient in expected.items():
-        difference, largest = (actual[name] - gradient).abs().max().item(), gradient.abs().max().item()
-        assert difference <= tolerance * max(largest, rounding), f"{name}: differs by {difference:.3g}, largest {largest:.3g}"
 
 
 @cache
@@ -330,85 +259,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(monkeypatch):
         counts.append(len(calls))
     assert counts[1] == 2 * counts[0]  # it did compute the layers again
     assert_same_gradients(found[1], found[0], 1e-6)
-
-
-# --- the stock ModernBERT ---------------------------------------------------------------------------------------------
-
-PLAIN = {}
-ALL_BIASES = {name: True for name in ("attention_bias", "mlp_bias", "norm_bias", "classifier_bias")}
-NO_DECODER_BIAS = {"decoder_bias": False, "classifier_activation": "relu", "hidden_activation": "silu", "norm_eps": 1e-3}
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-
-
-def stock_pair(head, rope_scaling=None, **changes):
-    """transformers' own model and ours with its weights."""
-    shared = TINY | {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3} | changes
-    if rope_scaling is not None:
-        stock_rope = {
-            "full_attention": rope_scaling | {"rope_theta": 160000.0},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-        }
-    else:
-        stock_rope = None
-    config = transformers.ModernBertConfig(**shared, rope_parameters=stock_rope)
-    config._attn_implementation = "eager"
-    name = "ModernBertModel" if head is None else f"ModernBertFor{head}"
-    stock = randomise(getattr(transformers, name)(config).eval())
-    ours_config = ZhModernBertConfig(**shared, norm_type="layernorm", rope_scaling=rope_scaling)
-    ours = (ZhModernBertModel if head is None else HEADS[head])(ours_config).eval()
-    ours.load_state_dict(stock.state_dict())
-    return stock, ours
-
-
-@pytest.mark.parametrize("lengths", [(150, 150), (150, 3, 77)], ids=["full", "padded"])
-@pytest.mark.parametrize(
-    "changes",
-    [PLAIN, ALL_BIASES, NO_DECODER_BIAS, {"local_attention": 128}, {"local_attention": 9}, {"rope_scaling": YARN}],
-    ids=["plain", "biases", "activations", "window128", "window9", "yarn"],
-)
-def test_masked_lm_equals_stock(changes, lengths):
-    stock, ours = stock_pair("MaskedLM", **changes)
-    batch = pad(make_documents(lengths))
-    labels = batch["input_ids"].masked_fill(
-        (batch["attention_mask"] == 0) | (torch.rand(batch["input_ids"].shape) < 0.7), IGNORED
-    )
-    with torch.no_grad():
-        expected = stock(**batch, labels=labels, output_hidden_states=True)
-        actual = ours(**batch, labels=labels, output_hidden_states=True)
-    real = batch["attention_mask"].bool()
-    assert_close(actual.logits[real], expected.logits[real])
-    assert_close(actual.loss, expected.loss)
-    assert len(actual.hidden_states) == len(expected.hidden_states)
-    for layer, (mine, theirs) in enumerate(zip(actual.hidden_states, expected.hidden_states, strict=True)):
-        assert_close(mine[real], theirs[real], what=f"hidden state {layer}")
-
-
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("head", [None, "SequenceClassification", "TokenClassification", "QuestionAnswering", "MultipleChoice"])
-def test_other_heads_equal_stock(head, pooling):
-    labels = {} if head in (None, "QuestionAnswering", "MultipleChoice") else {"num_labels": 3}
-    stock, ours = stock_pair(head, classifier_pooling=pooling, **labels)
-    for lengths in ((50, 50, 50, 50), (50, 3, 26, 49)):
-        batch = pad(make_documents(lengths))
-        real = batch["attention_mask"].bool()
-        if head == "MultipleChoice":
-            batch = {name: tensor.view(2, 2, -1) for name, tensor in batch.items()}
-        targets = {
-            "SequenceClassification": {"labels": torch.tensor([0, 2, 1, 1])},
-            "TokenClassification": {"labels": torch.randint(0, 3, real.shape).masked_fill(~real, IGNORED)},
-            "MultipleChoice": {"labels": torch.tensor([1, 0])},
-        }.get(head, {})
-        if head == "QuestionAnswering" and real.all():  # the stock loss runs its softmax over pads too
-            targets = {"start_positions": torch.tensor([0, 3, 9, 49]), "end_positions": torch.tensor([1, 3, 12, 60])}
-        with torch.no_grad():
-            expected, actual = stock(**batch, **targets), ours(**batch, **targets)
-        if targets:
-            assert_close(actual.loss, expected.loss, what="loss")
-        for name in ("last_hidden_state", "start_logits", "end_logits", "logits"):
-            if name in expected:
-                mine, theirs = actual[name], expected[name]
-                per_token = mine.shape[:2] == real.shape
-                assert_close(*((mine[real], theirs[real]) if per_token else (mine, theirs)), what=name)
 
 
 # --- pads -------------------------------------------------------------------------------------------------------------
@@ -994,22 +844,6 @@ def test_yarn_stretches_slow_dimensions_of_full_layers_only():
     sliding, sliding_factor = frequencies("sliding_attention", rope_scaling=scaling)
     assert torch.equal(sliding, frequencies("sliding_attention")[0])
     assert sliding_factor == 1.0
-
-
-@pytest.mark.parametrize("more", [{}, {"beta_fast": 10, "beta_slow": 3}, {"attention_factor": 0.9}], ids=str)
-@pytest.mark.parametrize("original", [64, 1000, 8192])
-def test_yarn_equals_transformers(original, more):
-    scaling = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": original} | more
-    shape = {"hidden_size": 128, "num_attention_heads": 2, "max_position_embeddings": 8 * original}
-    stock_rope = {
-        "full_attention": scaling | {"rope_theta": 160000.0},
-        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-    }
-    stock = transformers.ModernBertConfig(**TINY | shape, pad_token_id=0, rope_parameters=stock_rope)
-    wanted, wanted_factor = ROPE_INIT_FUNCTIONS["yarn"](stock, "cpu", layer_type="full_attention")
-    actual, factor = frequencies(**shape, rope_scaling=scaling)
-    assert (actual / wanted - 1).abs().max() < 1e-6
-    assert factor == pytest.approx(wanted_factor)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
