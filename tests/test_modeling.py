@@ -307,20 +307,55 @@ def test_rows_of_pads_only(lengths, backend, dtype):
             assert_close(actual, wanted, tolerance)
 
 
+HARD_MASK = torch.zeros(6, 120, dtype=torch.long)  # with a window of 16, most windows hold pads only
+for row, places in enumerate(([], [0], [119], [*range(5), *range(70, 90)], range(50, 60), range(0, 120, 40))):
+    HARD_MASK[row, list(places)] = 1
+NO_TOKEN = torch.zeros(2, 120, dtype=torch.long)
+
+
+def run_finitely(model, mask):
+    """The last hidden states of a batch with this mask; pads are zeros, and all outputs and gradients finite."""
+    ids = torch.full(mask.shape, JUNK).masked_scatter(mask.bool(), make_documents((int(mask.sum()),))[0])
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if isinstance(model, ZhModernBertForQuestionAnswering):
+        batch |= {"start_positions": mask.argmax(1), "end_positions": mask.argmax(1)}
+    elif isinstance(model, ZhModernBertForMultipleChoice):
+        batch = {name: tensor.unflatten(0, (-1, 2)) for name, tensor in batch.items()}
+        batch["labels"] = torch.ones(len(mask) // 2, dtype=torch.long)
+    elif isinstance(model, ZhModernBertForSequenceClassification):
+        batch["labels"] = torch.ones(len(mask), dtype=torch.long)
+    else:
+        batch["labels"] = (ids % 2).masked_fill(mask == 0, IGNORED)
+    outputs = model(**batch, output_hidden_states=True)
+    outputs.loss.backward()
+    states = outputs.hidden_states[-1]
+    assert (states[mask == 0] == 0).all()
+    assert all(tensor.isfinite().all() for name, tensor in outputs.items() if name != "hidden_states")
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    return states
+
+
+@pytest.mark.parametrize("mask", [HARD_MASK, NO_TOKEN], ids=["some", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_takes_rows_of_pads_only(head, pooling):
-    model = build(HEADS[head], classifier_pooling=pooling)
-    for lengths in ((20, 0, 5, 0), (0, 0, 0, 0)):
-        ids = torch.full((4, 24), JUNK)
-        mask = (torch.arange(24) < torch.tensor(lengths)[:, None]).long()
-        if head == "MultipleChoice":
-            ids, mask = ids.view(2, 2, 24), mask.view(2, 2, 24)
-        outputs = model(ids, attention_mask=mask)
-        logits = [tensor for name, tensor in outputs.items() if "logits" in name]
-        assert all(tensor.isfinite().all() for tensor in logits)
-        sum(tensor.clamp(-1e3, 1e3).sum() for tensor in logits).backward()
-        assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+def test_windows_of_pads_only(head, pooling, backend, dtype, mask):
+    expected = run_finitely(build(HEADS[head], backend, classifier_pooling=pooling), mask)
+    states = run_finitely(build(HEADS[head], backend, classifier_pooling=pooling).to(dtype), mask)
+    assert_close(states, expected, {torch.float32: 0, torch.float16: 0.01, torch.bfloat16: 0.1}[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("head", HEADS)
+def test_8192_tokens_in_half_precision(head, dtype):
+    # The full layer once; for the other heads what is their own.
+    layers = ["full_attention", "sliding_attention"] if head == "MaskedLM" else ["sliding_attention"]
+    changes = {"num_hidden_layers": len(layers), "layer_types": layers, "local_attention": 128, "max_position_embeddings": 8192}
+    mask = (torch.arange(8192) < torch.tensor([8192, 1, 0, 65])[:, None]).long()
+    expected = run_finitely(build(HEADS[head], classifier_pooling="mean", **changes), mask)
+    states = run_finitely(build(HEADS[head], classifier_pooling="mean", **changes).to(dtype), mask)
+    assert_close(states, expected, {torch.float16: 0.01, torch.bfloat16: 0.1}[dtype])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -855,6 +890,22 @@ def test_yarn_runs_past_the_original_length(backend):
         assert_close(actual, expected)
     plain = encode(build(backend=backend, max_position_embeddings=256), documents, "alone")[1]
     assert (alone[0] - plain[0]).abs().max() > 1e-2
+
+
+def test_yarn_runs_at_32768_tokens():
+    length = 32768
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    shape = {"hidden_size": 16, "num_attention_heads": 1, "num_hidden_layers": 2, "local_attention": 128}
+    layers = ["full_attention", "sliding_attention"]
+    model = build(**shape, layer_types=layers, rope_scaling=scaling, max_position_embeddings=length, sparse_prediction=True)
+    batch = pack(make_documents((length, 100)))
+    labels = batch["input_ids"].where(torch.arange(length + 100) % 64 == 0, IGNORED)
+    with LargestTensor() as largest:
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+    assert loss.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    assert largest.elements < 256 * length
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
