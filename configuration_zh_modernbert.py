@@ -119,7 +119,7 @@ class ZhModernBertConfig(PretrainedConfig):
         self.sparse_pred_ignore_index = sparse_pred_ignore_index
         self.unk_token_id = unk_token_id
         self.mask_token_id = mask_token_id
-        self._check(rope_scaling, layer_types)
+        self.check(rope_scaling, layer_types)
         self.layer_types = layer_types or [
             LAYER_TYPES[bool(layer % global_attn_every_n_layers)] for layer in range(num_hidden_layers)
         ]
@@ -135,7 +135,9 @@ class ZhModernBertConfig(PretrainedConfig):
         )
         self.rope_scaling = rope_scaling
 
-    def _check(self, rope_scaling, layer_types):
+    def check(self, rope_scaling: dict | None, layer_types: list[str] | None) -> None:
+        """Raises ValueError for shapes that no model has. The two that `super().__init__` may rewrite are given."""
+
         def require(condition, message):
             if not condition:
                 raise ValueError(f"ZhModernBertConfig: {message}")

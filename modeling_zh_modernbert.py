@@ -175,7 +175,7 @@ class SequenceLayout:
     def grid_mask(self, half_window: int | None) -> torch.Tensor | None:
         """`(rows, 1, width, width)` boolean, True where query i may see key j; None where it may see all.
 
-        Queries that are pads see everything, so that no softmax runs over an empty set (NaN in forward and backward).
+        Pads see pads, so that no softmax runs over an empty set (NaN in forward and backward).
         """
         if self.indices is None and half_window is None:
             return None
@@ -185,7 +185,6 @@ class SequenceLayout:
             mask = document[:, None, :] == document[:, :, None]
             if half_window is not None:
                 mask &= (position[:, None, :] - position[:, :, None]).abs() <= half_window
-            mask |= (document == -1)[:, :, None]
             self._masks["grid", half_window] = mask[:, None]
         return self._masks["grid", half_window]
 
@@ -200,7 +199,7 @@ class SequenceLayout:
     def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
         """`(blocks, 1, size, size + 2 * reach)`: 0 where the query may see the key, else -inf, for `blocks(half_window)`.
 
-        Key k of block b is token `b * size - reach + k`. Queries past the last token see everything.
+        Key k of block b is token `b * size - reach + k`. Queries past the last token see each other.
         """
         if ("block", half_window, dtype) not in self._masks:
             blocks, size, reach = self.blocks(half_window)
@@ -210,7 +209,6 @@ class SequenceLayout:
             token = torch.arange(-reach, size + reach, device=document.device)
             offset = token[reach : reach + size, None] - token
             visible = (queries[:, :, None] == keys[:, None, :]) & (offset.abs() <= half_window)
-            visible |= (queries == -1)[:, :, None]
             mask = torch.zeros(visible.shape, dtype=dtype, device=document.device).masked_fill_(~visible, -math.inf)
             self._masks["block", half_window, dtype] = mask[:, None]
         return self._masks["block", half_window, dtype]
@@ -566,6 +564,9 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
+        config.check(
+            config.rope_scaling, config.layer_types
+        )  # again: `from_pretrained(folder, num_hidden_layers=4)` sets fields one by one
         self.embeddings = ZhModernBertEmbeddings(config)
         self.layers = nn.ModuleList([ZhModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_norm = build_norm(config)
@@ -657,10 +658,20 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
 
 def unpad_inputs(layout, input_ids, inputs_embeds, position_ids):
-    """Each of a forward's inputs as `(N, ...)`, or None where it was not given."""
+    """Each of a forward's inputs as `(N, ...)`, or None where it was not given.
+
+    Raises:
+        ValueError: `position_ids` fall within a document, as they do where documents were packed without `cu_seqlens`.
+    """
     if position_ids is not None:
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         position_ids = layout.unpad(position_ids.to(inputs.device).expand(inputs.shape[:2]))
+        same_document = layout.document_ids.diff() == 0
+        if not layout.exported and (position_ids.diff()[same_document] < 0).any():
+            raise ValueError(
+                "position_ids start anew within a document; documents packed in a row need cu_seqlens, or each would see the "
+                "others (of transformers' DataCollatorWithFlattening: return_flash_attn_kwargs=True)"
+            )
     return (
         None if input_ids is None else layout.unpad(input_ids),
         None if inputs_embeds is None else layout.unpad(inputs_embeds),

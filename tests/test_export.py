@@ -1,34 +1,19 @@
 """torch.compile, torch.export and ONNX: one graph for every batch, and the numbers of the model itself."""
 
 import shutil
+from itertools import product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_leaves
 
+from tiny import HEADS, build
 from zh_modernbert import modeling_zh_modernbert as modeling
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 
 ROWS, TOKENS = torch.export.Dim("rows", max=64), torch.export.Dim("tokens", max=1024)
 # Lengths and width of a batch: on both sides of a block of queries and of the window; a row of pads; one row, one token.
 BATCHES = [((100, 37, 5), 100), ((7, 300, 64, 65), 300), ((0, 9), 20), ((129,), 129), ((1,), 1), ((3, 63), 64)]
-
-
-def build(head, **changes):
-    """A tiny model with weights large enough to show."""
-    torch.manual_seed(0)
-    shape = {
-        "vocab_size": 96,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "local_attention": 16,
-        "initializer_range": 0.3,
-        "max_position_embeddings": 1024,
-    }
-    return getattr(modeling, f"ZhModernBert{head}")(ZhModernBertConfig(**shape | changes)).eval()
 
 
 def make_batch(lengths, width, side="right", choices=False):
@@ -53,31 +38,21 @@ def run(model, batch):
         return model(**batch).to_tuple()
 
 
-HEADS = [
-    ("Model", {}),
-    ("ForMaskedLM", {"norm_type": "layernorm", "norm_bias": True}),
-    ("ForSequenceClassification", {}),
-    ("ForSequenceClassification", {"classifier_pooling": "mean"}),
-    ("ForTokenClassification", {}),
-    ("ForQuestionAnswering", {}),
-    ("ForMultipleChoice", {}),
-]
-
-
-@pytest.mark.parametrize("side", ["right", "left", "holes"])
-@pytest.mark.parametrize(("head", "changes"), HEADS, ids=str)
-def test_an_exported_program_fits_every_batch(head, changes, side):
-    model, choices = build(head, **changes), head == "ForMultipleChoice"
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("head", [None, *HEADS])
+def test_an_exported_program_fits_every_batch(head, pooling):
+    model = build(HEADS.get(head, modeling.ZhModernBertModel), classifier_pooling=pooling)
+    choices = head == "MultipleChoice"
     example = make_batch((50, 37, 5), 50, choices=choices)
     shapes = {name: {0: ROWS, tensor.ndim - 1: TOKENS} for name, tensor in example.items()}
     program = torch.export.export(model, (), example, dynamic_shapes=shapes).module()
-    for lengths, width in BATCHES:
+    for (lengths, width), side in product(BATCHES, ("right", "left", "holes")):
         batch = make_batch(lengths, width, side, choices)
         assert_same(program(**batch), run(model, batch))
 
 
 def test_an_exported_program_without_mask():
-    model = build("Model")
+    model = build(modeling.ZhModernBertModel)
     program = torch.export.export(
         model, (torch.ones(3, 50, dtype=torch.long),), dynamic_shapes=({0: ROWS, 1: TOKENS},)
     ).module()
@@ -89,15 +64,15 @@ def test_an_exported_program_without_mask():
 def test_packed_rows_are_not_exported():
     packed = {"input_ids": torch.ones(1, 9, dtype=torch.long), "cu_seqlens": torch.tensor([0, 4, 9], dtype=torch.int32)}
     with pytest.raises(ValueError, match="cannot be exported"):
-        torch.export.export(build("Model"), (), packed)
+        torch.export.export(build(modeling.ZhModernBertModel), (), packed)
 
 
 @pytest.mark.filterwarnings("ignore")  # the exporter's own
-@pytest.mark.parametrize("head", ["ForMaskedLM", "ForSequenceClassification", "ForQuestionAnswering"])
+@pytest.mark.parametrize("head", ["MaskedLM", "SequenceClassification", "QuestionAnswering"])
 def test_onnxruntime_gives_equal_outputs(head, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, example = build(head), make_batch((50, 37, 5), 50)
+    model, example = build(HEADS[head]), make_batch((50, 37, 5), 50)
     shapes = {name: {0: ROWS, 1: TOKENS} for name in example}
     program = torch.onnx.export(model, (), kwargs=example, dynamic_shapes=shapes, dynamo=True, verbose=False)
     program.save(tmp_path / "model.onnx")
@@ -150,10 +125,10 @@ def graphs(monkeypatch):
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("head", ["Model", "ForMaskedLM", "ForSequenceClassification"])
+@pytest.mark.parametrize("head", [None, "MaskedLM", "SequenceClassification"])
 def test_compiled_layers_are_one_graph_for_ragged_batches(head, graphs):
     graphs, keep = graphs
-    model = build(head)
+    model = build(HEADS.get(head, modeling.ZhModernBertModel))
     compiled = torch.compile(model, backend=keep)
     batches = [
         make_batch(lengths, max(lengths)) for lengths in ((100, 37, 5), (7, 30, 64, 65), (9, 8), (80, 70, 60, 50, 40), (31, 90))
@@ -170,7 +145,7 @@ def test_compiled_layers_are_one_graph_for_ragged_batches(head, graphs):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on CPU")
 def test_compiled_on_cpu():
     torch._dynamo.reset()
-    model = build("ForMaskedLM", num_hidden_layers=2).train()
+    model = build(num_hidden_layers=2).train()
     compiled = torch.compile(model)
     for lengths in ((100, 37, 5), (7, 30, 64, 65), (9, 300), (8, 9, 3)):
         batch = make_batch(lengths, max(lengths))

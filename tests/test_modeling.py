@@ -744,6 +744,7 @@ def bounds(*values):
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(1, 10)}, "attention_mask has shape"),
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 1, 10, 10)}, "attention_mask has shape"),
         ({"input_ids": IDS[0]}, r"must be \(batch, tokens\)"),
+        ({"input_ids": IDS, "position_ids": (torch.arange(10) % 4)[None]}, "need cu_seqlens"),
         ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds \(batch, tokens, hidden\)"),
     ],
 )
@@ -751,6 +752,14 @@ def bounds(*values):
 def test_errors(model_class, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(model_class, max_position_embeddings=32)(**arguments)
+
+
+def test_a_changed_number_of_layers_is_refused_at_once(tmp_path):
+    build(num_hidden_layers=4).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="each of the 2 layers"):
+        ZhModernBertForMaskedLM.from_pretrained(tmp_path, num_hidden_layers=2)
+    both = {"num_hidden_layers": 2, "layer_types": ["full_attention", "sliding_attention"]}
+    assert len(ZhModernBertForMaskedLM.from_pretrained(tmp_path, **both).model.layers) == 2
 
 
 def test_pads_do_not_count_towards_the_longest_document():

@@ -452,6 +452,24 @@ def test_a_changed_weight_is_noticed(save_stock, monkeypatch, differs, name, val
     assert what in differs(source)
 
 
+def test_what_differs_by_rounding_alone_is_compared_in_float64(save_stock, monkeypatch, tmp_path):
+    _, source = save_stock()
+    in_float32, compare = [], convert.compare
+
+    def rounded(stock, ours):
+        found = compare(stock, ours)
+        if ours.dtype == torch.float32:
+            in_float32.append(found)
+            found = {what: (difference, 2e-5) for what, (difference, _) in found.items()}
+        return found
+
+    monkeypatch.setattr(convert, "compare", rounded)
+    result = convert_to(source, tmp_path / "converted")
+    assert result["compared_in"] == "float64"
+    # Nearer than float32 was, so it was float64 indeed, but for positions, which turn in float32.
+    assert result["max_relative_diff"] < max(share for _, share in in_float32[0].values())
+
+
 @pytest.mark.parametrize(
     ("architecture", "field", "value"),
     [

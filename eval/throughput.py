@@ -1,0 +1,541 @@
+"""Speed and memory of this encoder beside the models that people would take instead, side by side in one run, offline.
+
+Every peer is transformers' own class with random weights; stock ModernBERT has the very weights of ours, and its outputs are
+compared before anything is timed. First the backends are checked against each other on the device. Then each peer and this
+encoder take turns, the order changing, each after a warm-up; the medians are compared. `ratio` is the peer's time by ours:
+above 1 this encoder is faster. Floors are counted: the floating-point operations that the real tokens need, at the rate of this
+device's own matrix product.
+
+    python eval/throughput.py --device cpu
+    python eval/throughput.py --device cuda
+
+Workloads are `TxB`, B texts of T tokens, or `TxB-ragged`, whose lengths are even quantiles of a real distribution: Chinese
+Wikipedia's articles cut at T where T is at most 512, else documents of mixed pretraining text. A training step is forward and
+backward, without the optimizer, which would be the same for all.
+"""
+
+import gc
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise, product
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from matplotlib import pyplot
+from torch import nn
+from tqdm import tqdm
+from transformers import AttentionInterface, AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
+
+from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.files import replacing
+from zh_modernbert.train.pretrain import return_freed_memory
+
+# Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
+SHAPES = {
+    "12x768": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152},
+    "28x1024": {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624},
+}
+WORKLOADS = {
+    "cpu": ["64x1", "128x1", "512x1", "512x16", "512x16-ragged", "8192x1"],
+    "cuda": ["512x32", "512x32-ragged", "8192x8", "8192x8-ragged"],
+}
+DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["bfloat16"]}
+
+# Length in tokens (characters by 1.4) of the document at the middle of each tenth, shortest first.
+ENCYCLOPEDIA = (98, 121, 146, 176, 217, 288, 385, 576, 902, 2151)  # 851 articles of Chinese Wikipedia
+PRETRAINING_TEXT = (142, 252, 372, 518, 731, 1035, 1565, 2489, 4331, 8578)  # 58,873 documents of 52 sources, both scripts
+
+# Peers at the sizes that are published; those of transformers' defaults have nothing to say here.
+OTHER_PEERS = {
+    "chinese-roberta-wwm-ext-large": (
+        "bert",
+        {
+            "vocab_size": 21128,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        },
+    ),
+    "xlm-roberta-base": ("xlm-roberta", {"vocab_size": 250002, "max_position_embeddings": 514}),
+    "qwen3-embedding-0.6b": (
+        "qwen3",
+        {
+            "vocab_size": 151669,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+    ),
+    "eurobert-210m": ("eurobert", {}),
+    "gte-multilingual-base": ("gte", {}),
+    "nomic-embed": ("nomic_bert", {}),
+    "jina-embeddings-v3": ("jina_embeddings_v3", {}),
+}
+STOCK = (
+    "modernbert-sdpa",
+    "modernbert-eager",
+    "modernbert-flash_attention_2",
+    "modernbert-flex_attention",
+    "modernbert-packed",
+)
+PEERS = (*STOCK, *OTHER_PEERS)
+EAGER_LONGEST = 2048  # it keeps T x T weights a head; more does not fit
+
+
+@dataclass
+class Settings(BaseSettings):
+    device: str = setting("auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda"))
+    dtypes: list[str] = setting([], "empty: float32 and bfloat16 on CPU, bfloat16 on a GPU", ("float32", "bfloat16", "float16"))
+    shape: str = setting("auto", "layers x width; auto: 12x768 on CPU, 28x1024 on a GPU", choices=("auto", *SHAPES))
+    workloads: list[str] = setting([], "TxB or TxB-ragged; empty: those of the device")
+    modes: list[str] = setting(["inference", "training"], choices=("inference", "training"))
+    peers: list[str] = setting(list(PEERS), choices=PEERS)
+    compile: bool = setting(False, "torch.compile for both sides")
+    curve: list[int] = setting(
+        [128, 512, 2048, 8192, 32768], "lengths of one text, for the plot of cost against length; none: []"
+    )
+    repeats: int = setting(5, "timed runs a side, after the warm-up", least=1)
+    seconds: float = setting(90.0, "a comparison stops after so long, each side having run once at least", least=0)
+    threads: int = setting(0, "CPU threads; 0: as many as PyTorch takes", least=0)
+    results_dir: str = setting("results", "where throughput-DEVICE.json and .png go")
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Workload:
+    """`lengths` of the texts of one batch, in tokens, and how the workload is called."""
+
+    name: str
+    lengths: list[int]
+
+    @classmethod
+    def parse(cls, name: str) -> "Workload":
+        """Raises InputError for anything but TxB and TxB-ragged."""
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(-ragged)?", name)
+        if match is None:
+            raise InputError(f"throughput: workloads holds {name!r}; it must be TxB or TxB-ragged, as 512x16-ragged")
+        longest, rows = int(match[1]), int(match[2])
+        if not match[3]:
+            return cls(name, [longest] * rows)
+        table = ENCYCLOPEDIA if longest <= 512 else PRETRAINING_TEXT
+        middles = (np.arange(rows) + 0.5) / rows
+        lengths = np.interp(middles, (np.arange(len(table)) + 0.5) / len(table), table)
+        return cls(name, [min(round(length), longest) for length in lengths])
+
+    def padded(self, device, pad_token_id: int = 0) -> dict:
+        """`input_ids` `(B, T)`, and `attention_mask` where there are pads."""
+        rows, width = len(self.lengths), max(self.lengths)
+        mask = torch.arange(width) < torch.tensor(self.lengths)[:, None]
+        input_ids = torch.randint(10, 1000, (rows, width), generator=torch.Generator().manual_seed(0))
+        batch = {"input_ids": input_ids.masked_fill(~mask, pad_token_id)}
+        if not mask.all():
+            batch["attention_mask"] = mask.long()
+        return {name: tensor.to(device) for name, tensor in batch.items()}
+
+    def packed(self, device) -> dict:
+        """The same texts in one row `(1, N)`, with `cu_seqlens` and `max_seqlen`."""
+        batch = self.padded("cpu")
+        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        cu_seqlens = F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0)).to(torch.int32)
+        input_ids = batch["input_ids"][mask][None]
+        return {"input_ids": input_ids.to(device), "cu_seqlens": cu_seqlens.to(device), "max_seqlen": max(self.lengths)}
+
+    def flops(self, shape: dict, window: int = 128) -> int:
+        """Floating-point operations of the matrix products of one forward over the real tokens (2 a multiply-add)."""
+        layers, hidden, intermediate = (shape[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
+        linear = 2 * sum(self.lengths) * layers * (4 * hidden**2 + 3 * hidden * intermediate)
+        full_layers, half = len(range(0, layers, 3)), window // 2
+        full = sum(length**2 for length in self.lengths)
+        near = sum(int(np.minimum(np.arange(n), half).sum()) * 2 + n for n in self.lengths)  # keys before, after, itself
+        return linear + 4 * hidden * (full_layers * full + (layers - full_layers) * near)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def build_ours(shape: dict, longest: int, state_dict: dict | None = None) -> nn.Module:
+    config = ZhModernBertConfig(**shape, norm_type="layernorm", max_position_embeddings=max(longest, 8192))
+    model = modeling.ZhModernBertModel(config)
+    if state_dict is not None:
+        model.load_state_dict(state_dict)
+    return model
+
+
+def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_seqlen, sliding_window, dropout=0.0, **kwargs):
+    """What a user can register today for stock ModernBERT on packed rows: PyTorch's varlen kernel on a GPU; on CPU, which has
+    none, SDPA on each document, with a band where the layer has a window. `(1, A, N, C)` -> `(1, N, A, C)`.
+    """
+    reach = -1 if sliding_window is None else sliding_window - 1
+    if query.is_cuda:
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        return modeling.varlen_attn(query, key, value, *bounds, window_size=(reach, reach))[None], None
+    outputs = []
+    for start, end in pairwise(cu_seqlens.tolist()):
+        position, mask = torch.arange(end - start), None
+        if 0 <= reach < end - start - 1:
+            mask = (position[:, None] - position).abs() <= reach
+        states = (states[:, :, start:end] for states in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(*states, attn_mask=mask, dropout_p=dropout))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def build_peer(name: str, shape: dict, longest: int) -> tuple[nn.Module, int]:
+    """A peer with random weights, and the most tokens a text of it may have."""
+    if name not in OTHER_PEERS:
+        backend = name.removeprefix("modernbert-")
+        if backend == "packed":
+            AttentionInterface.register(backend, packed_attention)
+        special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+        config = ModernBertConfig(**shape, vocab_size=32768, max_position_embeddings=max(longest, 8192), **special)
+        config._attn_implementation = backend
+        return ModernBertModel(config), EAGER_LONGEST if backend == "eager" else 10**9
+    kind, changes = OTHER_PEERS[name]
+    config = AutoConfig.for_model(kind, **changes)
+    return AutoModel.from_config(config), min(config.max_position_embeddings, 32768) // 64 * 64
+
+
+class Contestant:
+    """A model, the batch it is given, and one step of it."""
+
+    def __init__(self, model: nn.Module, batch: dict, device: str, dtype: torch.dtype, training: bool, compiled: bool):
+        self.model = model.to(device, dtype).train(training)
+        self.step = torch.compile(self.model) if compiled else self.model
+        self.batch, self.device, self.training = batch, device, training
+        self.weights = None
+        if training:  # pads count for nothing, as under any loss
+            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+            self.weights = mask.unsqueeze(-1).to(dtype)
+
+    def __call__(self) -> tuple[float, torch.Tensor]:
+        """Seconds of one step, and its output `(B, T, H)`."""
+        self.synchronize()
+        started = time.perf_counter()
+        with torch.set_grad_enabled(self.training):
+            output = self.step(**self.batch).last_hidden_state
+            if self.training:
+                (output * self.weights).square().mean().backward()
+        self.synchronize()
+        seconds = time.perf_counter() - started
+        self.model.zero_grad()
+        return seconds, output.detach()
+
+    def synchronize(self):
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_memory(self) -> int | None:
+        """Bytes that one step needs beyond what is held before it; None where it cannot be told."""
+        if self.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self()
+            return torch.cuda.max_memory_allocated() - before
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        except OSError:
+            return None
+        return_freed_memory()
+        before = _process_memory("VmRSS")
+        self()
+        return max(_process_memory("VmHWM") - before, 0)
+
+
+def _process_memory(field: str) -> int:
+    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+# --- correctness ------------------------------------------------------------------------------------------------------
+
+
+def check_backends(device: str) -> dict[str, float]:
+    """Every backend that runs, padded left and right and packed, forward and backward, beside eager in float32.
+
+    Returns the largest error of each backend and dtype, of outputs and of gradients, as a share of their norm; float32 may
+    differ by 1e-5, half precision by twice what eager itself does in it.
+
+    Raises:
+        InputError: one differs by more, or gives something that is not finite, or pads that are not zero.
+    """
+    texts = Workload("check", [1, 2, 64, 65, 130, 300, 700])
+    rows = texts.padded(device)
+    # A row of pads, and texts with stretches of pads longer than the window on either side of them.
+    rows = {name: torch.cat((tensor, torch.zeros_like(tensor[:1]))) for name, tensor in rows.items()}
+    mask = rows["attention_mask"].bool()
+    flipped = {name: tensor.flip(1) for name, tensor in rows.items()}
+    arrangements = {
+        "right": rows,
+        "left": {**flipped, "input_ids": _left(rows["input_ids"], mask)},
+        "packed": texts.packed(device),
+    }
+    shape = {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4, "intermediate_size": 384}
+    torch.manual_seed(0)
+    config = ZhModernBertConfig(vocab_size=1000, **shape, initializer_range=0.06)
+    model = modeling.ZhModernBertModel(config).to(device)
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    direction = torch.randn(sum(texts.lengths), 256, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def measure(backend, dtype, how):
+        for parameter, weight in zip(model.to(dtype).parameters(), weights, strict=True):
+            parameter.data.copy_(weight)
+        model.set_attn_implementation(backend)
+        model.zero_grad()
+        batch = arrangements[how]
+        output = model(**batch).last_hidden_state
+        real = (
+            batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(output[..., 0], dtype=torch.bool)
+        )
+        if output[~real].any():
+            raise InputError(f"correctness: {backend} in {dtype}, {how}: pads are not zero")
+        (output[real].float() * direction).sum().backward()
+        gradient = torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()])
+        return output[real].detach().float(), gradient
+
+    exact = measure("eager", torch.float32, "right")
+    backends = ["sdpa"] + ["flash_attention_2"] * (device == "cuda" and modeling.flash_attn_varlen_func is not None)
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        plain = [_share(mine, theirs) for mine, theirs in zip(measure("eager", dtype, "right"), exact, strict=True)]
+        allowed = [1e-5] * 2 if dtype == torch.float32 else [2 * share + 1e-3 for share in plain]
+        for backend, how in product(backends, arrangements):
+            if dtype == torch.float32 and backend != "sdpa":
+                continue  # FlashAttention has half precision only
+            for what, mine, theirs, limit in zip(
+                ("outputs", "gradients"), measure(backend, dtype, how), exact, allowed, strict=True
+            ):
+                share = _share(mine, theirs)
+                if not share <= limit:
+                    name = f"{backend} in {dtype}, {how}"
+                    raise InputError(f"correctness: {name}: {what} differ by {share:.3g}, {limit:.3g} is allowed")
+                key = f"{backend} {str(dtype).removeprefix('torch.')} {what}"
+                found[key] = max(found.get(key, 0.0), share)
+    return found
+
+
+def _left(input_ids, mask):
+    """The texts of right-padded rows moved to the right end."""
+    moved = torch.zeros_like(input_ids)
+    moved[mask.flip(1)] = input_ids[mask]
+    return moved
+
+
+def _share(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of this device's matrix product, the best of some shapes and runs."""
+    best = 0.0
+    size = 8192 if device == "cuda" else 2048
+    for rows, inner, columns in ((size, 768, 2304), (size, size, size), (size, 1024, 5248)):
+        left, right = torch.randn(rows, inner, device=device).to(dtype), torch.randn(columns, inner, device=device).to(dtype)
+        for _ in range(10):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            F.linear(left, right)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def take_turns(ours: Contestant, peer: Contestant, repeats: int, seconds: float) -> tuple[float, float, int]:
+    """Median seconds of both, and how often each ran: in turn, every second time the peer first."""
+    times, started = ([], []), time.perf_counter()
+    for turn in range(repeats):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            times[side].append((ours, peer)[side]()[0])
+        if time.perf_counter() - started > seconds:
+            break
+    return statistics.median(times[0]), statistics.median(times[1]), len(times[0])
+
+
+def compare(peer_name: str, workload: Workload, dtype_name: str, training: bool, shape: dict, settings: Settings) -> dict:
+    """One row of the table. What cannot run says so under `skipped`."""
+    device, dtype = settings.device, getattr(torch, dtype_name)
+    row = {"workload": workload.name, "mode": "training" if training else "inference", "dtype": dtype_name, "peer": peer_name}
+    longest = max(workload.lengths)
+    torch.manual_seed(0)
+    try:
+        peer_model, peer_longest = build_peer(peer_name, shape, longest)
+        if longest > peer_longest:
+            return row | {"skipped": f"a text of it has at most {peer_longest} tokens here"}
+        same_weights, is_packed = peer_name not in OTHER_PEERS, peer_name == "modernbert-packed"
+        ours_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
+        batch = workload.packed(device) if is_packed else workload.padded(device)
+        theirs = dict(batch)
+        if is_packed:
+            starts = theirs["cu_seqlens"][:-1].repeat_interleave(theirs["cu_seqlens"].diff())
+            theirs["position_ids"] = (torch.arange(len(starts), device=device) - starts)[None]
+        elif not same_weights:
+            theirs = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
+            if peer_model.config.model_type == "qwen3":
+                theirs["use_cache"] = False
+        ours = Contestant(ours_model, batch, device, dtype, training, settings.compile)
+        peer = Contestant(peer_model, theirs, device, dtype, training, settings.compile)
+        outputs = [contestant()[1] for contestant in (ours, peer)]  # the warm-up
+        if same_weights and not training:
+            real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
+            row["relative_difference"] = _share(*(output[real].float() for output in outputs))
+            if not row["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
+                raise InputError(f"throughput: {peer_name} on {workload.name}: outputs are not equal: {row}")
+        del outputs
+        for contestant in (ours, peer) if settings.compile else ():  # a second shape of graph may be compiled late
+            contestant()
+        row["our_memory"], row["peer_memory"] = ours.peak_memory(), peer.peak_memory()
+        row["our_seconds"], row["peer_seconds"], row["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
+        row["ratio"] = round(row["peer_seconds"] / row["our_seconds"], 3)
+        row["tokens_per_second"] = round(sum(workload.lengths) / row["our_seconds"])
+    except torch.OutOfMemoryError as error:
+        row["skipped"] = f"out of memory: {str(error).splitlines()[0][:100]}"
+    except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:  # the peer's backend does not run here
+        row["skipped"] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    finally:
+        ours = peer = ours_model = peer_model = None
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
+    return row
+
+
+def measure_curve(shape: dict, settings: Settings) -> Iterator[dict]:
+    """One text of each length: ours, and stock ModernBERT on sdpa until that is too slow."""
+    dtype, slow = settings.dtypes[0], False
+    for length in settings.curve:
+        workload = Workload(f"{length}x1", [length])
+        if not slow:
+            row = compare("modernbert-sdpa", workload, dtype, False, shape, settings)
+        if slow or "skipped" in row:
+            row = {"workload": workload.name, "skipped": "stock ModernBERT would take too long"}
+            ours = Contestant(
+                build_ours(shape, length),
+                workload.padded(settings.device),
+                settings.device,
+                getattr(torch, dtype),
+                False,
+                False,
+            )
+            times = [ours()[0] for _ in range(2 if length > 8192 else settings.repeats)]
+            row["our_seconds"] = statistics.median(times)
+            row["our_memory"] = ours.peak_memory()
+        # Four times the length is about sixteen times the work.
+        slow = slow or 16 * row["peer_seconds"] > settings.seconds
+        yield {"length": length} | row
+
+
+def draw_curve(curve: list[dict], path: Path, title: str) -> None:
+    matplotlib.use("Agg")
+    figure, axes = pyplot.subplots(figsize=(7, 4))
+    for side, label in (("our_seconds", "zh-modernbert"), ("peer_seconds", "transformers' ModernBERT, sdpa")):
+        points = [(row["length"], row[side] * 1e6 / row["length"]) for row in curve if side in row]
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
+    axes.set(xscale="log", yscale="log", xlabel="tokens in the text", ylabel="ms for 1,000 tokens", title=title)
+    axes.set_xticks([row["length"] for row in curve], [f"{row['length']:,}" for row in curve])
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def show(row: dict, floor: float) -> str:
+    """One line of the table."""
+    name = f"{row['workload']:<15}{row['mode']:<10}{row['dtype']:<9}{row['peer']:<30}"
+    if "skipped" in row:
+        return f"{name}{row['skipped']}"
+    memory = "".join(f"{'' if row[key] is None else f'{row[key] / 2**20:,.0f}':>9}" for key in ("our_memory", "peer_memory"))
+    times = f"{row['our_seconds'] * 1e3:>11,.1f}{row['peer_seconds'] * 1e3:>11,.1f}{row['ratio']:>8.2f}"
+    return f"{name}{times}{100 * floor / row['our_seconds']:>8.0f}{memory}"
+
+
+def main(settings: Settings) -> dict:
+    if settings.device == "auto":
+        settings.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("throughput: device is 'cuda', but PyTorch finds no GPU")
+    device = settings.device
+    settings.dtypes = settings.dtypes or DTYPES[device]
+    shape_name = settings.shape if settings.shape != "auto" else {"cpu": "12x768", "cuda": "28x1024"}[device]
+    workloads = [Workload.parse(name) for name in settings.workloads or WORKLOADS[device]]
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    shape = SHAPES[shape_name]
+
+    print(f"correctness on {device}, largest error as a share of the norm:", file=sys.stderr)
+    checks = check_backends(device)
+    for name, share in checks.items():
+        print(f"  {name:<40}{share:.2g}", file=sys.stderr)
+
+    rates = {name: matmul_rate(device, getattr(torch, name)) for name in settings.dtypes}
+    for name, rate in rates.items():
+        print(f"matrix product in {name}: {rate / 1e12:.3f} TFLOP/s", file=sys.stderr)
+    print(
+        f"\n{'workload':<15}{'mode':<10}{'dtype':<9}{'peer':<30}{'ours ms':>11}{'peer ms':>11}{'ratio':>8}{'% floor':>8}"
+        f"{'our MiB':>9}{'peer MiB':>9}",
+        file=sys.stderr,
+    )
+    rows = []
+    jobs = list(product(workloads, settings.modes, settings.dtypes, settings.peers))
+    with tqdm(jobs, unit=" comparisons", leave=False) as progress:
+        for workload, mode, dtype, peer in progress:
+            progress.set_postfix_str(f"{workload.name} {mode} {dtype} {peer}")
+            row = compare(peer, workload, dtype, mode == "training", shape, settings)
+            # A backward is two forwards' worth of matrix products.
+            flops = workload.flops(shape) * (3 if mode == "training" else 1)
+            if "our_seconds" in row:
+                row |= {"flops": flops, "floor_seconds": flops / rates[dtype]}
+                row["flop_utilisation"] = round(row["floor_seconds"] / row["our_seconds"], 3)
+            rows.append(row)
+            progress.write(show(row, flops / rates[dtype]), file=sys.stderr)
+
+    results_dir = Path(settings.results_dir)
+    results_dir.mkdir(parents=True, exist_ok=True)
+    device_name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    curve = list(measure_curve(shape, settings))
+    if curve:
+        title = f"One text, {settings.dtypes[0]}, {shape_name}, {device_name}"
+        draw_curve(curve, results_dir / f"throughput-{device}.png", title)
+    result = {
+        "device": device_name,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "shape": shape_name,
+        "compiled": settings.compile,
+        "correctness": checks,
+        "matmul_flops_per_second": rates,
+        "lengths": {workload.name: workload.lengths for workload in workloads if len(set(workload.lengths)) > 1},
+        "rows": rows,
+        "curve": curve,
+        "ratio": {
+            f"{row['workload']} {row['mode']} {row['dtype']} {row['peer']}": row["ratio"] for row in rows if "ratio" in row
+        },
+    }
+    with replacing(results_dir / f"throughput-{device}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+if __name__ == "__main__":
+    run(main, Settings)
