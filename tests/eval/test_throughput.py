@@ -1,0 +1,122 @@
+"""The benchmark compares like with like: equal weights, equal texts, counted operations, and a check that can fail."""
+
+import json
+from itertools import product
+
+import pytest
+import torch
+
+from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.eval import throughput
+from zh_modernbert.eval.throughput import Settings, Workload, check_backends
+from zh_modernbert.train.cli import InputError
+
+TINY = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Peers of sizes that a test can afford."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": 1000, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    monkeypatch.setattr(throughput, "SHAPES", {"12x768": TINY, "28x1024": TINY})
+    for name, (kind, _) in throughput.OTHER_PEERS.items():
+        monkeypatch.setitem(throughput.OTHER_PEERS, name, (kind, sizes))
+    monkeypatch.setattr(throughput, "matmul_rate", lambda device, dtype: 1e11)
+    monkeypatch.setattr(throughput, "check_backends", lambda device: {})
+
+
+def test_workloads():
+    assert Workload.parse("64x3").lengths == [64, 64, 64]
+    ragged = Workload.parse("512x16-ragged").lengths
+    assert ragged == sorted(ragged)
+    assert max(ragged) == 512
+    assert 0.4 < sum(ragged) / (512 * 16) < 0.65
+    assert len(set(Workload.parse("8192x8-ragged").lengths)) == 8
+    for name in ("512", "0x4", "512x", "512x16-Ragged", "x"):
+        with pytest.raises(InputError, match="workloads holds"):
+            Workload.parse(name)
+
+
+def test_padded_and_packed_hold_the_same_texts():
+    workload = Workload("", [3, 9, 5])
+    padded, packed = workload.padded("cpu", pad_token_id=7), workload.packed("cpu")
+    assert torch.equal(padded["input_ids"][padded["attention_mask"].bool()], packed["input_ids"][0])
+    assert packed["cu_seqlens"].tolist() == [0, 3, 12, 17]
+    assert (padded["input_ids"][padded["attention_mask"] == 0] == 7).all()
+
+
+def test_operations_are_counted():
+    lengths, window = [1, 5, 40], 8
+    position = torch.arange(40)
+    near = ((position[:, None] - position).abs() <= 4).sum()  # of the longest
+    near = int(near) + 1 + 25  # the shorter two see all of themselves
+    linear = 46 * 2 * 4 * (3 * 32 * 32 + 32 * 32 + 32 * 96 + 48 * 32)
+    attention = 2 * 2 * 32 * (2 * (1 + 25 + 1600) + 2 * near)  # layers 0 and 3 are full
+    assert Workload("", lengths).flops(TINY, window) == linear + attention
+
+
+def test_backends_agree():
+    found = check_backends("cpu")
+    assert found["sdpa float32 gradients"] <= 1e-5
+    assert {name.split()[1] for name in found} == {"float32", "bfloat16", "float16"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_backends_agree_on_a_gpu():
+    check_backends("cuda")
+
+
+def test_a_window_off_by_one_is_noticed(monkeypatch):
+    original = modeling.SequenceLayout.block_mask
+    monkeypatch.setattr(
+        modeling.SequenceLayout, "block_mask", lambda self, half, dtype: original(self, half, dtype).roll(1, -1)
+    )
+    with pytest.raises(InputError, match=r"sdpa in torch\.float32, right: outputs differ"):
+        check_backends("cpu")
+
+
+def test_a_run(tiny, tmp_path, capsys):
+    peers = [peer for peer in throughput.PEERS if "flash" not in peer and "flex" not in peer]
+    workloads = ["300x1", "128x4-ragged"]
+    shared = {"device": "cpu", "peers": peers, "repeats": 1, "results_dir": str(tmp_path)}
+    result = throughput.main(Settings(**shared, dtypes=["float32"], workloads=workloads, curve=[16, 64]))
+    assert json.loads((tmp_path / "throughput-cpu.json").read_text()) == result
+    assert (tmp_path / "throughput-cpu.png").read_bytes()[:4] == b"\x89PNG"
+    runs = product(workloads, ("inference", "training"), ["float32"], peers)
+    assert set(result["ratio"]) == set(map(" ".join, runs))
+    for row in result["rows"]:
+        assert row["ratio"] == pytest.approx(row["peer_seconds"] / row["our_seconds"], abs=1e-3)
+    equal = [row["relative_difference"] for row in result["rows"] if "relative_difference" in row]
+    assert len(equal) == 2 * 3, "both workloads, beside stock on sdpa, eager and packed"
+    assert max(equal) < 1e-5
+    assert [row["length"] for row in result["curve"]] == [16, 64]
+    assert "modernbert-packed" in capsys.readouterr().err
+
+
+def test_what_does_not_run_says_so(tiny, tmp_path):
+    settings = Settings(
+        device="cpu", dtypes=["float32"], modes=["inference"], workloads=["4096x1"], curve=[], results_dir=str(tmp_path),
+        peers=["modernbert-eager", "modernbert-flash_attention_2", "modernbert-sdpa"], repeats=1,
+    )  # fmt: skip
+    eager, flash, sdpa = throughput.main(settings)["rows"]
+    assert "at most 2048 tokens" in eager["skipped"]
+    assert "Flash" in flash["skipped"] or "ratio" in flash
+    assert "ratio" in sdpa
+
+
+def test_the_curve_leaves_out_what_takes_too_long(tiny, tmp_path):
+    settings = Settings(
+        device="cpu", dtypes=["float32"], modes=["inference"], workloads=["16x1"], curve=[16, 64], results_dir=str(tmp_path),
+        peers=["modernbert-sdpa"], repeats=1, seconds=0,
+    )  # fmt: skip
+    first, second = throughput.main(settings)["curve"]
+    assert "peer_seconds" in first
+    assert "peer_seconds" not in second
+    assert second["our_seconds"] > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")
+def test_no_gpu():
+    with pytest.raises(InputError, match="finds no GPU"):
+        throughput.main(Settings(device="cuda"))
