@@ -93,6 +93,7 @@ STOCK = (
     "modernbert-packed",
 )
 PEERS = (*STOCK, *OTHER_PEERS)
+MODES = ("inference", "training", "curve")
 EAGER_LONGEST = 2048  # it keeps T x T weights a head; more does not fit
 
 
@@ -102,7 +103,7 @@ class Settings(BaseSettings):
     dtypes: list[str] = setting([], "empty: float32 and bfloat16 on CPU, bfloat16 on a GPU", ("float32", "bfloat16", "float16"))
     shape: str = setting("auto", "layers x width; auto: 12x768 on CPU, 28x1024 on a GPU", choices=("auto", *SHAPES))
     workloads: list[str] = setting([], "TxB or TxB-ragged; empty: those of the device")
-    modes: list[str] = setting(["inference", "training"], choices=("inference", "training"))
+    modes: list[str] = setting(list(MODES), "curve: cost against length", choices=MODES)
     peers: list[str] = setting(list(PEERS), choices=PEERS)
     compile: bool = setting(False, "torch.compile for both sides")
     curve: list[int] = setting(
@@ -422,7 +423,7 @@ def compare(peer_name: str, workload: Workload, dtype_name: str, training: bool,
 def measure_curve(shape: dict, settings: Settings) -> Iterator[dict]:
     """One text of each length: ours, and stock ModernBERT on sdpa until that is too slow."""
     device, dtype, slow = settings.device, settings.dtypes[0], False
-    for length in settings.curve:
+    for length in settings.curve_lengths:
         workload = Workload(f"{length}x1", [length])
         row = (
             {"skipped": "would take too long"} if slow else compare("modernbert-sdpa", workload, dtype, False, shape, settings)
@@ -510,7 +511,8 @@ def main(settings: Settings) -> dict:
         result[kind].append(row)
         write_json(results_dir / f"throughput-{device}.json", result)  # each time: a run is long
 
-    jobs = list(product(workloads, settings.modes, settings.dtypes, settings.peers))
+    modes = [mode for mode in settings.modes if mode != "curve"]
+    jobs = list(product(workloads, modes, settings.dtypes, settings.peers))
     with tqdm(jobs, unit=" comparisons", leave=False) as progress:
         for workload, mode, dtype, peer in progress:
             progress.set_postfix_str(f"{workload.name} {mode} {dtype} {peer}")
@@ -524,7 +526,7 @@ def main(settings: Settings) -> dict:
             progress.write(show(row, flops / rates[dtype]), file=sys.stderr)
             keep("rows", row)
 
-    for row in measure_curve(shape, settings):
+    for row in measure_curve(shape, settings) if "curve" in settings.modes else ():
         peer = f"{row['peer_seconds']:.3f} s" if "peer_seconds" in row else row["skipped"]
         print(f"one text of {row['length']:,} tokens: ours {row['our_seconds']:.3f} s, stock {peer}", file=sys.stderr)
         keep("curve", row)

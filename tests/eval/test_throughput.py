@@ -80,7 +80,7 @@ def test_a_run(tiny, tmp_path, capsys):
     peers = [peer for peer in throughput.PEERS if "flash" not in peer and "flex" not in peer]
     workloads = ["300x1", "128x4-ragged"]
     shared = {"device": "cpu", "peers": peers, "repeats": 1, "results_dir": str(tmp_path)}
-    result = throughput.main(Settings(**shared, dtypes=["float32"], workloads=workloads, curve=[16, 64]))
+    result = throughput.main(Settings(**shared, dtypes=["float32"], workloads=workloads, curve_lengths=[16, 64]))
     assert json.loads((tmp_path / "throughput-cpu.json").read_text()) == result
     assert (tmp_path / "throughput-cpu.png").read_bytes()[:4] == b"\x89PNG"
     runs = product(workloads, ("inference", "training"), ["float32"], peers)
@@ -96,7 +96,7 @@ def test_a_run(tiny, tmp_path, capsys):
 
 def test_what_does_not_run_says_so(tiny, tmp_path):
     settings = Settings(
-        device="cpu", dtypes=["float32"], modes=["inference"], workloads=["4096x1"], curve=[], results_dir=str(tmp_path),
+        device="cpu", dtypes=["float32"], modes=["inference"], workloads=["4096x1"], results_dir=str(tmp_path),
         peers=["modernbert-eager", "modernbert-flash_attention_2", "modernbert-sdpa"], repeats=1,
     )  # fmt: skip
     eager, flash, sdpa = throughput.main(settings)["rows"]
@@ -107,7 +107,7 @@ def test_what_does_not_run_says_so(tiny, tmp_path):
 
 def test_the_curve_leaves_out_what_takes_too_long(tiny, tmp_path):
     settings = Settings(
-        device="cpu", dtypes=["float32"], modes=["inference"], workloads=["16x1"], curve=[16, 64], results_dir=str(tmp_path),
+        device="cpu", dtypes=["float32"], modes=["curve"], workloads=["16x1"], curve_lengths=[16, 64], results_dir=str(tmp_path),
         peers=["modernbert-sdpa"], repeats=1, seconds=0,
     )  # fmt: skip
     first, second = throughput.main(settings)["curve"]
