@@ -106,9 +106,7 @@ class Settings(BaseSettings):
     modes: list[str] = setting(list(MODES), "curve: cost against length", choices=MODES)
     peers: list[str] = setting(list(PEERS), choices=PEERS)
     compile: bool = setting(False, "torch.compile for both sides")
-    curve: list[int] = setting(
-        [128, 512, 2048, 8192, 32768], "lengths of one text, for the plot of cost against length; none: []"
-    )
+    curve_lengths: list[int] = setting([128, 512, 2048, 8192, 32768], "tokens of the one text of the curve", least=1)
     repeats: int = setting(5, "timed runs a side, after the warm-up", least=1)
     seconds: float = setting(90.0, "a comparison stops after so long, each side having run once at least", least=0)
     threads: int = setting(0, "CPU threads; 0: as many as PyTorch takes", least=0)

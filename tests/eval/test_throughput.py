@@ -95,10 +95,9 @@ def test_a_run(tiny, tmp_path, capsys):
 
 
 def test_what_does_not_run_says_so(tiny, tmp_path):
-    settings = Settings(
-        device="cpu", dtypes=["float32"], modes=["inference"], workloads=["4096x1"], results_dir=str(tmp_path),
-        peers=["modernbert-eager", "modernbert-flash_attention_2", "modernbert-sdpa"], repeats=1,
-    )  # fmt: skip
+    shared = {"device": "cpu", "dtypes": ["float32"], "results_dir": str(tmp_path)}
+    peers = ["modernbert-eager", "modernbert-flash_attention_2", "modernbert-sdpa"]
+    settings = Settings(**shared, modes=["inference"], workloads=["4096x1"], peers=peers, repeats=1)
     eager, flash, sdpa = throughput.main(settings)["rows"]
     assert "at most 2048 tokens" in eager["skipped"]
     assert "Flash" in flash["skipped"] or "ratio" in flash
@@ -106,10 +105,8 @@ def test_what_does_not_run_says_so(tiny, tmp_path):
 
 
 def test_the_curve_leaves_out_what_takes_too_long(tiny, tmp_path):
-    settings = Settings(
-        device="cpu", dtypes=["float32"], modes=["curve"], workloads=["16x1"], curve_lengths=[16, 64], results_dir=str(tmp_path),
-        peers=["modernbert-sdpa"], repeats=1, seconds=0,
-    )  # fmt: skip
+    shared = {"device": "cpu", "dtypes": ["float32"], "results_dir": str(tmp_path)}
+    settings = Settings(**shared, modes=["curve"], curve_lengths=[16, 64], repeats=1, seconds=0)
     first, second = throughput.main(settings)["curve"]
     assert "peer_seconds" in first
     assert "peer_seconds" not in second
