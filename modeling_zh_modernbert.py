@@ -252,10 +252,15 @@ def _per_document_attention(query, key, value, layout, dropout):
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
+@torch.compiler.assume_constant_result  # or every layer of a compiled model would break the graph to ask
+def _is_ampere_or_newer(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _varlen_attention_runs(query, dropout) -> bool:
     """FlashAttention wants half precision and an Ampere GPU or newer; PyTorch's function has no dropout."""
     half_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    return varlen_attn is not None and half_on_cuda and not dropout and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return varlen_attn is not None and half_on_cuda and not dropout and _is_ampere_or_newer(query.device)
 
 
 def sdpa_attention(module, query, key, value, layout, half_window, dropout):
