@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 
 import matplotlib
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 import transformers
 from matplotlib import pyplot
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from transformers import AttentionInterface, AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
 
@@ -38,7 +39,6 @@ from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import write_json
-from zh_modernbert.train.pretrain import return_freed_memory
 
 # Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
 SHAPES = {
@@ -239,25 +239,17 @@ class Contestant:
         if self.device == "cuda":
             torch.cuda.synchronize()
 
-    def peak_memory(self) -> int | None:
-        """Bytes that one step needs beyond what is held before it; None where it cannot be told."""
+    def peak_memory(self) -> int:
+        """Bytes of tensors that one step holds at its peak, beyond what is held before it."""
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self()
             return torch.cuda.max_memory_allocated() - before
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        except OSError:
-            return None
-        return_freed_memory()
-        before = _process_memory("VmRSS")
-        self()
-        return max(_process_memory("VmHWM") - before, 0)
-
-
-def _process_memory(field: str) -> int:
-    return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            self()
+        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+        return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
 
 
 # --- correctness ------------------------------------------------------------------------------------------------------
@@ -458,7 +450,7 @@ def show(row: dict, floor: float) -> str:
     name = f"{row['workload']:<15}{row['mode']:<10}{row['dtype']:<9}{row['peer']:<30}"
     if "skipped" in row:
         return f"{name}{row['skipped']}"
-    memory = "".join(f"{'' if row[key] is None else f'{row[key] / 2**20:,.0f}':>9}" for key in ("our_memory", "peer_memory"))
+    memory = "".join(f"{row[key] / 2**20:>9,.0f}" for key in ("our_memory", "peer_memory"))
     times = f"{row['our_seconds'] * 1e3:>11,.1f}{row['peer_seconds'] * 1e3:>11,.1f}{row['ratio']:>8.2f}"
     return f"{name}{times}{100 * floor / row['our_seconds']:>8.0f}{memory}"
 
