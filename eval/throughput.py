@@ -10,8 +10,8 @@ device's own matrix product.
     python eval/throughput.py --device cuda
 
 Workloads are `TxB`, B texts of T tokens, or `TxB-KIND`, texts of at most T tokens whose lengths are even quantiles of a real
-distribution: `questions`, `articles` or `documents`. A training step is forward and backward, without the optimizer, which would
-be the same for all.
+distribution: `questions`, `articles` or `documents`. A training step is forward and backward, without the optimizer, which
+would be the same for all.
 """
 
 import gc
