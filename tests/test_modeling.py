@@ -502,6 +502,30 @@ def test_losses_of_micro_batches_add_up(case, number):
     assert_same_gradients(gradients(parts), gradients(whole))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", [case for case in LOSS_CASES if case != "MultipleChoice"])  # its choices are rows
+def test_a_packed_row_gives_the_losses_and_gradients_of_its_documents_alone(case, backend):
+    head, changes = LOSS_CASES[case]
+    batch, items = loss_batch(case)
+    real = batch.pop("attention_mask").bool()
+    whole, alone = (build(HEADS[head], backend, **changes) for _ in range(2))
+    cu_seqlens = F.pad(real.sum(1).cumsum(0), (1, 0)).int()
+    packed = {name: tensor[real][None] if tensor.shape == real.shape else tensor for name, tensor in batch.items()}
+    loss = whole(**packed, cu_seqlens=cu_seqlens, num_items_in_batch=items).loss
+    loss.backward()
+    total = 0
+    for row, is_real in enumerate(real):
+        document = {
+            name: tensor[row : row + 1, is_real] if tensor.shape == real.shape else tensor[row : row + 1]
+            for name, tensor in batch.items()
+        }
+        part = alone(**document, num_items_in_batch=items).loss
+        part.backward()
+        total += part.item()
+    assert total == pytest.approx(loss.item(), rel=1e-5)
+    assert_same_gradients(gradients(whole), gradients(alone))
+
+
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 HEAD_LENGTHS = (9, 30, 1, 22)
