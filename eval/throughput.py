@@ -372,18 +372,29 @@ def take_turns(ours: Contestant, peer: Contestant, repeats: int, seconds: float)
 
 
 def compare(peer_name: str, workload: Workload, dtype_name: str, training: bool, shape: dict, settings: Settings) -> dict:
-    """One row of the table. What cannot run says so under `skipped`."""
-    device, dtype = settings.device, getattr(torch, dtype_name)
+    """One row of the table. A peer that cannot run here, or memory that does not suffice, says so under `skipped`."""
     row = {"workload": workload.name, "mode": "training" if training else "inference", "dtype": dtype_name, "peer": peer_name}
-    longest = max(workload.lengths)
     torch.manual_seed(0)
+    try:
+        return row | _compare(peer_name, workload, dtype_name, training, shape, settings)
+    except torch.OutOfMemoryError as error:
+        return row | {"skipped": f"out of memory: {str(error).splitlines()[0][:100]}"}
+    finally:
+        gc.collect()
+        if settings.device == "cuda":
+            torch.cuda.empty_cache()
+        torch.compiler.reset()
+
+
+def _compare(peer_name, workload, dtype_name, training, shape, settings) -> dict:
+    device, dtype = settings.device, getattr(torch, dtype_name)
+    longest = max(workload.lengths)
+    same_weights, is_packed = peer_name not in OTHER_PEERS, peer_name == "modernbert-packed"
+    batch = workload.packed(device) if is_packed else workload.padded(device)
     try:
         peer_model, peer_longest = build_peer(peer_name, shape, longest)
         if longest > peer_longest:
-            return row | {"skipped": f"a text of it has at most {peer_longest} tokens here"}
-        same_weights, is_packed = peer_name not in OTHER_PEERS, peer_name == "modernbert-packed"
-        ours_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
-        batch = workload.packed(device) if is_packed else workload.padded(device)
+            return {"skipped": f"a text of it has at most {peer_longest} tokens here"}
         theirs = dict(batch)
         if is_packed:
             starts = theirs["cu_seqlens"][:-1].repeat_interleave(theirs["cu_seqlens"].diff())
@@ -392,32 +403,30 @@ def compare(peer_name: str, workload: Workload, dtype_name: str, training: bool,
             theirs = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
             if peer_model.config.model_type == "qwen3":
                 theirs["use_cache"] = False
-        ours = Contestant(ours_model, batch, device, dtype, training, settings.compile)
         peer = Contestant(peer_model, theirs, device, dtype, training, settings.compile)
-        outputs = [contestant()[1] for contestant in (ours, peer)]  # the warm-up
-        if same_weights and not training:
-            real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
-            row["relative_difference"] = _share(*(output[real].float() for output in outputs))
-            if not row["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
-                raise InputError(f"throughput: {peer_name} on {workload.name}: outputs are not equal: {row}")
-        del outputs
-        for contestant in (ours, peer) if settings.compile else ():  # a second shape of graph may be compiled late
-            contestant()
-        row["our_memory"], row["peer_memory"] = ours.peak_memory(), peer.peak_memory()
-        row["our_seconds"], row["peer_seconds"], row["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
-        row["ratio"] = round(row["peer_seconds"] / row["our_seconds"], 3)
-        row["tokens_per_second"] = round(sum(workload.lengths) / row["our_seconds"])
-    except torch.OutOfMemoryError as error:
-        row["skipped"] = f"out of memory: {str(error).splitlines()[0][:100]}"
+        peer_output = peer()[1]  # the warm-up
+    except torch.OutOfMemoryError:
+        raise
     except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:  # the peer's backend does not run here
-        row["skipped"] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
-    finally:
-        ours = peer = ours_model = peer_model = None
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-        torch.compiler.reset()
-    return row
+        return {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"}
+    our_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
+    ours = Contestant(our_model, batch, device, dtype, training, settings.compile)
+    our_output = ours()[1]
+    found = {}
+    if same_weights and not training:
+        real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
+        found["relative_difference"] = _share(our_output[real].float(), peer_output[real].float())
+        if not found["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
+            where = f"{peer_name} on {workload.name} in {dtype_name}"
+            raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")
+    del our_output, peer_output
+    if settings.compile:  # a graph may be compiled again where it is given the same shape a second time
+        ours(), peer()
+    found["our_memory"], found["peer_memory"] = ours.peak_memory(), peer.peak_memory()
+    found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
+    found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
+    found["tokens_per_second"] = round(sum(workload.lengths) / found["our_seconds"])
+    return found
 
 
 def measure_curve(shape: dict, settings: Settings) -> Iterator[dict]:
@@ -425,9 +434,9 @@ def measure_curve(shape: dict, settings: Settings) -> Iterator[dict]:
     device, dtype, slow = settings.device, settings.dtypes[0], False
     for length in settings.curve_lengths:
         workload = Workload(f"{length}x1", [length])
-        row = (
-            {"skipped": "would take too long"} if slow else compare("modernbert-sdpa", workload, dtype, False, shape, settings)
-        )
+        row = {"skipped": "would take too long"}
+        if not slow:
+            row = compare("modernbert-sdpa", workload, dtype, False, shape, settings)
         # Four times the length is up to sixteen times the work.
         slow = slow or "skipped" in row or 16 * row["peer_seconds"] > settings.seconds
         if "skipped" in row:
