@@ -168,13 +168,17 @@ class ZhModernBertConfig(PretrainedConfig):
             not layer_types or (len(layer_types) == self.num_hidden_layers and set(layer_types) <= set(LAYER_TYPES)),
             f"layer_types must name one of {LAYER_TYPES} for each of the {self.num_hidden_layers} layers",
         )
+        require(isinstance(rope_scaling, dict | None), f"rope_scaling is {rope_scaling!r}; it must be a mapping")
         if rope_scaling is not None:
             needed = {"rope_type", "factor", "original_max_position_embeddings"}
             known = needed | {"beta_fast", "beta_slow", "attention_factor"}
+            numbers = {name: value for name, value in rope_scaling.items() if name != "rope_type"}
             require(
-                needed <= set(rope_scaling) <= known and rope_scaling["rope_type"] == "yarn",
+                needed <= set(rope_scaling) <= known
+                and rope_scaling["rope_type"] == "yarn"
+                and all(isinstance(value, (int, float)) and value > 0 for value in numbers.values()),
                 f"rope_scaling is {rope_scaling}; it needs rope_type 'yarn' and {sorted(needed - {'rope_type'})}, "
-                f"and may have {sorted(known - needed)}",
+                f"and may have {sorted(known - needed)}, each a number above 0",
             )
 
 

@@ -51,6 +51,11 @@ QUERY_BLOCK = 64
 # --- documents in a batch ---------------------------------------------------------------------------------------------
 
 
+def is_exporting() -> bool:
+    """Whether a program is being made that has to fit other batches too."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all of them where `indices` is None."""
     flat = tensor.flatten(0, 1)
@@ -69,8 +74,8 @@ def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, wid
 class SequenceLayout:
     """Where the N real tokens of a batch lie, and which of them form a document.
 
-    An exported program (`torch.export`, ONNX) has one shape for every mask. There N is all B * T positions, pads sorted to the
-    end as a document of their own, number D, which nothing else sees and `pad` overwrites; `lengths` is empty.
+    An exported program (`torch.export`, ONNX, `torch.jit.trace`) has one shape for every mask. There N is all B * T positions,
+    pads sorted to the end as a document of their own, number D, which nothing else sees and `pad` overwrites; no `lengths`.
 
     Args:
         cu_seqlens: `(D + 1,)` int32; document d is tokens cu_seqlens[d] to cu_seqlens[d + 1] of the N, possibly none.
@@ -97,13 +102,15 @@ class SequenceLayout:
     @classmethod
     def from_padded(cls, attention_mask: torch.Tensor | None, rows: int, width: int, device) -> "SequenceLayout":
         """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens; left, right or any padding."""
-        exported, lengths = torch.compiler.is_compiling(), ()
+        exported, lengths = is_exporting(), ()
         if attention_mask is not None:
             if attention_mask.shape != (rows, width):
                 raise ValueError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, the input has ({rows}, {width}); "
                     "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
                 )
+            if attention_mask.is_floating_point() and not exported and (attention_mask < 0).any():
+                raise ValueError("attention_mask is 1 at real tokens and 0 at pads; got an additive mask, with numbers below 0")
             mask = attention_mask.to(device=device, dtype=torch.bool)
             if not exported:
                 lengths = tuple(mask.sum(1).tolist())
@@ -122,7 +129,7 @@ class SequenceLayout:
             indices = real.nonzero().flatten()
             document_ids = indices // width
         position_ids = (mask.cumsum(1) - 1).flatten()[indices]
-        longest = width if exported else max(lengths)
+        longest = width if exported else max(lengths, default=0)
         return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, exported=exported)
 
     @classmethod
@@ -258,9 +265,10 @@ def _is_ampere_or_newer(device: torch.device) -> bool:
 
 
 def _varlen_attention_runs(query, dropout) -> bool:
-    """FlashAttention wants half precision and an Ampere GPU or newer; PyTorch's function has no dropout."""
+    """FlashAttention wants half precision, head sizes of 8, 16 to 256, an Ampere GPU or newer; PyTorch's has no dropout."""
     half_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
-    return varlen_attn is not None and half_on_cuda and not dropout and _is_ampere_or_newer(query.device)
+    size_fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
+    return varlen_attn is not None and half_on_cuda and size_fits and not dropout and _is_ampere_or_newer(query.device)
 
 
 def sdpa_attention(module, query, key, value, layout, half_window, dropout):
@@ -546,7 +554,7 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             )
         rows, width = inputs.shape[:2]
         cu_seqlens = cu_seq_lens_q if cu_seqlens is None else cu_seqlens
-        if cu_seqlens is not None and torch.compiler.is_compiling():
+        if cu_seqlens is not None and is_exporting():
             raise ValueError("packed input (cu_seqlens) cannot be exported; export with input_ids and attention_mask")
         if cu_seqlens is None:
             layout = SequenceLayout.from_padded(attention_mask, rows, width, inputs.device)
@@ -667,15 +675,15 @@ def unpad_inputs(layout, input_ids, inputs_embeds, position_ids):
     """Each of a forward's inputs as `(N, ...)`, or None where it was not given.
 
     Raises:
-        ValueError: `position_ids` fall within a document, as they do where documents were packed without `cu_seqlens`.
+        ValueError: `position_ids` do not rise within a document, as where documents were packed without `cu_seqlens`.
     """
     if position_ids is not None:
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         position_ids = layout.unpad(position_ids.to(inputs.device).expand(inputs.shape[:2]))
         same_document = layout.document_ids.diff() == 0
-        if not layout.exported and (position_ids.diff()[same_document] < 0).any():
+        if not layout.exported and (position_ids.diff()[same_document] <= 0).any():
             raise ValueError(
-                "position_ids start anew within a document; documents packed in a row need cu_seqlens, or each would see the "
+                "position_ids do not rise within a document; documents packed in a row need cu_seqlens, or each would see the "
                 "others (of transformers' DataCollatorWithFlattening: return_flash_attn_kwargs=True)"
             )
     return (

@@ -15,6 +15,7 @@ would be the same for all.
 """
 
 import gc
+import os
 import re
 import statistics
 import sys
@@ -26,6 +27,9 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines would stand between those of the table
+
 import torch
 import torch.nn.functional as F
 import transformers
@@ -193,6 +197,8 @@ def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_
     reach = -1 if sliding_window is None else sliding_window - 1
     if query.is_cuda:
         query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        if modeling.varlen_attn is None:
+            raise ImportError("PyTorch has a varlen kernel with a window from 2.11")
         bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
         return modeling.varlen_attn(query, key, value, *bounds, window_size=(reach, reach))[None], None
     outputs = []
@@ -487,6 +493,8 @@ def main(settings: Settings) -> dict:
         torch.set_num_threads(settings.threads)
     shape = SHAPES[shape_name]
 
+    results_dir = Path(settings.results_dir)
+    results_dir.mkdir(parents=True, exist_ok=True)
     print(f"correctness on {device}, largest error as a share of the norm:", file=sys.stderr)
     checks = check_backends(device)
     for name, share in checks.items():
@@ -500,8 +508,6 @@ def main(settings: Settings) -> dict:
         f"{'our MiB':>9}{'peer MiB':>9}",
         file=sys.stderr,
     )
-    results_dir = Path(settings.results_dir)
-    results_dir.mkdir(parents=True, exist_ok=True)
     device_name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     result = {
         "device": device_name,

@@ -51,6 +51,16 @@ def test_an_exported_program_fits_every_batch(head, pooling):
         assert_same(program(**batch), run(model, batch))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, and used
+def test_a_traced_program_fits_every_batch():
+    model = build(modeling.ZhModernBertModel, return_dict=False)
+    traced = torch.jit.trace(model, tuple(make_batch((50, 37, 5), 50).values()), check_trace=False)
+    for (lengths, width), side in product(BATCHES, ("right", "left")):
+        batch = make_batch(lengths, width, side)
+        with torch.no_grad():
+            assert_same(traced(*batch.values()), run(model, batch | {"return_dict": True}))
+
+
 def test_an_exported_program_without_mask():
     model = build(modeling.ZhModernBertModel)
     program = torch.export.export(

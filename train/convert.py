@@ -96,7 +96,7 @@ def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
     require(kind == "modernbert", "model_type", kind, "only stock ModernBERT ('modernbert') can be converted")
     names = written.get("architectures")
     require(
-        isinstance(names, list) and len(names) == 1 and names[0] in ARCHITECTURES,
+        isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and names[0] in ARCHITECTURES,
         *("architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}"),
     )
     for name, value in written.items():
@@ -117,6 +117,7 @@ def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
         {key: value for key, value in stock.rope_parameters[layer_type].items() if value is not None}
         for layer_type in ("full_attention", "sliding_attention")
     )
+    require(stock.max_position_embeddings > 0, "max_position_embeddings", stock.max_position_embeddings, "it must be above 0")
     thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
     for name, theta in thetas.items():
         require(isinstance(theta, (int, float)), name, theta, "it must be a number")
@@ -175,8 +176,11 @@ def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> 
         InputError: a tensor is missing, has another shape, or has no place in the model, naming it.
     """
     tensors = read_weights(folder, architecture)
-    with torch.device("meta"):
-        model = ARCHITECTURES[architecture](config)
+    try:
+        with torch.device("meta"):
+            model = ARCHITECTURES[architecture](config)
+    except Exception as error:  # each layer of PyTorch has its own kind for sizes that cannot be
+        raise InputError(f"{folder}: no model can be built of its config: {one_line(error)}") from error
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and expected.pop("decoder.weight", None):
         embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
