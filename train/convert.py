@@ -180,7 +180,7 @@ def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> 
         with torch.device("meta"):
             model = ARCHITECTURES[architecture](config)
     except Exception as error:  # each layer of PyTorch has its own kind for sizes that cannot be
-        raise InputError(f"{folder}: no model can be built of its config: {one_line(error)}") from error
+        raise InputError(f"{folder / 'config.json'}: no model can be built of it: {one_line(error)}") from error
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and expected.pop("decoder.weight", None):
         embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
