@@ -578,9 +578,8 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        config.check(
-            config.rope_scaling, config.layer_types
-        )  # again: `from_pretrained(folder, num_hidden_layers=4)` sets fields one by one
+        # Again: `from_pretrained(folder, num_hidden_layers=4)` sets fields one by one.
+        config.check(config.rope_scaling, config.layer_types)
         self.embeddings = ZhModernBertEmbeddings(config)
         self.layers = nn.ModuleList([ZhModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_norm = build_norm(config)

@@ -15,6 +15,7 @@ from tiny import (
     HEADS,
     IGNORED,
     JUNK,
+    LOSS_CASES,
     TINY,
     YARN,
     assert_close,
@@ -445,17 +446,6 @@ def test_no_label_at_all_gives_a_loss_of_zero(sparse):
 
 
 # --- losses over micro-batches ----------------------------------------------------------------------------------------
-
-LOSS_CASES = {
-    "MaskedLM": ("MaskedLM", {}),
-    "MaskedLM-sparse": ("MaskedLM", {"sparse_prediction": True}),
-    "single-label": ("SequenceClassification", {"num_labels": 3}),
-    "multi-label": ("SequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}),
-    "regression": ("SequenceClassification", {"num_labels": 1}),
-    "TokenClassification": ("TokenClassification", {"num_labels": 5}),
-    "QuestionAnswering": ("QuestionAnswering", {}),
-    "MultipleChoice": ("MultipleChoice", {}),
-}
 
 
 def loss_batch(case):

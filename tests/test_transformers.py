@@ -16,7 +16,7 @@ from transformers import (
     pipeline,
 )
 
-from tiny import HEADS, IGNORED, assert_close, build
+from tiny import HEADS, IGNORED, LOSS_CASES, assert_close, build
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.train_tokenizer import load_tokenizer
 
@@ -44,17 +44,6 @@ def build_for(head, **changes):
 
 # --- Trainer ----------------------------------------------------------------------------------------------------------
 
-TRAINER_CASES = {
-    "MaskedLM": ("MaskedLM", {}),
-    "MaskedLM-sparse": ("MaskedLM", {"sparse_prediction": True}),
-    "single-label": ("SequenceClassification", {"num_labels": 3}),
-    "multi-label": ("SequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}),
-    "regression": ("SequenceClassification", {"num_labels": 1}),
-    "TokenClassification": ("TokenClassification", {"num_labels": 3}),
-    "QuestionAnswering": ("QuestionAnswering", {}),
-    "MultipleChoice": ("MultipleChoice", {}),
-}
-
 
 def make_examples(case, tokenizer):
     """Sixteen examples of unequal lengths and numbers of labels, and what makes batches of them."""
@@ -81,7 +70,7 @@ def make_examples(case, tokenizer):
         "MaskedLM": DataCollatorForTokenClassification,
         "TokenClassification": DataCollatorForTokenClassification,
         "MultipleChoice": DataCollatorForMultipleChoice,
-    }.get(TRAINER_CASES[case][0], DataCollatorWithPadding)
+    }.get(LOSS_CASES[case][0], DataCollatorWithPadding)
     return examples, collator(tokenizer)
 
 
@@ -95,9 +84,9 @@ def train(model, examples, collator, folder, **arguments):
     return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("case", TRAINER_CASES)
+@pytest.mark.parametrize("case", LOSS_CASES)
 def test_gradient_accumulation_under_trainer(case, tokenizer, tmp_path):
-    head, changes = TRAINER_CASES[case]
+    head, changes = LOSS_CASES[case]
     data = make_examples(case, tokenizer)
     whole = train(build_for(head, **changes), *data, tmp_path)
     parts = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -137,7 +126,7 @@ def test_gradient_checkpointing_under_trainer(reentrant, tokenizer, tmp_path, mo
 
 @pytest.mark.parametrize("case", ["single-label", "TokenClassification", "QuestionAnswering", "MultipleChoice"])
 def test_predictions_of_trainer(case, tokenizer, tmp_path):
-    head, changes = TRAINER_CASES[case]
+    head, changes = LOSS_CASES[case]
     model = build_for(head, **changes)
     examples, collator = make_examples(case, tokenizer)
     arguments = TrainingArguments(tmp_path, use_cpu=True, report_to="none", disable_tqdm=True, per_device_eval_batch_size=3)
@@ -160,7 +149,7 @@ def test_predictions_of_trainer(case, tokenizer, tmp_path):
     ids=["MaskedLM", "SequenceClassification"],
 )
 def test_lora(case, task, saved, tokenizer, tmp_path):
-    head, changes = TRAINER_CASES[case]
+    head, changes = LOSS_CASES[case]
     examples, collator = make_examples(case, tokenizer)
     batch = collator(examples[:3])
     config = peft.LoraConfig(task_type=task, r=2, target_modules=["Wqkv", "Wi", "Wo"], modules_to_save=saved)

@@ -28,6 +28,17 @@ HEADS = {
     "MultipleChoice": ZhModernBertForMultipleChoice,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+# What each loss is called -> its head, and the config that makes it.
+LOSS_CASES = {
+    "MaskedLM": ("MaskedLM", {}),
+    "MaskedLM-sparse": ("MaskedLM", {"sparse_prediction": True}),
+    "single-label": ("SequenceClassification", {"num_labels": 3}),
+    "multi-label": ("SequenceClassification", {"num_labels": 3, "problem_type": "multi_label_classification"}),
+    "regression": ("SequenceClassification", {"num_labels": 1}),
+    "TokenClassification": ("TokenClassification", {"num_labels": 5}),
+    "QuestionAnswering": ("QuestionAnswering", {}),
+    "MultipleChoice": ("MultipleChoice", {}),
+}
 IGNORED = -100
 JUNK = 7  # what stands at pads, so that a pad that is read shows
 
