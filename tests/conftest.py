@@ -72,6 +72,15 @@ def _seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Threads that wait for one another are slow where models are tiny or tests share the machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory) -> Path:
     """A folder with `corpus`, `tokenizer` (512 entries), `encoded`, `packed` (rows of 128), and `model.json`."""

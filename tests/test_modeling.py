@@ -38,17 +38,9 @@ from zh_modernbert.modeling_zh_modernbert import (
 )
 
 BACKENDS = ("eager", "sdpa")
+pytestmark = pytest.mark.usefixtures("one_thread")
 # On both sides of the half window of 64, of the window of 128, and of the blocks of queries.
 LENGTHS = (1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 200, 511, 700)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """Tensors are too small here for threads to do anything but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,8 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import publish, train_tokenizer
 from zh_modernbert.train.cli import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FIELDS = {
     "task",
     "split",
@@ -26,15 +28,6 @@ FIELDS = {
     "notes",
     "runtime_seconds",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for one another are slow where tests share the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,9 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import publish, train_tokenizer
 from zh_modernbert.train.cli import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXTS = ["今天天气很好。", "老师研究经济发展的问题，但是没有人知道。", "圖書館 Python 3.12 的文檔 🙂", "鸡"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for one another are slow where tests share the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import cli, pack, pretrain, train_tokenizer
 from zh_modernbert.train.cli import InputError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
     "hidden_size": 32,
@@ -35,15 +37,6 @@ STEPS = 12
 
 class Killed(BaseException):
     """What nothing catches: the process ends here."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads that wait for one another are slow where tests share the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
