@@ -8,11 +8,10 @@ reason. The kept documents get their `script`: hans (Simplified), hant (Traditio
 
 import html
 import re
-import shutil
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,14 +19,15 @@ import opencc
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import corpus_shards, output_folder, write_json
-from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
+from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.files import corpus_shards, write_json
+from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
 from zh_modernbert.train.sources import SCRIPTS
+from zh_modernbert.train.stage import run_stage
 
 
 @dataclass
-class Settings(BaseSettings):
+class Settings(ParallelSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="corpus folder to write")
     min_han_characters: int = setting(10, "drop documents with fewer Han characters")
@@ -40,7 +40,6 @@ class Settings(BaseSettings):
     )
     scripts: list[str] = setting(list(SCRIPTS), "keep these scripts only", SCRIPTS)
     save_rejects: bool = setting(False, "keep dropped documents in rejects/, with their `filter_reason`")
-    workers: int = setting(1, "processes", least=1)
 
 
 # --- normalising: text -> text ---
@@ -208,35 +207,34 @@ class CleanFilter(BaseFilter):
         return True
 
 
-def main(settings: Settings) -> dict:
-    tasks = len(corpus_shards(settings.input_dir))
-    with output_folder(settings.output_dir, settings) as folder:
-        rejects = CorpusWriter(folder / "rejects") if settings.save_rejects else None
-        scratch = folder / "scratch"
-        steps = [CorpusReader(settings.input_dir), CleanFilter(settings, rejects), CorpusWriter(folder)]
-        counts = run_pipeline(steps, tasks, settings.workers, scratch)
-        shutil.rmtree(scratch)
-        sources = sorted(name.partition("/")[2] for name in counts if name.startswith("in/"))
-        report = {
-            "documents_in": sum(counts[f"in/{source}"] for source in sources),
-            "documents": sum(counts[f"in/{source}"] - sum(counts[f"{r}/{source}"] for r in FILTERS) for source in sources),
-            "characters_in": counts["characters_in"],
-            "characters": counts["characters_out"],
-            "dropped": {reason: sum(counts[f"{reason}/{source}"] for source in sources) for reason in FILTERS},
-            "per_source": {
-                source: {"documents_in": counts[f"in/{source}"]}
-                | {reason: counts[f"{reason}/{source}"] for reason in FILTERS if counts[f"{reason}/{source}"]}
-                for source in sources
-            },
-        }
-        if not report["documents_in"]:
-            raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
-        if not report["documents"]:
-            raise InputError(f"{settings.input_dir}: cleaning drops every document: {report['dropped']}")
-        write_json(Path(folder) / "report.json", report)
-    return {key: report[key] for key in ("documents_in", "documents", "characters_in", "characters", "dropped")} | {
-        "output_dir": settings.output_dir
+def build(settings: Settings, folder: Path) -> dict:
+    rejects = CorpusWriter(folder / "rejects") if settings.save_rejects else None
+    steps = [CorpusReader(settings.input_dir, folder), CleanFilter(settings, rejects), CorpusWriter(folder)]
+    counts = run_pipeline(steps, len(corpus_shards(settings.input_dir)), settings, folder, "clean")
+    sources = sorted(name.partition("/")[2] for name in counts if name.startswith("in/"))
+    report = {
+        "documents_in": sum(counts[f"in/{source}"] for source in sources),
+        "documents": sum(counts[f"in/{source}"] - sum(counts[f"{r}/{source}"] for r in FILTERS) for source in sources),
+        "quarantined": counts["quarantined"],
+        "characters_in": counts["characters_in"],
+        "characters": counts["characters_out"],
+        "dropped": {reason: sum(counts[f"{reason}/{source}"] for source in sources) for reason in FILTERS},
     }
+    if not report["documents_in"]:
+        raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
+    if not report["documents"]:
+        raise InputError(f"{settings.input_dir}: cleaning drops every document: {report['dropped']}")
+    per_source = {
+        source: {"documents_in": counts[f"in/{source}"]}
+        | {reason: counts[f"{reason}/{source}"] for reason in FILTERS if counts[f"{reason}/{source}"]}
+        for source in sources
+    }
+    write_json(folder / "report.json", report | {"per_source": per_source})
+    return report
+
+
+def main(settings: Settings) -> dict:
+    return run_stage(settings, partial(build, settings))
 
 
 if __name__ == "__main__":

@@ -24,17 +24,27 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def setting(default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False):
+def setting(
+    default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
+):
     """A documented field of a settings dataclass; without `default` it has to be given.
 
     Args:
         choices: the values it may have. least, most: bounds of a number, or of each number of a list.
         positional: may be given without its flag, in the order of the fields; the script then takes no preset.
+        running: says how and where the work is done, not what comes out.
     """
-    metadata = {"help": help, "choices": choices, "least": least, "most": most, "positional": positional}
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "positional": positional, "running": running}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def recipe_of(settings) -> dict:
+    """The settings that decide what comes out: all but those marked as `running`."""
+    fields = dataclasses.fields(settings)
+    kept = {field.name for field in fields if not field.metadata.get("running")}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name in kept}
 
 
 def script_of(settings) -> str:
@@ -268,5 +278,8 @@ def run(main: Callable, settings_class: type) -> None:
         text = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
     if result is not None:
         print(json.dumps(result, ensure_ascii=False))

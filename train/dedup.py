@@ -7,8 +7,9 @@ document of each group stays. A text too short for a 5-gram is compared whole.
     python train/dedup.py --input_dir runs/mine/clean --output_dir runs/mine/dedup
 """
 
-import shutil
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from datatrove.pipeline.dedup.minhash import (
@@ -22,21 +23,21 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 from rensa import RMinHash
 
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import corpus_shards, output_folder
-from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
+from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.files import corpus_shards
+from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
+from zh_modernbert.train.stage import SCRATCH, run_stage
 
 NGRAM = 5
 
 
 @dataclass
-class Settings(BaseSettings):
+class Settings(ParallelSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="corpus folder to write")
     num_buckets: int = setting(14, "bands: more find more duplicates", least=1, most=256)
     hashes_per_bucket: int = setting(8, "rows of a band: more ask for more likeness", least=1, most=64)
     seed: int = setting(1, "of the hash functions", least=0, most=2**32 - 1)
-    workers: int = setting(1, "processes", least=1)
 
 
 def shingles(text: str) -> list[str]:
@@ -61,7 +62,7 @@ class ShingleSignature(MinhashDedupSignature):
         return np.array(minhash.digest()).reshape(self.config.num_buckets, -1).tolist()
 
 
-def main(settings: Settings) -> dict:
+def build(settings: Settings, folder: Path) -> dict:
     shards = corpus_shards(settings.input_dir)
     config = MinhashConfig(
         n_grams=NGRAM,
@@ -70,27 +71,28 @@ def main(settings: Settings) -> dict:
         seed=settings.seed,
         hash_config=HashConfig(precision=32),
     )
-    with output_folder(settings.output_dir, settings) as folder:
-        scratch = folder / "scratch"
-        signatures, pairs, removals = (str(scratch / name) for name in ("signatures", "pairs", "removals"))
-        reader = CorpusReader(settings.input_dir)
-        stages = (
-            ("signatures", [reader, ShingleSignature(signatures, config)], len(shards)),
-            ("pairs", [MinhashDedupBuckets(signatures, pairs, config=config)], settings.num_buckets),
-            ("clusters", [MinhashDedupCluster(pairs, removals, config=config)], 1),
-            ("filter", [reader, MinhashDedupFilter(removals), CorpusWriter(folder)], len(shards)),
-        )
-        for name, steps, tasks in stages:
-            counts = run_pipeline(steps, tasks, settings.workers, scratch / name)
-        shutil.rmtree(scratch)
-        if not counts["forwarded"]:
-            raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
+    signatures, pairs, removals = (str(folder / SCRATCH / name) for name in ("signatures", "pairs", "removals"))
+    reader = CorpusReader(settings.input_dir, folder)
+    stages = (
+        ("signatures", [reader, ShingleSignature(signatures, config)], len(shards)),
+        ("pairs", [MinhashDedupBuckets(signatures, pairs, config=config)], settings.num_buckets),
+        ("clusters", [MinhashDedupCluster(pairs, removals, config=config)], 1),
+        ("filter", [reader, MinhashDedupFilter(removals), CorpusWriter(folder)], len(shards)),
+    )
+    for name, steps, tasks in stages:
+        counts = run_pipeline(steps, tasks, settings, folder, f"dedup {name}")
+    if not counts["forwarded"]:
+        raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
     return {
         "documents_in": counts["forwarded"] + counts["dropped"],
         "documents": counts["forwarded"],
+        "quarantined": counts["quarantined"],
         "duplicates": counts["dropped"],
-        "output_dir": settings.output_dir,
     }
+
+
+def main(settings: Settings) -> dict:
+    return run_stage(settings, partial(build, settings))
 
 
 if __name__ == "__main__":

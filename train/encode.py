@@ -1,32 +1,36 @@
 """Corpus + tokenizer -> token ids and word starts, documents whole.
 
 A token starts a word where a word of the segmenter begins with its first character; every other token belongs to the word
-before it, so the tokens of one word always stay together. Writes `input_ids.bin` (uint16 where the vocabulary allows,
-without special tokens), `word_starts.bin` (one byte a token), `offsets.bin` (int64, documents + 1), `sources.bin` (uint16 a
-document), `manifest.json`, and the tokenizer.
+before it, so the tokens of one word always stay together. Each shard of the corpus becomes a folder: `input_ids.bin` (uint16 where
+the vocabulary allows, without special tokens), `word_starts.bin` (one byte a token), `offsets.bin` (int64, documents + 1),
+`sources.bin` (uint16 a document) and `shard.json` (tokens per source, in the order of their numbers); the tokenizer lies beside them.
 
     python train/encode.py --input_dir runs/mine/dedup --tokenizer_dir runs/mine/tokenizer --output_dir runs/mine/encoded
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from datatrove.pipeline.base import PipelineStep
 
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import output_folder, read_corpus, read_json, require_folder, write_json
+from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.files import corpus_shards, read_json, replacing, write_json
+from zh_modernbert.train.pipeline import CorpusReader, ParallelSettings, run_pipeline
 from zh_modernbert.train.segment import word_boundaries
+from zh_modernbert.train.stage import check_manifest, run_stage
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 
 BATCH = 1000  # documents the tokenizer gets at once
 
 
 @dataclass
-class Settings(BaseSettings):
+class Settings(ParallelSettings):
     input_dir: str = setting(help="corpus folder to read")
     tokenizer_dir: str = setting(help="tokenizer folder")
     output_dir: str = setting(help="encoded folder to write")
@@ -48,91 +52,113 @@ def encode(texts: list[str], backend) -> Iterator[tuple[np.ndarray, np.ndarray]]
         yield ids, word_starts(text, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2))
 
 
+class Encoder(PipelineStep):
+    """Task r writes shard r of the encoded corpus."""
+
+    type = "encoder"
+    name = "encode"
+
+    def __init__(self, folder: Path, tokenizer_dir: str):
+        super().__init__()
+        self.folder, self.tokenizer_dir = folder, tokenizer_dir
+
+    def run(self, data, rank: int = 0, world_size: int = 1) -> None:
+        tokenizer = load_tokenizer(self.tokenizer_dir)
+        backend = tokenizer.backend_tokenizer
+        backend.encode_special_tokens = True  # text that spells "[MASK]" stays text
+        dtype = ids_dtype(len(tokenizer))
+        offsets, sources, numbers, per_source, counts = [0], [], {}, Counter(), Counter()
+        with replacing(self.folder / f"{rank:05d}") as shard:
+            with open(shard / "input_ids.bin", "wb") as ids_file, open(shard / "word_starts.bin", "wb") as starts_file:
+                while documents := list(islice(data, BATCH)):
+                    encoded = encode([document.text for document in documents], backend)
+                    for document, (ids, starts) in zip(documents, encoded, strict=True):
+                        if not len(ids):
+                            continue
+                        ids.astype(dtype).tofile(ids_file)
+                        starts.astype(np.uint8).tofile(starts_file)
+                        offsets.append(offsets[-1] + len(ids))
+                        source = document.metadata["source"]
+                        sources.append(numbers.setdefault(source, len(numbers)))
+                        per_source[source] += len(ids)
+                        counts["characters"] += len(document.text)
+                        counts["words"] += int(starts.sum())
+            np.array(offsets, dtype=np.int64).tofile(shard / "offsets.bin")
+            np.array(sources, dtype=np.uint16).tofile(shard / "sources.bin")
+            write_json(shard / "shard.json", {"per_source": per_source})
+        for name, value in (counts | {"documents": len(sources), "tokens": offsets[-1]}).items():
+            self.stat_update(name, value=value)
+
+
+def ids_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def load_array(path: Path, dtype) -> np.ndarray:
+    """A memory-mapped array; an empty file is an empty array."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def load_manifest(folder: str | Path, stage: str) -> dict:
+    """The manifest of an encoded or packed folder.
+
+    Raises:
+        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
+    """
+    manifest = check_manifest(folder, stage)
+    if fingerprint(Path(folder) / "tokenizer") != manifest["result"].get("tokenizer"):
+        raise InputError(f"{folder}/tokenizer: this tokenizer does not match the encoded data; run train/encode.py again")
+    return manifest
+
+
 @dataclass(frozen=True)
-class EncodedCorpus:
-    """A memory-mapped encoded folder; document d is tokens offsets[d] to offsets[d + 1]."""
+class EncodedShard:
+    """A memory-mapped shard; document d is tokens offsets[d] to offsets[d + 1], from the source names[sources[d]]."""
 
     input_ids: np.ndarray
     word_starts: np.ndarray
     offsets: np.ndarray
     sources: np.ndarray
-    manifest: dict
-    tokenizer_dir: Path
+    names: list[str]
 
 
-def load_arrays(folder: str | Path, kind: str, holder: type):
-    """A `holder` of what a folder of `kind` (encoded or packed) holds: memory-mapped arrays, `manifest`, and `tokenizer_dir`.
-
-    Raises:
-        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
-    """
-    folder = require_folder(folder, "manifest.json")
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("kind") != kind:
-        raise InputError(f"{folder}: not {'an encoded' if kind == 'encoded' else 'a packed'} folder")
-    loaded = {"manifest": manifest, "tokenizer_dir": folder / "tokenizer"}
-    try:
-        made_with, _ = manifest["tokenizer"], int(manifest["vocab_size"])
-        for name, (dtype, length) in manifest["arrays"].items():
-            path, size = folder / f"{name}.bin", np.dtype(dtype).itemsize * length
-            if not path.is_file() or path.stat().st_size != size:
-                raise InputError(f"{path}: missing or cut short; it must have {size} bytes. Run the stage that wrote it again")
-            loaded[name] = np.memmap(path, dtype, "r", shape=(length,)) if length else np.empty(0, dtype)
-        held = holder(**loaded)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{folder / 'manifest.json'}: damaged ({error}); run the stage that wrote it again") from error
-    if fingerprint(folder / "tokenizer") != made_with:
-        raise InputError(f"{folder / 'tokenizer'}: this tokenizer does not match the encoded data; run train/encode.py again")
-    return held
+def load_shard(folder: Path, vocab_size: int) -> EncodedShard:
+    return EncodedShard(
+        load_array(folder / "input_ids.bin", ids_dtype(vocab_size)),
+        load_array(folder / "word_starts.bin", np.uint8),
+        load_array(folder / "offsets.bin", np.int64),
+        load_array(folder / "sources.bin", np.uint16),
+        list(read_json(folder / "shard.json")["per_source"]),
+    )
 
 
-def load_encoded(folder: str | Path) -> EncodedCorpus:
-    """The encoded corpus in a folder; see `load_arrays` for what it raises."""
-    return load_arrays(folder, "encoded", EncodedCorpus)
+def encoded_shards(folder: str | Path) -> list[Path]:
+    return sorted(path.parent for path in Path(folder).glob("*/shard.json"))
+
+
+def tokens_per_source(shards: list[Path]) -> Counter:
+    return sum((Counter(read_json(shard / "shard.json")["per_source"]) for shard in shards), Counter())
+
+
+def build(settings: Settings, folder: Path) -> dict:
+    tokenizer = load_tokenizer(settings.tokenizer_dir)
+    steps = [CorpusReader(settings.input_dir, folder), Encoder(folder, settings.tokenizer_dir)]
+    counts = run_pipeline(steps, len(corpus_shards(settings.input_dir)), settings, folder, "encode")
+    if not counts["tokens"]:
+        raise InputError(f"{settings.input_dir}: an empty corpus: no text in it")
+    own = shutil.ignore_patterns("settings.json", "manifest.json")
+    shutil.copytree(settings.tokenizer_dir, folder / "tokenizer", ignore=own, dirs_exist_ok=True)
+    return {
+        **{name: counts[name] for name in ("documents", "quarantined", "characters", "words", "tokens")},
+        "characters_per_token": round(counts["characters"] / counts["tokens"], 4),
+        "vocab_size": len(tokenizer),
+        "tokenizer": fingerprint(settings.tokenizer_dir),
+        "per_source": tokens_per_source(encoded_shards(folder)),
+    }
 
 
 def main(settings: Settings) -> dict:
-    tokenizer = load_tokenizer(settings.tokenizer_dir)
-    backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True  # text that spells "[MASK]" stays text
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
-    offsets, document_sources, names, characters, words = [0], [], {}, 0, 0
-    with output_folder(settings.output_dir, settings) as folder:
-        with open(folder / "input_ids.bin", "wb") as ids_file, open(folder / "word_starts.bin", "wb") as starts_file:
-            stream = iter(tqdm(read_corpus(settings.input_dir), desc="encode", unit=" documents"))
-            while documents := list(islice(stream, BATCH)):
-                encoded = encode([document["text"] for document in documents], backend)
-                for document, (ids, starts) in zip(documents, encoded, strict=True):
-                    if not len(ids):
-                        continue
-                    ids.astype(dtype).tofile(ids_file)
-                    starts.astype(np.uint8).tofile(starts_file)
-                    offsets.append(offsets[-1] + len(ids))
-                    document_sources.append(names.setdefault(document["source"], len(names)))
-                    characters += len(document["text"])
-                    words += int(starts.sum())
-        if not offsets[-1]:
-            raise InputError(f"{settings.input_dir}: an empty corpus: no text in it")
-        np.array(offsets, dtype=np.int64).tofile(folder / "offsets.bin")
-        np.array(document_sources, dtype=np.uint16).tofile(folder / "sources.bin")
-        shutil.copytree(settings.tokenizer_dir, folder / "tokenizer", ignore=shutil.ignore_patterns("settings.json"))
-        counts = {"documents": len(offsets) - 1, "characters": characters, "words": words, "tokens": offsets[-1]}
-        arrays = {
-            "input_ids": [dtype.name, offsets[-1]],
-            "word_starts": ["uint8", offsets[-1]],
-            "offsets": ["int64", len(offsets)],
-            "sources": ["uint16", len(offsets) - 1],
-        }
-        manifest = {
-            "kind": "encoded",
-            **counts,
-            "source_names": list(names),
-            "vocab_size": len(tokenizer),
-            "tokenizer": fingerprint(settings.tokenizer_dir),
-            "arrays": arrays,
-        }
-        write_json(folder / "manifest.json", manifest)
-    return {**counts, "characters_per_token": round(characters / offsets[-1], 4), "output_dir": settings.output_dir}
+    return run_stage(settings, partial(build, settings))
 
 
 if __name__ == "__main__":

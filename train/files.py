@@ -1,24 +1,23 @@
-"""Files and folders between the stages: strict reading, and outputs that exist whole or not at all.
+"""Files between the stages: strict reading, a quarantine for lines that cannot be read, corpora.
 
-A document is `{"id", "source", "text", "script"?, "url"?}`; a corpus is a folder of `.jsonl.zst` shards. Every output folder is
-written under a temporary name beside its final one, renamed when it is whole, and holds `settings.json`, the resolved settings.
+A document is `{"id", "source", "text", "script"?, "url"?}`; a corpus is a folder of `.jsonl.zst` shards.
 """
 
-import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import orjson
 import pyarrow
 import zstandard
 
-from zh_modernbert.train.cli import InputError, script_of
+from zh_modernbert.train.cli import InputError
 
 DOCUMENTS_PER_SHARD = 20_000
 
@@ -52,43 +51,73 @@ def open_binary(path: str | Path) -> io.BufferedIOBase:
         raise InputError(f"{path}: {error.strerror}") from error
 
 
-def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+# What is done with a line that cannot be read: (file, line number, reason, the line) -> None, or an exception.
+Corrupt = Callable[[str | Path, int, str, str], None]
+
+
+def stop(path: str | Path, number: int, reason: str, line: str) -> None:
+    """The strict way with a line that cannot be read."""
+    raise InputError(f"{path}, line {number}: {reason}")
+
+
+class Quarantine:
+    """Sets lines that cannot be read aside, one JSON object each in a file that is only there if there are any."""
+
+    def __init__(self, path: Path):
+        self.path, self.count = path, 0
+        path.unlink(missing_ok=True)
+
+    def __call__(self, path: str | Path, number: int, reason: str, line: str) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        entry = {"file": str(path), "line": number, "reason": reason, "text": line[:1000]}
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.count += 1
+
+
+def read_lines(path: str | Path, corrupt: Corrupt = stop) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 file, plain or compressed; a byte order mark is dropped.
 
     Raises:
-        InputError: the file is missing, unreadable or damaged, or a line is not UTF-8, naming the line.
+        InputError: the file is missing, unreadable or damaged; or by `corrupt`: a line is not UTF-8.
     """
     number = 0
     with open_binary(path) as file:
         try:
             for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); convert the file") from error
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    reason = f"not UTF-8 (byte {error.start + 1}); convert the file"
+                    corrupt(path, number, reason, line.decode("utf-8", "backslashreplace"))
+                else:
+                    yield number, text.rstrip("\r\n")
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path}: damaged, or not what its name says, after line {number}: {error}") from error
 
 
-def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict]]:
+def read_jsonl(path: str | Path, corrupt: Corrupt = stop) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a JSON Lines file; blank lines are skipped.
 
     Raises:
-        InputError: as `read_lines`, or a line is not a JSON object.
+        InputError: as `read_lines`; or by `corrupt`: a line is not a JSON object.
     """
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, corrupt):
         if not line.strip():
             continue
         try:
             value = json.loads(line)
             if "\\u" in line:
                 json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        except UnicodeEncodeError as error:
-            raise InputError(f"{path}, line {number}: half a surrogate pair (\\ud800 to \\udfff) is no text") from error
+        except UnicodeEncodeError:
+            corrupt(path, number, "half a surrogate pair (\\ud800 to \\udfff) is no text", line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not valid JSON: {error}") from error
-        if not isinstance(value, dict):
-            raise InputError(f"{path}, line {number}: expected a JSON object, got {type(value).__name__}")
-        yield number, value
+            corrupt(path, number, f"not valid JSON: {error}", line)
+        else:
+            if isinstance(value, dict):
+                yield number, value
+            else:
+                corrupt(path, number, f"expected a JSON object, got {type(value).__name__}", line)
 
 
 def read_json(path: str | Path) -> dict:
@@ -107,14 +136,6 @@ def write_json(path: Path, value) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
-
-
-def made_by(folder: Path, stage: str) -> bool:
-    """Whether `folder` holds what `stage` wrote, by its `settings.json`."""
-    try:
-        return json.loads((folder / "settings.json").read_text(encoding="utf-8"))["stage"] == stage
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
 
 
 @contextmanager
@@ -140,32 +161,6 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def output_folder(path: str | Path, settings) -> Iterator[Path]:
-    """`replacing`, for a stage: with `settings.json` in it, and refusing to replace anything but this stage's own output.
-
-    Raises:
-        InputError: `path` is not empty and was not written by this stage, or holds what it reads; or it cannot be written.
-    """
-    if not str(path):
-        raise InputError("output_dir is empty; name a folder")
-    stage = script_of(settings)
-    path = Path(path).resolve()
-    if Path.cwd().is_relative_to(path):
-        raise InputError(f"{path}: output_dir is where you are; choose a folder inside")
-    for name, value in vars(settings).items():
-        if name.endswith("_dir") and name != "output_dir" and Path(value).resolve().is_relative_to(path):
-            raise InputError(f"{path}: output_dir holds {name}; choose another output_dir")
-    try:
-        if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):
-            raise InputError(f"{path}: exists and was not written by this stage ({stage}); choose another output_dir")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    with replacing(path) as folder:
-        yield folder
-        write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
-
-
 def corpus_shards(folder: str | Path) -> list[Path]:
     """The shards of a corpus folder, in order.
 
@@ -181,17 +176,18 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     return shards
 
 
-def read_corpus_shard(shard: Path) -> Iterator[dict]:
+def read_corpus_shard(shard: Path, corrupt: Corrupt = stop) -> Iterator[dict]:
     """The documents of one shard.
 
     Raises:
-        InputError: a line cannot be read, or is no document.
+        InputError: as `read_jsonl`; or by `corrupt`: a line is no document.
     """
-    for number, document in read_jsonl(shard):
-        for field in ("id", "source", "text"):
-            if not isinstance(document.get(field), str):
-                raise InputError(f"{shard}, line {number}: a document needs a string {field!r}")
-        yield document
+    for number, document in read_jsonl(shard, corrupt):
+        missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
+        if missing:
+            corrupt(shard, number, f"a document needs a string {missing[0]!r}", json.dumps(document, ensure_ascii=False))
+        else:
+            yield document
 
 
 def read_corpus(folder: str | Path) -> Iterator[dict]:
@@ -209,8 +205,8 @@ def read_corpus(folder: str | Path) -> Iterator[dict]:
         raise InputError(f"{folder}: an empty corpus: no documents in it")
 
 
-def write_corpus(folder: Path, documents: Iterable[dict]) -> dict:
-    """Writes shards `00000.jsonl.zst` and on; returns the counts of documents and characters."""
+def write_corpus(folder: Path, documents: Iterable[dict], prefix: str = "") -> dict:
+    """Writes shards `00000.jsonl.zst` and on, `prefix` before their names; returns the counts of documents and characters."""
     counts = {"documents": 0, "characters": 0}
     file = None
     try:
@@ -218,9 +214,9 @@ def write_corpus(folder: Path, documents: Iterable[dict]) -> dict:
             if counts["documents"] % DOCUMENTS_PER_SHARD == 0:
                 if file:
                     file.close()
-                shard = folder / f"{counts['documents'] // DOCUMENTS_PER_SHARD:05d}.jsonl.zst"
-                file = io.TextIOWrapper(zstandard.open(shard, "wb"), encoding="utf-8", newline="\n")
-            file.write(json.dumps(document, ensure_ascii=False) + "\n")
+                shard = folder / f"{prefix}{counts['documents'] // DOCUMENTS_PER_SHARD:05d}.jsonl.zst"
+                file = io.BufferedWriter(zstandard.open(shard, "wb"), 1 << 20)
+            file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
             counts["documents"] += 1
             counts["characters"] += len(document["text"])
     finally:

@@ -4,39 +4,42 @@ A document becomes [CLS] tokens [SEP]. One that is longer than a row is cut into
 other is ever cut. Rows are filled best-fit, longest first, which leaves far below 1% empty wherever there are short
 documents to fill with.
 
-Row r is documents row_offsets[r] to row_offsets[r + 1]; document d is tokens document_offsets[d] to document_offsets[d +
-1]. Writes `input_ids.bin`, `word_starts.bin` (one byte a token; 1 at special tokens too), `document_offsets.bin`,
-`row_offsets.bin` (int64), `manifest.json`, and the tokenizer.
+Shards are packed in groups, each of which becomes a folder: `input_ids.bin`, `word_starts.bin` (one byte a token; 1 at special
+tokens too), `document_offsets.bin` and `row_offsets.bin` (int64); row r is documents row_offsets[r] to row_offsets[r + 1], document d
+is tokens document_offsets[d] to document_offsets[d + 1]. The tokenizer lies beside them.
 
     python train/pack.py --input_dir runs/mine/encoded --output_dir runs/mine/packed_1024 --seq_len 1024
 """
 
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from datatrove.pipeline.base import PipelineStep
 
-from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.encode import EncodedCorpus, load_arrays, load_encoded
-from zh_modernbert.train.files import output_folder, write_json
-
-CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+from zh_modernbert.train.cli import InputError, run, setting
+from zh_modernbert.train.encode import EncodedShard, encoded_shards, ids_dtype, load_array, load_manifest, load_shard
+from zh_modernbert.train.files import replacing
+from zh_modernbert.train.pipeline import ParallelSettings, run_pipeline
+from zh_modernbert.train.stage import run_stage
+from zh_modernbert.train.train_tokenizer import load_tokenizer
 
 
 @dataclass
-class Settings(BaseSettings):
+class Settings(ParallelSettings):
     input_dir: str = setting(help="encoded folder to read")
     output_dir: str = setting(help="packed folder to write")
     seq_len: int = setting(1024, "most tokens of a row", least=8, most=1 << 20)
     seed: int = setting(0, "of the documents' and the rows' order", least=0)
     mixture: dict[str, float] = setting(
         {}, "share of the tokens per source; sources left out are not used; empty keeps all as it is"
+    )
+    group_tokens: int = setting(
+        1 << 28, "documents are packed together in groups of about so many tokens, one task each", least=1
     )
 
 
@@ -79,125 +82,169 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     return rows
 
 
-def mix(corpus: EncodedCorpus, mixture: dict[str, float], generator: np.random.Generator) -> np.ndarray:
-    """Indices of whole documents, in random order, whose tokens come from the sources in the given shares.
-
-    No document is used twice: the source that has least for its share is used up, the others give a part.
+def kept_shares(tokens: dict[str, int], mixture: dict[str, float]) -> dict[str, float]:
+    """Which part of each source's tokens is used for the mixture: all of the one that has least for its share.
 
     Raises:
         InputError: a source is unknown, or the shares are not above 0.
     """
-    order = generator.permutation(len(corpus.sources))
-    if not mixture:
-        return order
-    names = corpus.manifest["source_names"]
     for name, share in mixture.items():
-        if name not in names or not 0 < share < math.inf:
-            raise InputError(f"mixture: {name}={share}: a share is above 0, and known sources are {', '.join(names)}")
-    lengths, sources = np.diff(corpus.offsets), np.asarray(corpus.sources)
-    tokens = {name: int(lengths[sources == names.index(name)].sum()) for name in mixture}
-    unit = min(tokens[name] / share for name, share in mixture.items())
-    keep = np.zeros(len(order), dtype=bool)
-    for name, share in mixture.items():
-        own = order[sources[order] == names.index(name)]
-        keep[own[np.cumsum(lengths[own]) <= unit * share + 0.5]] = True
-    return order[keep[order]]
+        if name not in tokens or not 0 < share < math.inf:
+            raise InputError(f"mixture: {name}={share}: a share is above 0, and known sources are {', '.join(tokens)}")
+    unit = min((tokens[name] / share for name, share in mixture.items()), default=0)
+    return {name: unit * share / tokens[name] for name, share in mixture.items()} or dict.fromkeys(tokens, 1.0)
+
+
+class Group:
+    """Documents of several encoded shards, as one list; document d is tokens offsets[d] to offsets[d] + lengths[d] of its shard."""
+
+    def __init__(self, shards: list[EncodedShard]):
+        self.shards = shards
+        self.shard = np.repeat(np.arange(len(shards)), [len(shard.sources) for shard in shards])
+        self.offsets = np.concatenate([shard.offsets[:-1] for shard in shards])
+        self.lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
+        self.sources = np.array([shard.names[source] for shard in shards for source in shard.sources], dtype=object)
+
+    def mix(self, shares: dict[str, float], generator: np.random.Generator) -> np.ndarray:
+        """Documents in random order, no one twice, with the given part of each source's tokens (to half a document)."""
+        order = generator.permutation(len(self.sources))
+        keep = np.zeros(len(order), dtype=bool)
+        for name, share in shares.items():
+            own = order[self.sources[order] == name]
+            ends = np.cumsum(self.lengths[own])
+            keep[own[ends - self.lengths[own] / 2 <= share * ends[-1]]] = True if len(own) else False
+        return order[keep[order]]
+
+    def pieces(self, documents: np.ndarray, longest: int) -> np.ndarray:
+        """`(pieces, 3)`: shard, first token and end of every document, or of its parts where it has more than `longest` tokens."""
+        found = []
+        for shard, start, length in zip(self.shard[documents], self.offsets[documents], self.lengths[documents], strict=True):
+            if length <= longest:
+                found.append((shard, start, start + length))
+            else:
+                edges = cut(np.asarray(self.shards[shard].word_starts[start : start + length]), longest)
+                found.extend((shard, start + a, start + b) for a, b in pairwise(edges))
+        return np.array(found, dtype=np.int64).reshape(-1, 3)
+
+    def tokens(self, shard: int, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and word starts of a piece."""
+        return self.shards[shard].input_ids[start:end], self.shards[shard].word_starts[start:end]
+
+
+class Packer(PipelineStep):
+    """Task g packs group g: every `world_size`-th shard, so that each group has of all sources."""
+
+    type = "packer"
+    name = "pack"
+
+    def __init__(self, settings: Settings, folder: Path, vocab_size: int, shares: dict[str, float]):
+        super().__init__()
+        self.settings, self.folder, self.vocab_size, self.shares = settings, folder, vocab_size, shares
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        settings = self.settings
+        generator = np.random.default_rng((settings.seed, rank))
+        shards = encoded_shards(settings.input_dir)[rank::world_size]
+        group = Group([load_shard(shard, self.vocab_size) for shard in shards])
+        tokenizer = load_tokenizer(Path(settings.input_dir) / "tokenizer")
+        cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+        documents = group.mix(self.shares, generator)
+        pieces = group.pieces(documents, settings.seq_len - 2)
+        rows = best_fit_decreasing(pieces[:, 2] - pieces[:, 1] + 2, settings.seq_len)
+        # Documents lie in the order of their length within a row; what a model sees first should not depend on that.
+        rows = [generator.permutation(rows[index]) for index in generator.permutation(len(rows))]
+        document_offsets, row_offsets, dtype = [0], [0], ids_dtype(self.vocab_size)
+        with replacing(self.folder / f"{rank:05d}") as shard:
+            with open(shard / "input_ids.bin", "wb") as ids_file, open(shard / "word_starts.bin", "wb") as starts_file:
+                for row in rows:
+                    for piece in pieces[row].tolist():
+                        ids, starts = group.tokens(*piece)
+                        starts = np.concatenate(([1], starts, [1])).astype(np.uint8)
+                        starts[1] = 1  # a piece may begin inside a word that is longer than a row
+                        np.concatenate((cls, ids, sep)).astype(dtype).tofile(ids_file)
+                        starts.tofile(starts_file)
+                        document_offsets.append(document_offsets[-1] + len(starts))
+                    row_offsets.append(len(document_offsets) - 1)
+            np.array(document_offsets, dtype=np.int64).tofile(shard / "document_offsets.bin")
+            np.array(row_offsets, dtype=np.int64).tofile(shard / "row_offsets.bin")
+        self.stat_update("rows", value=len(rows))
+        self.stat_update("documents", value=len(documents))
+        self.stat_update("cut_documents", value=int((group.lengths[documents] > settings.seq_len - 2).sum()))
+        self.stat_update("tokens", value=document_offsets[-1])
 
 
 @dataclass(frozen=True)
-class PackedRows:
-    """A memory-mapped packed folder."""
+class PackedShard:
+    """Memory-mapped rows, see the module's docstring."""
 
     input_ids: np.ndarray
     word_starts: np.ndarray
     document_offsets: np.ndarray
     row_offsets: np.ndarray
-    manifest: dict
-    tokenizer_dir: Path
+
+
+class PackedRows:
+    """A packed folder as one list of rows.
+
+    Attributes:
+        seq_len, vocab_size: of the rows, of the tokenizer. tokenizer: its fingerprint. tokenizer_dir: where it lies.
+        content: a hash of all that is in the folder.
+
+    Raises:
+        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
+    """
+
+    def __init__(self, folder: str | Path):
+        manifest = load_manifest(folder, "pack")
+        result, self.content, self.tokenizer_dir = manifest["result"], manifest["content"], Path(folder) / "tokenizer"
+        self.seq_len, self.vocab_size, self.tokenizer = (result[name] for name in ("seq_len", "vocab_size", "tokenizer"))
+        dtypes = {
+            "input_ids": ids_dtype(self.vocab_size),
+            "word_starts": np.uint8,
+            "document_offsets": np.int64,
+            "row_offsets": np.int64,
+        }
+        self.shards = [
+            PackedShard(*(load_array(path.parent / f"{name}.bin", dtype) for name, dtype in dtypes.items()))
+            for path in sorted(Path(folder).glob("*/row_offsets.bin"))
+        ]
+        self.first_rows = np.cumsum([0, *(len(shard.row_offsets) - 1 for shard in self.shards)])
 
     def __len__(self) -> int:
-        return len(self.row_offsets) - 1
+        return int(self.first_rows[-1])
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The row's token ids, its word starts, and the bounds of its documents from 0 (its `cu_seqlens`)."""
-        bounds = self.document_offsets[self.row_offsets[index] : self.row_offsets[index + 1] + 1]
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = int(np.searchsorted(self.first_rows, index, side="right")) - 1
+        shard, index = self.shards[number], index - int(self.first_rows[number])
+        bounds = shard.document_offsets[shard.row_offsets[index] : shard.row_offsets[index + 1] + 1]
         tokens = slice(int(bounds[0]), int(bounds[-1]))
-        return self.input_ids[tokens], self.word_starts[tokens], np.asarray(bounds - bounds[0])
+        return shard.input_ids[tokens], shard.word_starts[tokens], np.asarray(bounds - bounds[0])
 
 
-def load_packed(folder: str | Path) -> PackedRows:
-    """The packed rows in a folder; see `load_arrays` for what it raises."""
-    return load_arrays(folder, "packed", PackedRows)
-
-
-def pieces(corpus: EncodedCorpus, documents: np.ndarray, longest: int) -> np.ndarray:
-    """`(pieces, 2)` token bounds: every document whole, or cut where it has more than `longest` tokens."""
-    bounds = []
-    for document in documents.tolist():
-        start, end = int(corpus.offsets[document]), int(corpus.offsets[document + 1])
-        if end - start <= longest:
-            bounds.append((start, end))
-        else:
-            edges = cut(np.asarray(corpus.word_starts[start:end]), longest)
-            bounds.extend((start + a, start + b) for a, b in pairwise(edges))
-    return np.array(bounds, dtype=np.int64).reshape(-1, 2)
-
-
-def row_documents(corpus: EncodedCorpus, row: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Token ids and word starts of each document of a row, with its special tokens."""
-    for start, end in row.tolist():
-        ids = np.concatenate(([CLS], corpus.input_ids[start:end], [SEP])).astype(corpus.input_ids.dtype)
-        starts = np.concatenate(([1], corpus.word_starts[start:end], [1])).astype(np.uint8)
-        starts[1] = 1  # a piece may begin inside a word that is longer than a row
-        yield ids, starts
+def build(settings: Settings, folder: Path) -> dict:
+    encoded = load_manifest(settings.input_dir, "encode")["result"]
+    shares = kept_shares(encoded["per_source"], settings.mixture)
+    shards = encoded_shards(settings.input_dir)
+    groups = max(1, min(len(shards), round(encoded["tokens"] / settings.group_tokens)))
+    steps = [Packer(settings, folder, encoded["vocab_size"], shares)]
+    counts = run_pipeline(steps, groups, settings, folder, f"pack {settings.seq_len}")
+    if not counts["rows"]:
+        raise InputError(f"{settings.input_dir}: no documents to pack")
+    shutil.copytree(Path(settings.input_dir) / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    return {
+        **{name: counts[name] for name in ("rows", "documents", "cut_documents", "tokens")},
+        "fill": round(counts["tokens"] / (counts["rows"] * settings.seq_len), 5),
+        "seq_len": settings.seq_len,
+        "vocab_size": encoded["vocab_size"],
+        "tokenizer": encoded["tokenizer"],
+    }
 
 
 def main(settings: Settings) -> dict:
-    corpus = load_encoded(settings.input_dir)
-    generator = np.random.default_rng(settings.seed)
-    documents = mix(corpus, settings.mixture, generator)
-    bounds = pieces(corpus, documents, settings.seq_len - 2)
-    if not len(bounds):
-        raise InputError(f"{settings.input_dir}: an empty corpus: no documents to pack")
-    rows = best_fit_decreasing(np.diff(bounds)[:, 0] + 2, settings.seq_len)
-    # Documents lie in the order of their length within a row; what a model sees first should not depend on that.
-    rows = [generator.permutation(rows[index]) for index in generator.permutation(len(rows))]
-    document_offsets, row_offsets = [0], [0]
-    with output_folder(settings.output_dir, settings) as folder:
-        with open(folder / "input_ids.bin", "wb") as ids_file, open(folder / "word_starts.bin", "wb") as starts_file:
-            for row in tqdm(rows, desc=f"pack {settings.seq_len}", unit=" rows"):
-                for ids, starts in row_documents(corpus, bounds[row]):
-                    ids.tofile(ids_file)
-                    starts.tofile(starts_file)
-                    document_offsets.append(document_offsets[-1] + len(ids))
-                row_offsets.append(len(document_offsets) - 1)
-        np.array(document_offsets, dtype=np.int64).tofile(folder / "document_offsets.bin")
-        np.array(row_offsets, dtype=np.int64).tofile(folder / "row_offsets.bin")
-        shutil.copytree(corpus.tokenizer_dir, folder / "tokenizer")
-        tokens = document_offsets[-1]
-        counts = {
-            "rows": len(rows),
-            "documents": len(documents),
-            "cut_documents": int((np.diff(corpus.offsets)[documents] > settings.seq_len - 2).sum()),
-            "tokens": tokens,
-            "fill": round(tokens / (len(rows) * settings.seq_len), 5),
-        }
-        manifest = {
-            "kind": "packed",
-            "seq_len": settings.seq_len,
-            "seed": settings.seed,
-            **counts,
-            "vocab_size": corpus.manifest["vocab_size"],
-            "tokenizer": corpus.manifest["tokenizer"],
-            "arrays": {
-                "input_ids": [corpus.input_ids.dtype.name, tokens],
-                "word_starts": ["uint8", tokens],
-                "document_offsets": ["int64", len(document_offsets)],
-                "row_offsets": ["int64", len(row_offsets)],
-            },
-        }
-        write_json(folder / "manifest.json", manifest)
-    return {**counts, "seq_len": settings.seq_len, "output_dir": settings.output_dir}
+    return run_stage(settings, partial(build, settings))
 
 
 if __name__ == "__main__":

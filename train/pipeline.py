@@ -1,39 +1,67 @@
-"""datatrove as the engine of the corpus stages: strict reading, writing, and running of pipelines over shards.
+"""datatrove as the engine of the corpus stages: reading with a quarantine, writing, and running of pipelines over shards.
 
-One shard is one task, so that a stage runs alike on one core, on many, or on a cluster.
+One shard is one task, and a task's output is a function of its shard alone: a stage gives the same bytes on one core, on many, or on
+a cluster. A task that is done leaves a mark, so that a run that was killed goes on with those that are not.
 """
 
 import contextlib
+import inspect
 import os
+import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import orjson
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from tqdm import tqdm
 
-from zh_modernbert.train.files import corpus_shards, read_corpus_shard
+from zh_modernbert.train.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.files import Quarantine, corpus_shards, read_corpus_shard, read_jsonl
+from zh_modernbert.train.stage import SCRATCH
+
+QUARANTINE = "quarantine"  # in a stage's folder
+MAX_CORRUPT = 0.01  # of the lines read; more than that is no accident
+
+
+@dataclass(kw_only=True)
+class ParallelSettings(BaseSettings):
+    """How a stage runs its tasks; what it writes does not depend on it."""
+
+    workers: int = setting(1, "tasks at the same time", least=1, running=True)
+    executor: str = setting("local", "where: processes here, Slurm jobs, or Ray tasks", ("local", "slurm", "ray"), running=True)
+    slurm: dict[str, int | str] = setting(
+        {}, "partition, time, and other fields of datatrove's SlurmPipelineExecutor or options of sbatch", running=True
+    )
 
 
 class CorpusReader(PipelineStep):
-    """Task r reads shard r. Unlike datatrove's own reader it stops at a damaged line, with its file and number."""
+    """Task r reads shard r. Lines that cannot be read go into quarantine, in `output_dir`; the files themselves have to be whole."""
 
     type = "reader"
     name = "corpus"
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, input_dir: str | Path, output_dir: Path):
         super().__init__()
-        self.folder = str(folder)
+        self.input_dir, self.output_dir = str(input_dir), output_dir
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
-        shard = corpus_shards(self.folder)[rank]
-        for document in tqdm(read_corpus_shard(shard), desc=shard.name, unit=" documents", file=sys.__stderr__):
+        shard = corpus_shards(self.input_dir)[rank]
+        quarantine = Quarantine(self.output_dir / QUARANTINE / f"{rank:05d}.jsonl")
+        count = 0
+        for count, document in enumerate(read_corpus_shard(shard, quarantine), 1):
             yield Document(text=document.pop("text"), id=document.pop("id"), metadata=document)
+        self.stat_update("read", value=count)
+        self.stat_update("quarantined", value=quarantine.count)
 
 
 class CorpusWriter(JsonlWriter):
@@ -49,18 +77,89 @@ class CorpusWriter(JsonlWriter):
         file_handler.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
 
 
-def run_pipeline(steps: list, tasks: int, workers: int, scratch: Path) -> Counter:
-    """Runs `steps` for ranks 0 to `tasks` - 1, `workers` at a time; datatrove's logs go to `scratch`.
+def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Path):
+    """datatrove's executor for these settings.
+
+    Raises:
+        InputError: Slurm is not told its partition and time, or Ray is not installed.
+    """
+    common = {"pipeline": steps, "tasks": tasks, "logging_dir": str(logs), "workers": min(settings.workers, tasks)}
+    if settings.executor == "local":
+        return LocalPipelineExecutor(**common)
+    if settings.executor == "ray":
+        try:
+            import ray  # noqa: F401
+        except ImportError as error:
+            raise InputError("executor is ray, which is not installed; pip install ray") from error
+        return RayPipelineExecutor(**common)
+    if not {"partition", "time"} <= settings.slurm.keys():
+        raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
+    known = inspect.signature(SlurmPipelineExecutor).parameters
+    fields = {key: value for key, value in settings.slurm.items() if key in known}
+    options = {key: value for key, value in settings.slurm.items() if key not in known}
+    return SlurmPipelineExecutor(**common, **fields, sbatch_args=options)
+
+
+def wait_for_slurm(executor: SlurmPipelineExecutor) -> None:
+    """Returns when no job of the executor is queued or running any more."""
+    while executor.get_incomplete_ranks() and executor.job_id not in (None, -1):
+        queue = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
+        if queue.returncode or not queue.stdout.strip():
+            return
+        time.sleep(5)
+
+
+@contextlib.contextmanager
+def progress(executor, name: str):
+    """A line on stderr that counts the tasks done, wherever they run."""
+    stop = threading.Event()
+
+    def watch(bar: tqdm):
+        while not stop.wait(0.5):
+            bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
+
+    done = executor.world_size - len(executor.get_incomplete_ranks())
+    with tqdm(total=executor.world_size, initial=done, desc=name, unit=" shards", file=sys.__stderr__) as bar:
+        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
+        thread.start()
+        yield
+        stop.set()
+        thread.join()
+        bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
+
+
+def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Path, name: str) -> Counter:
+    """Runs `steps` for those of the ranks 0 to `tasks` - 1 that are not done yet; marks and logs go to `folder`'s scratch.
+
+    Args:
+        folder: where the stage writes, and its quarantine lies.
+        name: of the pipeline within its stage.
 
     Returns:
-        All statistics of all steps, by name.
+        The sums of all statistics of all steps and tasks, by name.
+
+    Raises:
+        InputError: too many lines could not be read, or tasks failed elsewhere.
     """
-    executor = LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(scratch / "logs"))
+    logs = folder / SCRATCH / name
+    executor = build_executor(steps, tasks, settings, logs)
     # datatrove logs every step of every task to stderr too; the folder has the same.
-    with open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence):
-        statistics = executor.run()
+    with progress(executor, name), open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence):
+        executor.run()
+        if settings.executor == "slurm":
+            wait_for_slurm(executor)
+    if missing := executor.get_incomplete_ranks():
+        raise InputError(f"{logs}/logs: {len(missing)} of {tasks} tasks failed, see there; the same command goes on")
     totals = Counter()
-    for step in statistics.stats:
-        for name, metric in step.stats.items():
-            totals[name] += metric.total
+    for task in sorted((logs / "stats").glob("*.json")):
+        for step in orjson.loads(task.read_bytes()):
+            for key, value in step["stats"].items():
+                totals[key] += value["total"] if isinstance(value, dict) else value
+    lines = totals["read"] + totals["quarantined"]
+    if totals["quarantined"] > MAX_CORRUPT * lines:
+        _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
+        raise InputError(
+            f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {lines} lines cannot be "
+            f"read, more than {MAX_CORRUPT:.0%}: mend the input"
+        )
     return totals

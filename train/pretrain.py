@@ -32,12 +32,12 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches
 from zh_modernbert.train.files import read_json, replacing, require_folder, sha256, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
-from zh_modernbert.train.pack import PackedRows, load_packed
+from zh_modernbert.train.pack import PackedRows
 from zh_modernbert.train.schedules import build_schedule
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 
@@ -45,7 +45,7 @@ from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 @dataclass
 class Settings(BaseSettings):
     data_dir: str = setting(help="packed folder to read")
-    output_dir: str = setting(help="run folder to write, or to go on with")
+    output_dir: str = setting(help="run folder to write, or to go on with", running=True)
     model_config: str = setting("", "JSON file of ZhModernBertConfig's fields; vocab_size comes from the data where not given")
     init_from: str = setting("", "model folder to start from, instead of random weights")
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
@@ -80,14 +80,10 @@ class Settings(BaseSettings):
     mixed_precision: str = setting("no", "no computes in float32", ("no", "bf16"))
     attn_implementation: str = setting("sdpa", "attention backend")
     gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass, for less memory")
-    num_workers: int = setting(0, "processes that prepare batches", least=0)
-    logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1)
-    save_steps: int = setting(500, "updates between checkpoints", least=1)
-    save_total_limit: int = setting(2, "checkpoints kept", least=1)
-
-
-# Settings that may change between a run and its resumption without making it another run.
-RUNNING = {"output_dir", "num_workers", "logging_steps", "save_steps", "save_total_limit"}
+    num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
+    logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
+    save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
+    save_total_limit: int = setting(2, "checkpoints kept", least=1, running=True)
 
 
 def check(settings: Settings) -> None:
@@ -140,10 +136,10 @@ def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM
     Raises:
         InputError: vocabulary, tokenizer or row length do not fit.
     """
-    vocab_size, seq_len = rows.manifest["vocab_size"], rows.manifest["seq_len"]
+    vocab_size, seq_len = rows.vocab_size, rows.seq_len
     if settings.init_from:
         folder = require_folder(settings.init_from, "config.json")
-        if fingerprint(folder) != rows.manifest["tokenizer"]:
+        if fingerprint(folder) != rows.tokenizer:
             raise InputError(
                 f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer"
             )
@@ -178,13 +174,12 @@ def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM
 
 def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedRows) -> str:
     """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
-    kept = {name: value for name, value in dataclasses.asdict(settings).items() if name not in RUNNING}
     # save_model switches sparse_prediction; the rest says who wrote the config, or is a setting.
     config = {
         k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "sparse_prediction", "dtype")
     }
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    return sha256(json.dumps([kept, shapes, config, rows.manifest], sort_keys=True).encode())
+    return sha256(json.dumps([recipe_of(settings), shapes, config, rows.content], sort_keys=True).encode())
 
 
 def keep_metrics(path: Path, step: int) -> None:
@@ -301,7 +296,7 @@ def seed_update(seed: int, step: int, process: int) -> None:
 
 def main(settings: Settings) -> dict | None:
     check(settings)
-    rows = load_packed(settings.data_dir)
+    rows = PackedRows(settings.data_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
     torch.manual_seed(settings.seed)
@@ -341,7 +336,7 @@ def main(settings: Settings) -> dict | None:
     rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
     dataset = MicroBatches(
         rows,
-        Masking(rows.manifest["vocab_size"], settings.masking, settings.mask_replace_prob, settings.random_replace_prob),
+        Masking(rows.vocab_size, settings.masking, settings.mask_replace_prob, settings.random_replace_prob),
         rate,
         settings.per_device_batch_size,
         settings.gradient_accumulation_steps,

@@ -11,14 +11,16 @@ with its file and number, because a source that is broken in one place is worth 
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import output_folder, read_jsonl, read_lines, write_corpus
+from zh_modernbert.train.files import read_jsonl, read_lines, write_corpus
+from zh_modernbert.train.stage import run_stage
 
-STAGE_FILES = {"settings.json", "report.json"}  # what the stages put beside a corpus
+STAGE_FILES = {"settings.json", "manifest.json", "report.json"}  # what the stages put beside a corpus
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt"}
 
@@ -159,10 +161,7 @@ def read_source(source: Source) -> Iterator[dict]:
                 return
 
 
-def main(settings: Settings) -> dict:
-    sources = [Source(path=source) if isinstance(source, str) else source for source in settings.input]
-    if not sources:
-        raise InputError("sources: no input; give --input PATH ...")
+def build(sources: list[Source], folder: Path) -> dict:
     per_source = Counter()
 
     def documents():
@@ -171,11 +170,18 @@ def main(settings: Settings) -> dict:
                 per_source[document["source"]] += 1
                 yield document
 
-    with output_folder(settings.output_dir, replace(settings, input=sources)) as folder:
-        counts = write_corpus(folder, documents())
-        if not counts["documents"]:
-            raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")
-    return {**counts, "per_source": dict(per_source), "output_dir": str(settings.output_dir)}
+    counts = write_corpus(folder, documents())
+    if not counts["documents"]:
+        raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")
+    return {**counts, "per_source": dict(per_source)}
+
+
+def main(settings: Settings) -> dict:
+    sources = [Source(path=source) if isinstance(source, str) else source for source in settings.input]
+    if not sources:
+        raise InputError("sources: no input; give --input PATH ...")
+    settings = replace(settings, input=sources)
+    return run_stage(settings, partial(build, sources), [source.path for source in sources if source.path])
 
 
 if __name__ == "__main__":

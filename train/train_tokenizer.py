@@ -9,6 +9,7 @@ then start and end on token edges far more often than with BPE over whole Han ru
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
@@ -17,8 +18,9 @@ from tqdm import tqdm
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, ZhModernBertTokenizer, build_backend
 from zh_modernbert.train.clean import HAN
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import output_folder, read_corpus, read_json, require_folder, sha256
+from zh_modernbert.train.files import read_corpus, read_json, require_folder, sha256
 from zh_modernbert.train.segment import split_words
+from zh_modernbert.train.stage import run_stage
 
 # Marks a word boundary between two Han characters in training text; stands in no clean text.
 _BOUNDARY = "\x1f"
@@ -107,9 +109,7 @@ def fingerprint(folder: str | Path) -> str:
     return sha256(repr((vocab, merges)).encode())
 
 
-def main(settings: Settings) -> dict:
-    if not 0 < settings.sample_fraction <= 1:
-        raise InputError(f"sample_fraction is {settings.sample_fraction}; it must be above 0 and at most 1")
+def build(settings: Settings, folder: Path) -> dict:
     counts = defaultdict(int)
 
     def texts():
@@ -118,14 +118,17 @@ def main(settings: Settings) -> dict:
             counts["characters"] += len(document["text"])
             yield document["text"]
 
-    with output_folder(settings.output_dir, settings) as folder:
-        tokenizer = train(texts(), settings.vocab_size, settings.min_frequency)
-        if not counts["documents"]:
-            raise InputError(
-                f"sample_fraction is {settings.sample_fraction}: no document of {settings.input_dir} is in the sample"
-            )
-        tokenizer.save_pretrained(folder)
-    return {**counts, "vocab_size": len(tokenizer), "output_dir": settings.output_dir}
+    tokenizer = train(texts(), settings.vocab_size, settings.min_frequency)
+    if not counts["documents"]:
+        raise InputError(f"sample_fraction is {settings.sample_fraction}: no document of {settings.input_dir} is in the sample")
+    tokenizer.save_pretrained(folder)
+    return {**counts, "vocab_size": len(tokenizer)}
+
+
+def main(settings: Settings) -> dict:
+    if not 0 < settings.sample_fraction <= 1:
+        raise InputError(f"sample_fraction is {settings.sample_fraction}; it must be above 0 and at most 1")
+    return run_stage(settings, partial(build, settings))
 
 
 if __name__ == "__main__":
