@@ -1,9 +1,9 @@
 """Corpus + tokenizer -> token ids and word starts, documents whole.
 
 A token starts a word where a word of the segmenter begins with its first character; every other token belongs to the word
-before it, so the tokens of one word always stay together. Each shard of the corpus becomes a folder: `input_ids.bin` (uint16 where
-the vocabulary allows, without special tokens), `word_starts.bin` (one byte a token), `offsets.bin` (int64, documents + 1),
-`sources.bin` (uint16 a document) and `shard.json` (tokens per source, in the order of their numbers); the tokenizer lies beside them.
+before it, so the tokens of one word always stay together. Each shard of the corpus becomes a folder: `input_ids.bin` (uint16
+where the vocabulary allows, without special tokens), `word_starts.bin` (a byte a token), `offsets.bin` (int64, documents + 1),
+`sources.bin` (uint16 a document), `shard.json` (tokens per source, in the order of their numbers). The tokenizer lies beside.
 
     python train/encode.py --input_dir runs/mine/dedup --tokenizer_dir runs/mine/tokenizer --output_dir runs/mine/encoded
 """

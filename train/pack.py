@@ -5,8 +5,8 @@ other is ever cut. Rows are filled best-fit, longest first, which leaves far bel
 documents to fill with.
 
 Shards are packed in groups, each of which becomes a folder: `input_ids.bin`, `word_starts.bin` (one byte a token; 1 at special
-tokens too), `document_offsets.bin` and `row_offsets.bin` (int64); row r is documents row_offsets[r] to row_offsets[r + 1], document d
-is tokens document_offsets[d] to document_offsets[d + 1]. The tokenizer lies beside them.
+tokens too), `document_offsets.bin` and `row_offsets.bin` (int64). Row r is documents row_offsets[r] to row_offsets[r + 1],
+document d is tokens document_offsets[d] to document_offsets[d + 1]. The tokenizer lies beside.
 
     python train/pack.py --input_dir runs/mine/encoded --output_dir runs/mine/packed_1024 --seq_len 1024
 """
@@ -96,7 +96,7 @@ def kept_shares(tokens: dict[str, int], mixture: dict[str, float]) -> dict[str, 
 
 
 class Group:
-    """Documents of several encoded shards, as one list; document d is tokens offsets[d] to offsets[d] + lengths[d] of its shard."""
+    """Documents of several encoded shards as one list: document d is lengths[d] tokens of its shard, from offsets[d] on."""
 
     def __init__(self, shards: list[EncodedShard]):
         self.shards = shards
@@ -111,12 +111,12 @@ class Group:
         keep = np.zeros(len(order), dtype=bool)
         for name, share in shares.items():
             own = order[self.sources[order] == name]
-            ends = np.cumsum(self.lengths[own])
-            keep[own[ends - self.lengths[own] / 2 <= share * ends[-1]]] = True if len(own) else False
+            lengths = self.lengths[own]
+            keep[own[np.cumsum(lengths) - lengths / 2 <= share * lengths.sum()]] = True
         return order[keep[order]]
 
     def pieces(self, documents: np.ndarray, longest: int) -> np.ndarray:
-        """`(pieces, 3)`: shard, first token and end of every document, or of its parts where it has more than `longest` tokens."""
+        """`(pieces, 3)`: shard, first token and end of each document, or of its parts where it is longer than `longest`."""
         found = []
         for shard, start, length in zip(self.shard[documents], self.offsets[documents], self.lengths[documents], strict=True):
             if length <= longest:

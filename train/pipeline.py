@@ -1,7 +1,7 @@
 """datatrove as the engine of the corpus stages: reading with a quarantine, writing, and running of pipelines over shards.
 
-One shard is one task, and a task's output is a function of its shard alone: a stage gives the same bytes on one core, on many, or on
-a cluster. A task that is done leaves a mark, so that a run that was killed goes on with those that are not.
+One shard is one task, and a task's output is a function of its shard alone: a stage gives the same bytes on one core, on
+many, or on a cluster. A task that is done leaves a mark, so that a run that was killed goes on with those that are not.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class ParallelSettings(BaseSettings):
 
 
 class CorpusReader(PipelineStep):
-    """Task r reads shard r. Lines that cannot be read go into quarantine, in `output_dir`; the files themselves have to be whole."""
+    """Task r reads shard r. Lines that cannot be read go into quarantine, in `output_dir`; the files have to be whole."""
 
     type = "reader"
     name = "corpus"
@@ -58,7 +58,8 @@ class CorpusReader(PipelineStep):
         shard = corpus_shards(self.input_dir)[rank]
         quarantine = Quarantine(self.output_dir / QUARANTINE / f"{rank:05d}.jsonl")
         count = 0
-        for count, document in enumerate(read_corpus_shard(shard, quarantine), 1):
+        for document in read_corpus_shard(shard, quarantine):
+            count += 1
             yield Document(text=document.pop("text"), id=document.pop("id"), metadata=document)
         self.stat_update("read", value=count)
         self.stat_update("quarantined", value=quarantine.count)

@@ -8,7 +8,7 @@ import torch
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking
-from zh_modernbert.train.pack import load_packed
+from zh_modernbert.train.pack import PackedRows
 
 CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 RATE = ([0.15, 0.3, 0.15], 4, 12)
@@ -16,7 +16,7 @@ RATE = ([0.15, 0.3, 0.15], 4, 12)
 
 @pytest.fixture(scope="module")
 def rows(stages):
-    return load_packed(stages / "packed")
+    return PackedRows(stages / "packed")
 
 
 def dataset(rows, batch=2, accumulation=1, seed=0, process=0, processes=1, rate=RATE) -> MicroBatches:

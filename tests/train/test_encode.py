@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train import encode, train_tokenizer
+from zh_modernbert.train import encode, files, train_tokenizer
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.encode import Settings, load_encoded
-from zh_modernbert.train.files import read_corpus, write_corpus
+from zh_modernbert.train.encode import Settings, encoded_shards, load_manifest, load_shard
+from zh_modernbert.train.files import read_corpus, read_json, write_corpus
 from zh_modernbert.train.segment import split_words, word_boundaries
 from zh_modernbert.train.train_tokenizer import load_tokenizer
 
@@ -39,6 +39,12 @@ def nasty(stages, tmp_path_factory):
         Settings(input_dir=str(folder / "corpus"), tokenizer_dir=str(stages / "tokenizer"), output_dir=str(folder / "encoded"))
     )
     return folder, result
+
+
+def load_encoded(folder):
+    """The only shard of a corpus with a small vocabulary."""
+    (shard,) = encoded_shards(folder)
+    return load_shard(shard, 512)
 
 
 def documents_of(corpus):
@@ -113,17 +119,42 @@ def test_bytes_of_a_character_never_start_a_word(stages):
 def test_counts_are_exact(stages, nasty):
     folder, result = nasty
     corpus = load_encoded(folder / "encoded")
-    assert result["documents"] == corpus.manifest["documents"] == len(NASTY) == len(corpus.offsets) - 1
-    assert result["characters"] == corpus.manifest["characters"] == sum(map(len, NASTY))
-    assert result["tokens"] == corpus.manifest["tokens"] == len(corpus.input_ids) == corpus.offsets[-1]
-    assert result["words"] == corpus.manifest["words"] == int(corpus.word_starts.sum())
+    assert result["documents"] == len(NASTY) == len(corpus.offsets) - 1
+    assert result["characters"] == sum(map(len, NASTY))
+    assert result["tokens"] == len(corpus.input_ids) == len(corpus.word_starts) == corpus.offsets[-1]
+    assert result["words"] == int(corpus.word_starts.sum())
     assert result["characters_per_token"] == pytest.approx(sum(map(len, NASTY)) / len(corpus.input_ids), abs=1e-4)
-    names = corpus.manifest["source_names"]
-    assert [names[source] for source in corpus.sources] == [f"s{i % 3}" for i in range(len(NASTY))]
+    assert [corpus.names[source] for source in corpus.sources] == [f"s{i % 3}" for i in range(len(NASTY))]
+    for source, name in enumerate(corpus.names):
+        assert result["per_source"][name] == np.diff(corpus.offsets)[corpus.sources == source].sum()
     assert corpus.input_ids.dtype == np.uint16
-    assert corpus.manifest["vocab_size"] == 512
-    for name, (dtype, length) in corpus.manifest["arrays"].items():
-        assert (folder / "encoded" / f"{name}.bin").stat().st_size == np.dtype(dtype).itemsize * length
+    assert result["vocab_size"] == 512
+
+
+def test_shards_and_workers_do_not_show(stages, tmp_path, monkeypatch):
+    """The documents of all shards, one behind the other, are those of one big shard, however many processes write them."""
+    documents = list(read_corpus(stages / "corpus"))
+    monkeypatch.setattr(files, "DOCUMENTS_PER_SHARD", 150)
+    (tmp_path / "corpus").mkdir()
+    write_corpus(tmp_path / "corpus", documents)
+    whole = load_encoded(stages / "encoded")
+    for workers in (1, 2):
+        encode.main(
+            Settings(
+                input_dir=str(tmp_path / "corpus"),
+                tokenizer_dir=str(stages / "tokenizer"),
+                output_dir=str(tmp_path / f"encoded_{workers}"),
+                workers=workers,
+            )
+        )
+        shards = [load_shard(shard, 512) for shard in encoded_shards(tmp_path / f"encoded_{workers}")]
+        assert len(shards) == 3
+        assert np.array_equal(np.concatenate([shard.input_ids for shard in shards]), whole.input_ids)
+        assert np.array_equal(np.concatenate([shard.word_starts for shard in shards]), whole.word_starts)
+        sources = [shard.names[source] for shard in shards for source in shard.sources]
+        assert sources == [document["source"] for document in documents]
+    first, second = (read_json(tmp_path / f"encoded_{workers}" / "manifest.json") for workers in (1, 2))
+    assert first == second
 
 
 def test_batches_do_not_show(stages, nasty, tmp_path, monkeypatch):
@@ -131,8 +162,7 @@ def test_batches_do_not_show(stages, nasty, tmp_path, monkeypatch):
     encode.main(
         Settings(input_dir=str(nasty[0] / "corpus"), tokenizer_dir=str(stages / "tokenizer"), output_dir=str(tmp_path / "e"))
     )
-    for name in ("input_ids", "word_starts", "offsets", "sources"):
-        assert (tmp_path / "e" / f"{name}.bin").read_bytes() == (nasty[0] / "encoded" / f"{name}.bin").read_bytes()
+    assert read_json(tmp_path / "e" / "manifest.json")["files"] == read_json(nasty[0] / "encoded" / "manifest.json")["files"]
 
 
 def test_documents_without_text_are_left_out(stages, tmp_path):
@@ -162,26 +192,38 @@ def copy(stages, tmp_path):
 @pytest.mark.parametrize("name", ["input_ids", "word_starts", "offsets", "sources"])
 @pytest.mark.parametrize("damage", ["truncated", "longer", "missing"])
 def test_damaged_arrays_are_named(copy, name, damage):
-    path = copy / f"{name}.bin"
+    path = copy / "00000" / f"{name}.bin"
     data = path.read_bytes()
     if damage == "missing":
         path.unlink()
     else:
         path.write_bytes(data[:-1] if damage == "truncated" else data + b"\0")
     with pytest.raises(InputError, match=rf"{name}\.bin"):
-        load_encoded(copy)
+        load_manifest(copy, "encode")
 
 
-def test_swapped_tokenizer_is_noticed(copy, stages, tmp_path):
-    train_tokenizer.main(
-        train_tokenizer.Settings(input_dir=str(stages / "corpus"), output_dir=str(tmp_path / "other"), vocab_size=576)
-    )
-    shutil.rmtree(copy / "tokenizer")
-    with pytest.raises(InputError, match="tokenizer"):
-        load_encoded(copy)
-    shutil.copytree(tmp_path / "other", copy / "tokenizer")
+def test_swapped_tokenizer_is_noticed(copy):
+    """Another tokenizer of the same size: two of its merges change places."""
+    path = copy / "tokenizer" / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    merges = data["model"]["merges"]
+    merges[0], merges[1] = merges[1], merges[0]
+    size = path.stat().st_size
+    path.write_text(json.dumps(data, ensure_ascii=False, indent=2), encoding="utf-8")
+    assert path.stat().st_size == size
     with pytest.raises(InputError, match="does not match"):
-        load_encoded(copy)
+        load_manifest(copy, "encode")
+
+
+@pytest.mark.parametrize("damage", ["missing", "another"])
+def test_damaged_tokenizer_is_named(copy, stages, damage):
+    shutil.rmtree(copy / "tokenizer")
+    if damage == "another":
+        train_tokenizer.main(
+            train_tokenizer.Settings(input_dir=str(stages / "corpus"), output_dir=str(copy / "tokenizer"), vocab_size=576)
+        )
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        load_manifest(copy, "encode")
 
 
 @pytest.mark.parametrize(
@@ -190,27 +232,27 @@ def test_swapped_tokenizer_is_noticed(copy, stages, tmp_path):
         lambda text: "",
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
-        lambda text: '{"kind": "encoded"}',
-        lambda text: json.dumps(json.loads(text) | {"arrays": {}}),
-        lambda text: json.dumps(json.loads(text) | {"arrays": {"input_ids": ["nonsense", 5]}}),
-        lambda text: json.dumps(json.loads(text) | {"tokenizer": None}),
+        lambda text: '{"stage": "encode"}',
+        lambda text: json.dumps(json.loads(text) | {"files": []}),
+        lambda text: json.dumps(json.loads(text) | {"files": {"00000/offsets.bin": 5}}),
+        lambda text: json.dumps(json.loads(text) | {"result": {}}),
     ],
-    ids=["empty", "truncated", "list", "bare", "no arrays", "no dtype", "no tokenizer"],
+    ids=["empty", "truncated", "list", "bare", "no files", "no sizes", "no tokenizer"],
 )
 def test_damaged_manifest(copy, damage):
     path = copy / "manifest.json"
     path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(InputError, match="encoded"):
-        load_encoded(copy)
+        load_manifest(copy, "encode")
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("nothing", "no such folder"), ("corpus", "no manifest"), ("tokenizer", "no manifest"), ("packed", "not an encoded")],
+    [("nothing", "no such folder"), ("corpus", "no manifest"), ("tokenizer", "not what"), ("packed", "not what")],
 )
 def test_other_folders_are_refused(stages, name, said):
     with pytest.raises(InputError, match=said):
-        load_encoded(stages / name)
+        load_manifest(stages / name, "encode")
 
 
 def test_output_never_replaces_an_input(stages, tmp_path):

@@ -1,9 +1,8 @@
-"""Strict reading of plain and compressed files; outputs that exist whole or not at all."""
+"""Strict reading of plain and compressed files; lines that are set aside; corpora."""
 
 import gzip
 import json
 import random
-from dataclasses import dataclass
 
 import pytest
 import zstandard
@@ -11,8 +10,8 @@ import zstandard
 from zh_modernbert.train import files
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import (
+    Quarantine,
     corpus_shards,
-    output_folder,
     read_corpus,
     read_json,
     read_jsonl,
@@ -23,12 +22,6 @@ from zh_modernbert.train.files import (
 )
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
-
-
-@dataclass
-class Settings:
-    output_dir: str
-    name: str = "名"
 
 
 def write(path, data: bytes):
@@ -138,97 +131,28 @@ def test_require_folder(tmp_path):
     assert require_folder(tmp_path, "marker.json") == tmp_path
 
 
-# --- output_folder ---
+# --- quarantine ---
 
 
-def contents(folder) -> dict:
-    return {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+def test_lines_in_quarantine(tmp_path):
+    """What cannot be read is set aside with file, line and reason; all else is read."""
+    lines = [b'{"n": 1}', b"{", "三".encode("gbk"), b'{"n": 4}', b"[]", b'{"n": "\\ud800"}', b'{"n": 7}']
+    path = write(tmp_path / "a.jsonl.zst", b"\n".join(lines))
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    assert [value["n"] for _, value in read_jsonl(path, quarantine)] == [1, 4, 7]
+    assert quarantine.count == 4
+    entries = [value for _, value in read_jsonl(quarantine.path)]
+    assert [entry["line"] for entry in entries] == [2, 3, 5, 6]
+    assert {entry["file"] for entry in entries} == {str(path)}
+    assert entries[1]["text"] == "\\xc8\\xfd\n"
+    for entry, reason in zip(entries, ("JSON", "UTF-8", "object", "surrogate"), strict=True):
+        assert reason in entry["reason"]
 
 
-def test_output_is_written_whole_with_its_settings(tmp_path):
-    path = tmp_path / "deep" / "out"
-    with output_folder(path, Settings(str(path))) as folder:
-        (folder / "data").write_text("1")
-        assert not path.exists()
-    assert json.loads((path / "settings.json").read_text()) == {
-        "stage": "test_files",
-        "output_dir": str(path),
-        "name": "名",
-    }
-    assert (path / "data").read_text() == "1"
-    assert list(path.parent.iterdir()) == [path], "something else lies beside the output"
-
-
-def write_then(error, path, settings=None):
-    with output_folder(path, settings) as folder:
-        (folder / "data").write_text("half")
-        raise error
-
-
-@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), InputError("bad"), OSError(28, "disk full")])
-@pytest.mark.parametrize("old", [False, True])
-def test_nothing_is_left_after_an_exception(tmp_path, error, old):
-    path = tmp_path / "out"
-    if old:
-        with output_folder(path, Settings("x")) as folder:
-            (folder / "data").write_text("old")
-    expected = InputError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected):
-        write_then(error, path, Settings("x"))
-    assert list(tmp_path.iterdir()) == ([path] if old else [])
-    if old:
-        assert contents(path)["data"] == "old"
-
-
-def test_output_of_a_stage_is_replaced(tmp_path):
-    for name in ("first", "second"):
-        with output_folder(tmp_path / "out", Settings(name)) as folder:
-            (folder / name).touch()
-    assert sorted(contents(tmp_path / "out")) == ["second", "settings.json"]
-
-
-def test_empty_folder_is_taken(tmp_path):
-    (tmp_path / "out").mkdir()
-    with output_folder(tmp_path / "out", Settings("x")):
-        pass
-    assert (tmp_path / "out" / "settings.json").is_file()
-
-
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_foreign_output_is_refused(tmp_path, kind):
-    path = tmp_path / "out"
-    mine = path if kind == "file" else path / "thesis.txt"
-    mine.parent.mkdir(exist_ok=True)
-    mine.write_text("years of work")
-    with pytest.raises(InputError, match="was not written by this stage"), output_folder(path, Settings("x")):
-        raise AssertionError("never reached")
-    assert mine.read_text() == "years of work"
-
-
-def test_foreign_folder_with_the_temporary_name_is_not_deleted(tmp_path):
-    mine = tmp_path / "out.tmp" / "thesis.txt"
-    mine.parent.mkdir()
-    mine.write_text("years of work")
-    try:
-        with output_folder(tmp_path / "out", Settings("x")):
-            pass
-    except InputError:
-        pass  # to refuse is as good as to write under another name
-    assert mine.is_file()
-
-
-@pytest.mark.parametrize("path", ["", "."])
-def test_the_current_folder_as_output_is_an_input_error(tmp_path, monkeypatch, path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError), output_folder(path, Settings("x")):
-        pass
-
-
-@pytest.mark.parametrize("name", ["a" * 300, "file/out"], ids=["too long", "below a file"])
-def test_impossible_output_is_an_input_error(tmp_path, name):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError), output_folder(tmp_path / name, Settings("x")):
-        pass
+def test_no_quarantine_without_need(tmp_path):
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    list(read_jsonl(write(tmp_path / "a.jsonl", b"{}"), quarantine))
+    assert not quarantine.path.parent.exists()
 
 
 # --- corpora ---

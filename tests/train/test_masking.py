@@ -5,7 +5,7 @@ import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.masking import IGNORE_INDEX, MASK, Masking, choose_units, mask_tokens, mlm_probability_at, unit_ids
-from zh_modernbert.train.pack import load_packed
+from zh_modernbert.train.pack import PackedRows
 
 CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 KINDS = ("whole_word", "ngram", "token")
@@ -49,7 +49,7 @@ def seeded(seed) -> np.random.Generator:
 @pytest.mark.parametrize("rate", [0.15, 0.3])
 def test_a_unit_is_labelled_whole_or_not_at_all(stages, masking, rate):
     """On real rows, whose documents are in Simplified and Traditional by turns."""
-    packed, labelled_longer = load_packed(stages / "packed"), 0
+    packed, labelled_longer = PackedRows(stages / "packed"), 0
     for index in range(len(packed)):
         ids, starts, _ = packed.row(index)
         _, labels = mask_tokens(ids, starts, rate, Masking(512, masking), seeded(index))

@@ -1,6 +1,5 @@
 """Rows are never too long, documents are whole and there once, and what is cut is cut between words."""
 
-import json
 import random
 import shutil
 from collections import Counter
@@ -9,16 +8,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from zh_modernbert.train import pack, train_tokenizer
+from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
+from zh_modernbert.train import pack
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.encode import load_encoded
-from zh_modernbert.train.pack import CLS, SEP, Settings, best_fit_decreasing, cut, load_packed
+from zh_modernbert.train.encode import encoded_shards, load_manifest, load_shard
+from zh_modernbert.train.files import read_json, write_json
+from zh_modernbert.train.pack import PackedRows, Settings, best_fit_decreasing, cut
+from zh_modernbert.train.stage import describe_files
 from zh_modernbert.train.train_tokenizer import fingerprint
+
+CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 
 FIRST = 10  # the id of the first token of the first document
 
 
-def write_encoded(folder, stages, lengths, sources=None, word_length=3, seed=0):
+def write_encoded(folder, stages, lengths, sources=None, word_length=3, seed=0, shards=1):
     """An encoded folder where token t of the corpus has the id t + FIRST, so that each piece tells where it comes from."""
     folder.mkdir()
     generator = np.random.default_rng(seed)
@@ -27,29 +31,52 @@ def write_encoded(folder, stages, lengths, sources=None, word_length=3, seed=0):
     names = sorted(set(sources)) if sources is not None else ["s"]
     starts = (generator.random(offsets[-1]) < 1 / word_length).astype(np.uint8)
     starts[offsets[:-1]] = 1
-    arrays = {
-        "input_ids": np.arange(FIRST, FIRST + offsets[-1], dtype=np.uint32),
-        "word_starts": starts,
-        "offsets": offsets,
-        "sources": np.array([names.index(s) for s in sources] if sources is not None else [0] * len(lengths), dtype=np.uint16),
-    }
-    for name, array in arrays.items():
-        array.tofile(folder / f"{name}.bin")
+    ids = np.arange(FIRST, FIRST + offsets[-1], dtype=np.uint32)
+    numbers = np.array([names.index(s) for s in sources] if sources is not None else [0] * len(lengths), dtype=np.uint16)
+    for shard, documents in enumerate(np.array_split(np.arange(len(lengths)), shards)):
+        path = folder / f"{shard:05d}"
+        path.mkdir()
+        edges = offsets[documents[0] : documents[-1] + 2] if len(documents) else offsets[:1]
+        ids[edges[0] : edges[-1]].tofile(path / "input_ids.bin")
+        starts[edges[0] : edges[-1]].tofile(path / "word_starts.bin")
+        (edges - edges[0]).tofile(path / "offsets.bin")
+        numbers[documents].tofile(path / "sources.bin")
+        tokens = {name: int(lengths[documents][numbers[documents] == i].sum()) for i, name in enumerate(names)}
+        write_json(path / "shard.json", {"per_source": tokens})
     shutil.copytree(stages / "tokenizer", folder / "tokenizer")
-    manifest = {
-        "kind": "encoded",
-        "source_names": names,
-        "vocab_size": 512,
+    result = {
+        "tokens": int(offsets[-1]),
+        "per_source": {name: int(lengths[numbers == i].sum()) for i, name in enumerate(names)},
+        "vocab_size": 1 << 20,
         "tokenizer": fingerprint(folder / "tokenizer"),
-        "arrays": {name: [array.dtype.name, len(array)] for name, array in arrays.items()},
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    manifest = {"stage": "encode", "content": str(folder), "result": result, "files": describe_files(folder)}
+    write_json(folder / "manifest.json", manifest)
     return folder
 
 
 def run(encoded, output, **fields):
     result = pack.main(Settings(input_dir=str(encoded), output_dir=str(output), **fields))
-    return result, load_packed(output)
+    return result, PackedRows(output)
+
+
+class Corpus:
+    """All shards of an encoded folder as one."""
+
+    def __init__(self, folder):
+        vocab_size = load_manifest(folder, "encode")["result"]["vocab_size"]
+        shards = [load_shard(shard, vocab_size) for shard in encoded_shards(folder)]
+        self.input_ids, self.word_starts = (
+            np.concatenate([getattr(s, a) for s in shards]) for a in ("input_ids", "word_starts")
+        )
+        self.lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
+        self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))
+        self.sources = [shard.names[source] for shard in shards for source in shard.sources]
+
+
+def packed_lengths(rows):
+    """The lengths of all rows."""
+    return [len(rows.row(index)[0]) for index in range(len(rows))]
 
 
 def pieces_of(rows):
@@ -80,15 +107,15 @@ def realistic(stages, tmp_path_factory):
 
 
 def test_no_row_is_too_long(realistic):
-    _, _, rows = realistic
-    tokens = np.asarray(rows.document_offsets)[np.asarray(rows.row_offsets)]
-    assert np.diff(tokens).max() <= 1024
-    assert tokens[-1] == len(rows.input_ids)
+    _, result, rows = realistic
+    lengths = packed_lengths(rows)
+    assert max(lengths) <= 1024
+    assert sum(lengths) == result["tokens"]
 
 
 def test_every_document_is_there_once_and_whole(realistic):
     encoded, result, rows = realistic
-    corpus = load_encoded(encoded)
+    corpus = Corpus(encoded)
     found = sorted((start, end) for _, start, end, _ in pieces_of(rows))
     assert [start for start, _ in found] == [0, *(end for _, end in found[:-1])], "a token is missing or there twice"
     assert found[-1][1] == len(corpus.input_ids)
@@ -108,23 +135,22 @@ def test_every_document_is_there_once_and_whole(realistic):
 
 def test_word_starts_are_carried(realistic):
     encoded, _, rows = realistic
-    corpus = load_encoded(encoded)
+    corpus = Corpus(encoded)
     for _, start, end, starts in pieces_of(rows):
         assert np.array_equal(starts, corpus.word_starts[start:end])
 
 
 def test_rows_are_full(realistic):
     _, result, rows = realistic
-    assert result["fill"] == pytest.approx(len(rows.input_ids) / (len(rows) * 1024), abs=1e-5)
+    assert result["fill"] == pytest.approx(sum(packed_lengths(rows)) / (len(rows) * 1024), abs=1e-5)
     assert result["fill"] > 0.99
 
 
 def test_counts_of_the_manifest(realistic):
     _, result, rows = realistic
-    assert rows.manifest["rows"] == result["rows"] == len(rows)
-    assert rows.manifest["tokens"] == result["tokens"] == len(rows.input_ids)
-    assert rows.manifest["seq_len"] == 1024
-    assert rows.input_ids.dtype == np.uint32
+    assert result["rows"] == len(rows)
+    assert rows.seq_len == result["seq_len"] == 1024
+    assert rows.row(0)[0].dtype == np.uint32
 
 
 def test_order_is_shuffled(realistic):
@@ -149,8 +175,7 @@ def test_any_row_length(stages, tmp_path, seq_len):
     lengths = [1, 2, inside - 1, inside, inside + 1, 2 * inside, 2 * inside + 1, 1]
     encoded = write_encoded(tmp_path / "encoded", stages, lengths, word_length=4)
     _, rows = run(encoded, tmp_path / "packed", seq_len=seq_len)
-    assert len(rows) == rows.manifest["rows"]
-    offsets = load_encoded(encoded).offsets
+    offsets = Corpus(encoded).offsets
     spans = sorted((start, end) for _, start, end, _ in pieces_of(rows))
     assert [start for start, _ in spans] == [0, *(end for _, end in spans[:-1])]
     assert spans[-1][1] == sum(lengths)
@@ -163,16 +188,14 @@ def test_same_seed_same_bytes(stages, tmp_path):
     encoded = write_encoded(tmp_path / "encoded", stages, np.random.default_rng(1).integers(1, 200, 300))
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         run(encoded, tmp_path / name, seq_len=128, seed=seed)
-    for array in ("input_ids", "word_starts", "document_offsets", "row_offsets"):
-        first, same, other = ((tmp_path / name / f"{array}.bin").read_bytes() for name in "abc")
-        assert first == same
-        if array == "input_ids":
-            assert first != other
+    first, same, other = (read_json(tmp_path / name / "manifest.json") for name in "abc")
+    assert first == same
+    assert first["files"]["00000/input_ids.bin"] != other["files"]["00000/input_ids.bin"]
 
 
 def test_real_text(stages):
     """The fixture's own folder: every document's ids between [CLS] and [SEP], but of those that were cut."""
-    corpus, rows = load_encoded(stages / "encoded"), load_packed(stages / "packed")
+    corpus, rows = Corpus(stages / "encoded"), PackedRows(stages / "packed")
     expected = Counter(tuple(corpus.input_ids[a:b].tolist()) for a, b in pairwise(corpus.offsets.tolist()) if b - a <= 126)
     found = Counter()
     for index in range(len(rows)):
@@ -180,7 +203,37 @@ def test_real_text(stages):
         found.update(tuple(ids[a + 1 : b - 1].tolist()) for a, b in pairwise(bounds.tolist()))
     assert sum(expected.values()) > 300
     assert expected <= found
-    assert rows.manifest["fill"] > 0.97
+    assert read_json(stages / "packed" / "manifest.json")["result"]["fill"] > 0.97
+
+
+def test_groups(stages, tmp_path):
+    """Shards packed in several groups, by several processes: every document still once, rows full, the same bytes."""
+    lengths = np.random.default_rng(2).integers(1, 90, 6000)
+    sources = np.repeat(["a", "b", "c"], 2000).tolist()
+    encoded = write_encoded(tmp_path / "encoded", stages, lengths, sources, shards=6)
+    fields = {"seq_len": 128, "group_tokens": int(lengths.sum()) // 3}
+    result, rows = run(encoded, tmp_path / "packed", **fields)
+    assert len(rows.shards) == 3
+    assert all(len(shard.row_offsets) > 100 for shard in rows.shards)
+    spans = sorted((start, end) for _, start, end, _ in pieces_of(rows))
+    offsets = Corpus(encoded).offsets.tolist()
+    assert spans == list(pairwise(offsets))
+    assert result["documents"] == 6000
+    assert result["fill"] > 0.99
+    run(encoded, tmp_path / "again", workers=2, **fields)
+    assert read_json(tmp_path / "packed" / "manifest.json") == read_json(tmp_path / "again" / "manifest.json")
+
+
+def test_groups_keep_the_mixture(stages, tmp_path):
+    generator = np.random.default_rng(3)
+    sources = sorted(generator.choice(["a", "b", "c"], size=6000, p=[0.2, 0.3, 0.5]).tolist())
+    encoded = write_encoded(tmp_path / "encoded", stages, generator.integers(20, 100, 6000), sources, shards=7)
+    mixture = {"a": 0.5, "b": 0.2, "c": 0.3}
+    _, rows = run(encoded, tmp_path / "packed", seq_len=256, mixture=mixture, group_tokens=100_000)
+    assert len(rows.shards) > 2
+    counts = tokens_per_source(encoded, rows)
+    for name, share in mixture.items():
+        assert counts[name] / sum(counts.values()) == pytest.approx(share, abs=0.01)
 
 
 # --- its parts ---
@@ -258,12 +311,12 @@ def three_sources(stages, tmp_path_factory):
 
 
 def tokens_per_source(encoded, rows) -> dict[str, int]:
-    corpus, counts = load_encoded(encoded), {}
+    corpus, counts = Corpus(encoded), {}
     spans = [(start, end) for _, start, end, _ in pieces_of(rows)]
     assert len(spans) == len(set(spans)), "a document is there twice"
     for start, end in spans:
         document = np.searchsorted(corpus.offsets, start, side="right") - 1
-        name = corpus.manifest["source_names"][corpus.sources[document]]
+        name = corpus.sources[document]
         counts[name] = counts.get(name, 0) + end - start
     return counts
 
@@ -331,25 +384,26 @@ def test_bad_settings(stages, tmp_path, monkeypatch, fields):
 
 def test_empty_corpus(stages, tmp_path):
     encoded = write_encoded(tmp_path / "encoded", stages, [])
-    with pytest.raises(InputError, match="empty corpus"):
+    with pytest.raises(InputError, match="no documents"):
         run(encoded, tmp_path / "packed")
 
 
 @pytest.mark.parametrize("index", [0, 1, -1])
 def test_row_bounds(stages, index):
     """Bounds count from 0 in any row, and a row is what lies between its offsets."""
-    rows = load_packed(stages / "packed")
+    rows = PackedRows(stages / "packed")
     if index < 0:
         index += len(rows)
     ids, starts, bounds = rows.row(index)
-    offsets = np.asarray(rows.document_offsets[rows.row_offsets[index] : rows.row_offsets[index + 1] + 1])
+    (shard,) = rows.shards
+    offsets = np.asarray(shard.document_offsets[shard.row_offsets[index] : shard.row_offsets[index + 1] + 1])
     assert bounds.tolist() == (offsets - offsets[0]).tolist()
-    assert np.array_equal(ids, rows.input_ids[offsets[0] : offsets[-1]])
-    assert np.array_equal(starts, rows.word_starts[offsets[0] : offsets[-1]])
+    assert np.array_equal(ids, shard.input_ids[offsets[0] : offsets[-1]])
+    assert np.array_equal(starts, shard.word_starts[offsets[0] : offsets[-1]])
 
 
 def test_row_that_is_none(stages):
-    rows = load_packed(stages / "packed")
+    rows = PackedRows(stages / "packed")
     with pytest.raises(IndexError):
         rows.row(len(rows))
 
@@ -362,35 +416,26 @@ def copy(stages, tmp_path):
 @pytest.mark.parametrize("name", ["input_ids", "word_starts", "document_offsets", "row_offsets"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_arrays_are_named(copy, name, damage):
-    path = copy / f"{name}.bin"
+    path = copy / "00000" / f"{name}.bin"
     data = path.read_bytes()
     path.unlink()
     if damage == "truncated":
         path.write_bytes(data[:-1])
     with pytest.raises(InputError, match=rf"{name}\.bin"):
-        load_packed(copy)
+        PackedRows(copy)
 
 
-def test_swapped_tokenizer_is_noticed(copy, stages, tmp_path):
-    shutil.rmtree(copy / "tokenizer")
-    train_tokenizer.main(
-        train_tokenizer.Settings(input_dir=str(stages / "corpus"), output_dir=str(copy / "tokenizer"), vocab_size=576)
-    )
-    with pytest.raises(InputError, match="does not match"):
-        load_packed(copy)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"kind": "packed"}', '{"kind": "packed", "arrays": {}}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "pack"}', '{"stage": "pack", "files": {}}'])
 def test_damaged_manifest(copy, text):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(InputError, match="packed"):
-        load_packed(copy)
+        PackedRows(copy)
 
 
 @pytest.mark.parametrize("name", ["nothing", "corpus", "tokenizer", "encoded"])
 def test_other_folders_are_refused(stages, tmp_path, name):
     with pytest.raises(InputError, match=name):
-        load_packed(stages / name)
+        PackedRows(stages / name)
     if name != "encoded":
         with pytest.raises(InputError, match=name):
             run(stages / name, tmp_path / "packed")
@@ -400,4 +445,4 @@ def test_output_never_replaces_the_input(stages, tmp_path):
     encoded = shutil.copytree(stages / "encoded", tmp_path / "encoded")
     with pytest.raises(InputError):
         run(encoded, encoded)
-    assert load_encoded(encoded).manifest["kind"] == "encoded"
+    assert load_manifest(encoded, "encode")

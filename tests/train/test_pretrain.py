@@ -442,7 +442,7 @@ def test_a_model_config_that_is_no_object(make, text):
 
 
 def test_data_of_another_stage(make, stages):
-    assert "packed" in refused(make(data_dir=str(stages / "encoded")))
+    assert "train/pack.py" in refused(make(data_dir=str(stages / "encoded")))
     assert "manifest.json" in refused(make(data_dir=str(stages / "corpus")))
 
 
