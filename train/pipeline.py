@@ -5,8 +5,10 @@ many, or on a cluster. A task that is done leaves a mark, so that a run that was
 """
 
 import contextlib
+import ctypes
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import multiprocess
 import orjson
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
@@ -23,6 +26,7 @@ from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
+from datatrove.utils.stats import Stats
 from tqdm import tqdm
 
 from zh_modernbert.train.cli import BaseSettings, InputError, setting
@@ -30,6 +34,7 @@ from zh_modernbert.train.files import Quarantine, corpus_shards, read_corpus_sha
 from zh_modernbert.train.stage import SCRATCH
 
 QUARANTINE = "quarantine"  # in a stage's folder
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 MAX_CORRUPT = 0.01  # of the lines read; more than that is no accident
 
 
@@ -78,13 +83,33 @@ class CorpusWriter(JsonlWriter):
         file_handler.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
 
 
+class TaskStart:
+    """What every task begins with, before the steps of its pipeline."""
+
+    def __init__(self, steps: list[PipelineStep]):
+        self.steps = steps
+
+    def __call__(self, data, rank: int, world_size: int) -> None:
+        # No worker writes on when the run that started it was killed, beside the run that follows.
+        if multiprocess.parent_process() is not None and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Several tasks of one Slurm job share their steps; datatrove would count the first task's documents again.
+        for step in self.steps:
+            step.stats = Stats(str(step))
+
+
 def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Path):
     """datatrove's executor for these settings.
 
     Raises:
         InputError: Slurm is not told its partition and time, or Ray is not installed.
     """
-    common = {"pipeline": steps, "tasks": tasks, "logging_dir": str(logs), "workers": min(settings.workers, tasks)}
+    common = {
+        "pipeline": [TaskStart(steps), *steps],
+        "tasks": tasks,
+        "logging_dir": str(logs),
+        "workers": min(settings.workers, tasks),
+    }
     if settings.executor == "local":
         return LocalPipelineExecutor(**common)
     if settings.executor == "ray":

@@ -128,12 +128,13 @@ def whole(folder: Path, stage: str, recipe: str) -> dict | None:
 
 
 def take_over(folder: Path):
-    """A lock on the hidden folder of a run, free again when its process ends; None where another run holds it."""
+    """A lock on the hidden folder of a run, free again when its process ends (whatever that left running); None where another
+    run holds it."""
     lock = open(folder / ".lock", "a")  # noqa: SIM115
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return lock
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):
         lock.close()
         return None
 
