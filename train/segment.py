@@ -16,13 +16,16 @@ def _to_simplified() -> opencc.OpenCC:
     return opencc.OpenCC("t2s")
 
 
+def _cut(text: str) -> list[str]:
+    """rjieba's words of `text` in Simplified, which are as long as those of `text`; of `text` itself where that is not so."""
+    simplified = _to_simplified().convert(text)
+    return rjieba.cut(simplified if len(simplified) == len(text) else text)
+
+
 def split_words(text: str) -> list[str]:
     """`text` cut into words, spaces and punctuation; their concatenation is `text`."""
-    simplified = _to_simplified().convert(text)
-    if len(simplified) != len(text):
-        return rjieba.cut(text)
     words, start = [], 0
-    for word in rjieba.cut(simplified):
+    for word in _cut(text):
         words.append(text[start : start + len(word)])
         start += len(word)
     return words
@@ -32,5 +35,5 @@ def word_boundaries(text: str) -> np.ndarray:
     """`(len(text) + 1,)` bool: True where a word begins, and at the end of the text."""
     boundaries = np.zeros(len(text) + 1, dtype=bool)
     boundaries[0] = True
-    boundaries[np.cumsum([len(word) for word in split_words(text)], dtype=np.int64)] = True
+    boundaries[np.cumsum(list(map(len, _cut(text))), dtype=np.int64)] = True
     return boundaries

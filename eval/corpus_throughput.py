@@ -1,0 +1,238 @@
+"""How fast the corpus stages are, beside what datatrove and datasets offer for the same, and how their memory grows.
+
+Every stage and every peer runs over the same documents, one after the other, in a process of its own that is timed from its
+first document to its last file. The peers are datatrove's quality filters (Gopher's repetition and quality rules, FineWeb's
+quality rules) beside `clean`, its MinHash over word 5-grams beside `dedup`, each with its own Chinese words (spaCy with
+jieba) and with rjieba's in their place; and `datasets.map` of the tokenizer alone beside `encode`. Needs `pip install
+'.[benchmark]'`.
+
+    python eval/corpus_throughput.py --input_dir runs/mine/sources --tokenizer_dir runs/mine/tokenizer
+"""
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import matplotlib
+import rjieba
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
+from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
+from datatrove.pipeline.readers import JsonlReader
+from datatrove.pipeline.writers import JsonlWriter
+from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
+
+from zh_modernbert.train import clean, dedup, encode, pack
+from zh_modernbert.train.cli import BaseSettings, run, setting
+from zh_modernbert.train.files import read_corpus, write_corpus, write_json
+from zh_modernbert.train.train_tokenizer import load_tokenizer
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STOP_CHARACTERS = tuple("。！？；：…」』”’）》】")
+STOP_WORDS = ["的", "了", "是", "在", "和", "不", "有", "我", "他", "這", "这"]
+
+
+@dataclass
+class Settings(BaseSettings):
+    input_dir: str = setting(help="corpus folder, as train/sources.py writes it")
+    tokenizer_dir: str = setting(help="tokenizer folder")
+    max_documents: int = setting(5000, "take so many of its documents, spread over all of it", least=1)
+    sizes: list[int] = setting([1, 2, 4], "memory is measured with the documents so many times over", least=1)
+    workers: int = setting(1, "processes of each stage and peer", least=1)
+    results_dir: str = setting("results", "where corpus_throughput.json and .png go")
+
+
+# --- peers ---
+
+
+class RjiebaWords(WordTokenizer):
+    """datatrove's interface to words, with the fastest segmenter of Chinese there is."""
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return [word for word in rjieba.cut(text) if word.strip()]
+
+    def sent_tokenize(self, text: str) -> list[str]:
+        raise NotImplementedError("no peer asks for sentences")
+
+    def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+        raise NotImplementedError("no peer asks for sentences")
+
+
+def words_of(name: str) -> WordTokenizer:
+    return RjiebaWords() if name == "rjieba" else load_word_tokenizer("cmn_Hani")
+
+
+def execute(steps: list, tasks: int, workers: int, logs: Path) -> None:
+    LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(logs)).run()
+
+
+def datatrove_filters(words: str, corpus: Path, folder: Path, workers: int) -> None:
+    """The quality filters of datatrove, with what is Chinese told to them."""
+    language = words_of(words)
+    steps = [
+        JsonlReader(str(corpus), glob_pattern="*.jsonl.zst"),
+        GopherRepetitionFilter(language=language),
+        GopherQualityFilter(min_avg_word_length=1, max_avg_word_length=10, stop_words=STOP_WORDS, language=language),
+        FineWebQualityFilter(stop_chars=STOP_CHARACTERS, language=language),
+        JsonlWriter(str(folder / "out"), compression="zstd"),
+    ]
+    execute(steps, len(list(corpus.glob("*.jsonl.zst"))), workers, folder / "logs")
+
+
+def datatrove_dedup(words: str, corpus: Path, folder: Path, workers: int) -> None:
+    """The MinHash of datatrove with its own settings."""
+    tasks, config = len(list(corpus.glob("*.jsonl.zst"))), MinhashConfig()
+    reader = JsonlReader(str(corpus), glob_pattern="*.jsonl.zst")
+    signatures, pairs, removals = (str(folder / name) for name in ("signatures", "pairs", "removals"))
+    writer = JsonlWriter(str(folder / "out"), compression="zstd")
+    stages = (
+        ([reader, MinhashDedupSignature(signatures, config, language=words_of(words))], tasks),
+        ([MinhashDedupBuckets(signatures, pairs, config=config)], config.num_buckets),
+        ([MinhashDedupCluster(pairs, removals, config=config)], 1),
+        ([reader, MinhashDedupFilter(removals), writer], tasks),
+    )
+    for number, (steps, tasks) in enumerate(stages):
+        execute(steps, tasks, workers, folder / f"logs_{number}")
+
+
+def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path, workers: int) -> None:
+    """What a user of the tokenizer would write: ids, and no word starts."""
+    import datasets
+
+    tokenizer = load_tokenizer(tokenizer_dir)
+    datasets.disable_progress_bars()
+    shards = sorted(map(str, corpus.glob("*.jsonl.zst")))
+    texts = datasets.load_dataset("json", data_files=shards, split="train", cache_dir=str(folder / "cache"))
+    encoded = texts.map(
+        lambda batch: {"input_ids": tokenizer(batch["text"], add_special_tokens=False)["input_ids"]},
+        batched=True,
+        num_proc=workers if workers > 1 else None,
+        remove_columns=texts.column_names,
+    )
+    encoded.save_to_disk(str(folder / "out"))
+
+
+# --- stages ---
+
+
+def stage(module, inputs: dict, corpus: Path, folder: Path, workers: int) -> dict:
+    return module.main(module.Settings(output_dir=str(folder / "out"), workers=workers, **{"input_dir": str(corpus), **inputs}))
+
+
+def in_child(connection, function: Callable) -> None:
+    started = time.perf_counter()
+    result = function()
+    seconds = time.perf_counter() - started
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    connection.send((result, seconds, max(peaks) / 1024))
+
+
+def measure(function: Callable) -> tuple[object, float, float]:
+    """What `function` returns in a process of its own, the seconds it took, and the largest process's peak memory in MiB."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=in_child, args=(sender, function))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError as error:
+        raise RuntimeError("a measured process failed; see above") from error
+    finally:
+        process.join()
+
+
+def draw(memory: dict[str, dict[int, float]], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for name, peaks in memory.items():
+        axes.plot([int(size) for size in peaks], list(peaks.values()), marker="o", label=name)
+    axes.set(
+        xlabel="corpus, times the measured one", ylabel="largest process, MiB", ylim=(0, None), title="Memory of the stages"
+    )
+    axes.legend()
+    figure.savefig(path, dpi=120, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main(settings: Settings) -> dict:
+    documents = list(read_corpus(settings.input_dir))
+    documents = list(islice(documents, 0, None, -(-len(documents) // settings.max_documents)))
+    size = sum(len(document["text"].encode()) for document in documents)
+    characters = sum(len(document["text"]) for document in documents)
+    results_dir = Path(settings.results_dir)
+    results_dir.mkdir(parents=True, exist_ok=True)
+    rows, memory = {}, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        corpora = {}
+        for times in settings.sizes:
+            corpora[times] = scratch / f"corpus_{times}"
+            corpora[times].mkdir()
+            for copy in range(times):
+                write_corpus(corpora[times], documents, f"{copy}-")
+        tokenizer = {"tokenizer_dir": settings.tokenizer_dir}
+        stages = {
+            "clean": partial(stage, clean, {}),
+            "dedup": partial(stage, dedup, {}),
+            "encode": partial(stage, encode, tokenizer),
+            "pack": partial(stage, pack, {"input_dir": str(scratch / "encode-1" / "out")}),
+        }
+        peers = {
+            "clean": {f"datatrove, {w}": partial(datatrove_filters, w) for w in ("spacy", "rjieba")},
+            "dedup": {f"datatrove, {w}": partial(datatrove_dedup, w) for w in ("spacy", "rjieba")},
+            "encode": {"datasets.map": partial(datasets_map, settings.tokenizer_dir)},
+            "pack": {},
+        }
+        first = min(corpora)
+        for name, function in stages.items():
+            rows[name] = {}
+            for who, candidate in {"ours": function, **peers[name]}.items():
+                folder = scratch / (f"{name}-1" if who == "ours" else f"{name}-{who}")
+                result, seconds, peak = measure(partial(candidate, corpora[first], folder, settings.workers))
+                rate = size * first / seconds / 1e6
+                rows[name][who] = {"seconds": round(seconds, 2), "mb_per_second": round(rate, 3), "peak_mib": round(peak)}
+                if who == "ours":
+                    rows[name][who]["result"] = {key: value for key, value in result.items() if isinstance(value, int)}
+                    memory[name] = {first: round(peak)}
+                print(f"{name:8}{who:20}{seconds:9.1f} s{rate:9.2f} MB/s{peak:8.0f} MiB", file=sys.stderr)
+            if name != "pack":
+                for times in sorted(corpora)[1:]:
+                    _, _, peak = measure(partial(function, corpora[times], scratch / f"{name}-{times}", settings.workers))
+                    memory[name][times] = round(peak)
+    ratio = {
+        f"{name}, {who}": round(row["seconds"] / of_name["ours"]["seconds"], 2)
+        for name, of_name in rows.items()
+        for who, row in of_name.items()
+        if who != "ours"
+    }
+    result = {
+        "documents": len(documents),
+        "characters": characters,
+        "bytes": size,
+        "workers": settings.workers,
+        "ratio": ratio,
+        "stages": rows,
+        "peak_mib": memory,
+    }
+    write_json(results_dir / "corpus_throughput.json", result)
+    draw(memory, results_dir / "corpus_throughput.png")
+    return result
+
+
+if __name__ == "__main__":
+    run(main, Settings)
