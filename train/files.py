@@ -3,10 +3,13 @@
 A document is `{"id", "source", "text", "script"?, "url"?}`; a corpus is a folder of `.jsonl.zst` shards.
 """
 
+import bz2
+import codecs
 import gzip
 import hashlib
 import io
 import json
+import lzma
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +23,7 @@ import zstandard
 from zh_modernbert.train.cli import InputError
 
 DOCUMENTS_PER_SHARD = 20_000
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a damaged file raises
 
 
 def require_file(path: str | Path) -> Path:
@@ -38,11 +42,12 @@ def require_folder(path: str | Path, marker: str) -> Path:
 
 
 def open_binary(path: str | Path) -> io.BufferedIOBase:
-    """A file for reading bytes; `.gz` and `.zst` are decompressed."""
+    """A file for reading bytes; `.gz`, `.zst`, `.bz2` and `.xz` are decompressed."""
     path = require_file(path)
     try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rb")
+        openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+        if path.suffix in openers:
+            return openers[path.suffix](path, "rb")
         if path.suffix == ".zst":
             # unlike zstandard.open, this notices a file that breaks off
             return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
@@ -75,24 +80,35 @@ class Quarantine:
         self.count += 1
 
 
-def read_lines(path: str | Path, corrupt: Corrupt = stop) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 file, plain or compressed; a byte order mark is dropped.
+def read_lines(path: str | Path, corrupt: Corrupt = stop, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a text file, plain or compressed; a byte order mark is dropped.
+
+    Args:
+        encoding: one in which the byte 0A is nothing but the end of a line. UTF-16 is known by its byte order mark.
 
     Raises:
-        InputError: the file is missing, unreadable or damaged; or by `corrupt`: a line is not UTF-8.
+        InputError: the file is missing, unreadable or damaged; or by `corrupt`: a line is not in `encoding`.
     """
     number = 0
     with open_binary(path) as file:
         try:
-            for number, line in enumerate(file, 1):
+            lines: Iterable[bytes] = file
+            if file.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                encoding, lines = "utf-8", (line.encode() for line in io.TextIOWrapper(file, "utf-16", newline="\n"))
+            for number, line in enumerate(lines, 1):
                 try:
-                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    text = line.decode(encoding)
                 except UnicodeDecodeError as error:
-                    reason = f"not UTF-8 (byte {error.start + 1}); convert the file"
-                    corrupt(path, number, reason, line.decode("utf-8", "backslashreplace"))
+                    reason = (
+                        f"not {error.encoding.upper()} (byte {error.start + 1}); convert the file "
+                        "(iconv -f GB18030 -t UTF-8), or for .txt give txt_encoding"
+                    )
+                    corrupt(path, number, reason, line.decode(encoding, "backslashreplace"))
                 else:
-                    yield number, text.rstrip("\r\n")
-        except (OSError, EOFError, zlib.error) as error:
+                    yield number, text.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}, line {number + 1}: not {error.encoding.upper()}; convert the file") from error
+        except DAMAGED as error:
             raise InputError(f"{path}: damaged, or not what its name says, after line {number}: {error}") from error
 
 

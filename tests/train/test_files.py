@@ -1,7 +1,9 @@
 """Strict reading of plain and compressed files; lines that are set aside; corpora."""
 
+import bz2
 import gzip
 import json
+import lzma
 import random
 
 import pytest
@@ -21,7 +23,7 @@ from zh_modernbert.train.files import (
     write_json,
 )
 
-COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
+COMPRESS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
 def write(path, data: bytes):
@@ -68,14 +70,36 @@ class TestReading:
             list(read_lines(tmp_path / f"nothing.txt{suffix}"))
 
 
+@pytest.mark.parametrize("encoding", ["gb18030", "gbk", "big5", "big5hkscs", "cp950", "utf-8"])
+def test_other_encodings(tmp_path, encoding):
+    path = write(tmp_path / "a.txt.gz", "許功蓋\n一\r\n乙".encode(encoding))  # in Big5 three with a backslash
+    assert list(read_lines(path, encoding)) == [(1, "許功蓋"), (2, "一"), (3, "乙")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_utf16_is_known_by_its_byte_order_mark(tmp_path, encoding, suffix):
+    path = write(tmp_path / f"a.txt{suffix}", "\ufeff一\r\n\u0a00\u2028二\n".encode(encoding))
+    assert list(read_lines(path)) == [(1, "一"), (2, "\u0a00\u2028二")]
+
+
+def test_wrong_encoding_names_it(tmp_path):
+    path = write(tmp_path / "a.txt", "一\n".encode("gbk") + b"\xff\xff\n")
+    with pytest.raises(InputError, match=r"line 2: not GB18030 .*txt_encoding"):
+        list(read_lines(path, "gb18030"))
+    path.write_bytes("\ufeff一".encode("utf-16-le") + b"\x00\xd8")
+    with pytest.raises(InputError, match="not UTF-16"):
+        list(read_lines(path))
+
+
 def test_several_compressed_parts_in_one_file(tmp_path):
-    for suffix in (".gz", ".zst"):
+    for suffix in [*COMPRESS][1:]:
         path = tmp_path / f"a.txt{suffix}"
         path.write_bytes(COMPRESS[suffix]("一\n".encode()) + COMPRESS[suffix]("二\n".encode()))
         assert [line for _, line in read_lines(path)] == ["一", "二"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [*COMPRESS][1:])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.6, 0.999])
 def test_truncated_file(tmp_path, suffix, share):
     generator = random.Random(0)
@@ -96,7 +120,7 @@ def test_truncated_zst_that_ends_between_lines(tmp_path):
         list(read_jsonl(path))
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [*COMPRESS][1:])
 def test_file_that_is_not_compressed(tmp_path, suffix):
     path = tmp_path / f"a.txt{suffix}"
     path.write_text("not compressed at all, whatever the name says\n")
