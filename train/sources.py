@@ -1,40 +1,50 @@
 """Documents from wherever they are -> one corpus folder.
 
-Reads JSONL, Parquet and text files (plain, gzip or zstd) and Hub datasets; writes `.jsonl.zst` shards of documents. Nothing is
-changed or dropped here but texts without any character: cleaning is the next stage. A line that cannot be read stops the run
-with its file and number, because a source that is broken in one place is worth a look.
+Reads JSONL, Parquet and text files, Wikipedia dumps, and Hub datasets; writes `.jsonl.zst` shards of documents. Nothing is
+changed or dropped here but texts without any character and what `where` leaves out: cleaning is the next stage. A line that
+cannot be read stops the run with its file and number, because a source that is broken in one place is worth a look.
 
     python train/sources.py --input my_texts/ more.jsonl.zst --output_dir runs/mine/sources
     python train/sources.py train/configs/system_a/data.yaml
 """
 
+import operator
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import read_jsonl, read_lines, write_corpus
-from zh_modernbert.train.stage import run_stage
+from zh_modernbert.train.files import DAMAGED, open_binary, output_folder, read_jsonl, read_lines, write_corpus
 
-STAGE_FILES = {"settings.json", "manifest.json", "report.json"}  # what the stages put beside a corpus
+STAGE_FILES = {"settings.json", "report.json"}  # what the stages put beside a corpus
 SCRIPTS = ("hans", "hant", "mixed")
-SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt"}
+SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+FORMATS = f"{', '.join(SUFFIXES)}, all but Parquet also with {', '.join(PACKED)} behind"
+# Of a `where` condition; text can only be equal or not.
+COMPARISONS = {"==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 @dataclass
 class Source(BaseSettings):
     """One place that documents come from: a local `path`, or a Hub `dataset`."""
 
-    path: str = setting("", "a file, or a folder searched for .jsonl, .json (lines), .parquet and .txt, plain, .gz or .zst")
+    path: str = setting("", f"a file, or a folder searched for {FORMATS}")
     dataset: str = setting("", "a Hub dataset id, streamed")
     config: str | None = setting(None, "configuration of the Hub dataset")
     split: str = setting("train", "split of the Hub dataset")
+    revision: str | None = setting(None, "branch, tag or commit of the Hub dataset")
+    data_files: list[str] = setting([], "paths or patterns of the Hub dataset's files to read; empty leaves it to the dataset")
     name: str = setting("", "what its documents' `source` says; the file's or dataset's name where not given")
-    text_field: str = setting("text", "field that holds the text")
+    text_field: str = setting("text", "field that holds the text; a.b is field b of field a")
+    title_field: str = setting("", "field that becomes the first line of the text")
+    where: list[str] = setting([], "conditions that all have to hold, such as score >= 3 and score < 4")
     script: str | None = setting(None, "hans or hant, where the source is known to be of one script", (None, "hans", "hant"))
     licence: str = setting("", "kept in settings.json beside the corpus")
     txt_documents: str = setting(
@@ -42,7 +52,24 @@ class Source(BaseSettings):
         "what ends a document of a .txt file: a blank_line, each line, or the file",
         ("blank_line", "line", "file"),
     )
+    txt_encoding: str = setting("utf-8", "of .txt files, such as gb18030 or big5hkscs; UTF-16 is known by its byte order mark")
+    wiki_script: str | None = setting(
+        None, "render a Wikipedia dump in hans or hant, as readers see it; else it stays as written", (None, "hans", "hant")
+    )
     max_documents: int = setting(0, "read at most so many; 0 reads all", least=0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.path) == bool(self.dataset):
+            raise InputError(f"input {self.name or self.path or self.dataset!r}: give either path or dataset")
+        try:
+            splits_lines = "\n".encode(self.txt_encoding) == b"\n"
+        except LookupError:
+            splits_lines = False
+        if not splits_lines:
+            raise InputError(f"sources: txt_encoding is {self.txt_encoding!r}; it must be gb18030, big5hkscs or alike")
+        for condition in self.where:
+            parse_condition(condition)
 
 
 @dataclass
@@ -51,10 +78,13 @@ class Settings(BaseSettings):
     input: list[str | Source] = setting([], "paths, or mappings with the fields of a Source")
 
 
+# --- readers: one file or shard -> (number of the row, row) ---
+
+
 def read_txt(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
     """Text files have no fields: a document is what `txt_documents` says, its number that of its first line."""
     start, lines = 1, []
-    for number, line in read_lines(path):
+    for number, line in read_lines(path, source.txt_encoding):
         ends = source.txt_documents == "line" or (source.txt_documents == "blank_line" and not line.strip())
         if source.txt_documents == "line":
             lines = [line]
@@ -82,20 +112,53 @@ def read_parquet(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def read_hub(source: Source) -> Iterator[tuple[int, dict]]:
-    from datasets import load_dataset
+def read_wikipedia(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
+    from xml.parsers.expat import ExpatError
 
+    from zh_modernbert.train.wikipedia import read_articles
+
+    with open_binary(path) as file:
+        try:
+            yield from read_articles(file, source.wiki_script)
+        except (InputError, ExpatError, *DAMAGED) as error:
+            raise InputError(f"{path}: not a whole Wikipedia dump: {error}") from error
+
+
+@contextmanager
+def hub_errors(source: Source) -> Iterator[None]:
     try:
-        yield from enumerate(load_dataset(source.dataset, source.config, split=source.split, streaming=True), 1)
+        yield
     except Exception as error:  # the hub client has many; all mean that this source cannot be read
         raise InputError(f"dataset {source.dataset}: cannot be loaded: {' '.join(str(error).split())}") from error
 
 
+def load_hub(source: Source):
+    """The `IterableDataset` of a Hub source."""
+    from datasets import load_dataset
+
+    options = {"split": source.split, "revision": source.revision, "data_files": source.data_files or None}
+    with hub_errors(source):
+        return load_dataset(source.dataset, source.config, **options, streaming=True)
+
+
+def read_hub(shard: int, source: Source) -> Iterator[tuple[int, dict]]:
+    dataset = load_hub(source)
+    with hub_errors(source):
+        yield from enumerate(dataset.shard(dataset.num_shards, shard), 1)
+
+
+READERS = {"jsonl": lambda path, _: read_jsonl(path), "parquet": read_parquet, "txt": read_txt, "wikipedia": read_wikipedia}
+
+
+# --- a source is its files, or the shards of its dataset ---
+
+
 def name_and_format(path: Path) -> tuple[str, str | None]:
     """The file's name without its known endings, and the format that they tell."""
-    packed = path.suffix in (".gz", ".zst")
+    packed = path.suffix in PACKED
     plain = path.with_suffix("") if packed else path
-    kind = SUFFIXES.get(plain.suffix)
+    suffix = plain.suffix.partition("-")[0]  # parts of a dump end in .xml-p1p187712
+    kind = SUFFIXES.get(suffix)
     return (plain.stem, None if packed and kind == "parquet" else kind) if kind else (path.name, None)
 
 
@@ -111,57 +174,126 @@ def files_of(source: Source) -> list[Path]:
             file for file in path.rglob("*") if file.is_file() and name_and_format(file)[1] and file.name not in STAGE_FILES
         )
         if not files:
-            raise InputError(f"{path}: no .jsonl, .json, .parquet or .txt file in this folder")
+            raise InputError(f"{path}: nothing in this folder ends in {FORMATS}")
         return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
     if name_and_format(path)[1] is None:
-        raise InputError(
-            f"{path}: unknown format; it must end in {', '.join(SUFFIXES)}, all but Parquet also with .gz or .zst behind"
-        )
+        raise InputError(f"{path}: unknown format; it must end in {FORMATS}")
     return [path]
 
 
-def read_source(source: Source) -> Iterator[dict]:
-    """The documents of one source.
+def parts_of(source: Source) -> list[Path | int]:
+    """What of a source can be read apart: its files, or the numbers of its Hub dataset's shards.
 
     Raises:
-        InputError: it cannot be read, or a row has no text in `text_field`.
+        InputError: there is none, or the dataset cannot be loaded.
     """
-    if bool(source.path) == bool(source.dataset):
-        raise InputError(f"input {source.name or source.path or source.dataset!r}: give either path or dataset")
-    readers = {"jsonl": lambda path, _: read_jsonl(path), "parquet": read_parquet, "txt": read_txt}
+    return list(range(load_hub(source).num_shards)) if source.dataset else files_of(source)
+
+
+# --- rows -> documents ---
+
+
+def parse_condition(text: str) -> tuple[str, Callable, float | str]:
+    """`score >= 3` as field, comparison and bound; the bound is a number where it reads as one.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    match = re.fullmatch(r"\s*([\w.-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*", text)
+    if match:
+        field, sign, bound = match.groups()
+        with suppress(ValueError):
+            bound = float(bound)
+        if sign in ("==", "!=") or isinstance(bound, float):
+            return field, COMPARISONS[sign], bound
+    raise InputError(f"sources: where is {text!r}; it must be FIELD {' or '.join(COMPARISONS)} NUMBER, or FIELD == or != TEXT")
+
+
+def field_of(row: dict, name: str):
+    """The row's field `name`, or of `a.b` field b of field a; None where there is none."""
+    if name in row or "." not in name:
+        return row.get(name)
+    outer, _, inner = name.partition(".")
+    return field_of(row[outer], inner) if isinstance(row.get(outer), dict) else None
+
+
+def is_wanted(row: dict, conditions: list[tuple]) -> bool:
+    """Whether the conditions hold; numbers may be given as text.
+
+    Raises:
+        ValueError: a field that is to be compared with a number is none.
+    """
+    for field, compare, bound in conditions:
+        value = field_of(row, field)
+        if isinstance(bound, float):
+            try:
+                value = float(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"no number in field {field!r}, which `where` needs, but {value!r}") from error
+        if not compare(value, bound):
+            return False
+    return True
+
+
+def text_of(row: dict, source: Source) -> str:
+    """The text, with its title above where that is asked for and not there already.
+
+    Raises:
+        ValueError: there is none.
+    """
+    text = field_of(row, source.text_field)
+    if not isinstance(text, str):
+        raise ValueError(f"no string field {source.text_field!r}; it has {', '.join(map(str, row))}")
+    title = field_of(row, source.title_field) if source.title_field else None
+    if not isinstance(title, str) or not title.strip() or text.lstrip().partition("\n")[0].strip() == title.strip():
+        return text
+    return f"{title.strip()}\n{text}"
+
+
+def read_part(source: Source, part: Path | int) -> Iterator[dict]:
+    """The documents of one of `parts_of(source)`.
+
+    Raises:
+        InputError: it cannot be read, or a row has no text in `text_field` or no number where `where` needs one.
+    """
+    conditions = [parse_condition(condition) for condition in source.where]
     if source.dataset:
-        parts = [(source.dataset, source.name or source.dataset, read_hub(source))]
+        name = source.name or source.dataset
+        place, prefix, rows = f"{source.dataset}, shard {part}", f"{name}/{part}", read_hub(part, source)
     else:
-        parts = []
-        for path in files_of(source):
-            name, kind = name_and_format(path)
-            parts.append((path, source.name or name, readers[kind](path, source)))
-    count = 0
-    for place, name, rows in parts:
-        for number, row in rows:
-            text = row.get(source.text_field)
-            if not isinstance(text, str):
-                raise InputError(
-                    f"{place}, line {number}: no string field {source.text_field!r}; it has {', '.join(map(str, row))}"
-                )
-            if not text.strip():
-                continue
-            identity = row.get("id")
-            document = {"id": f"{name}-{number}" if identity is None else str(identity), "source": name, "text": text}
-            script = source.script or row.get("script")
-            if script in SCRIPTS:
-                document["script"] = script
-            if row.get("url"):
-                document["url"] = row["url"]
-            yield document
-            count += 1
-            if count == source.max_documents:
-                return
+        stem, kind = name_and_format(part)
+        name = source.name or stem
+        inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
+        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source)
+    for number, row in rows:
+        try:
+            text = text_of(row, source) if is_wanted(row, conditions) else ""
+        except ValueError as error:
+            raise InputError(f"{place}, line {number}: {error}") from error
+        if not text.strip():
+            continue
+        identity = row.get("id")
+        document = {"id": f"{prefix}-{number}" if identity is None else str(identity), "source": name, "text": text}
+        script = source.script or row.get("script")
+        if script in SCRIPTS:
+            document["script"] = script
+        if row.get("url"):
+            document["url"] = row["url"]
+        yield document
 
 
-def build(sources: list[Source], folder: Path) -> dict:
+def read_source(source: Source) -> Iterator[dict]:
+    """The documents of one source, at most `max_documents`; raises as `parts_of` and `read_part` do."""
+    documents = (document for part in parts_of(source) for document in read_part(source, part))
+    return islice(documents, source.max_documents or None)
+
+
+def main(settings: Settings) -> dict:
+    sources = [Source(path=source) if isinstance(source, str) else source for source in settings.input]
+    if not sources:
+        raise InputError("sources: no input; give --input PATH ...")
     per_source = Counter()
 
     def documents():
@@ -170,18 +302,11 @@ def build(sources: list[Source], folder: Path) -> dict:
                 per_source[document["source"]] += 1
                 yield document
 
-    counts = write_corpus(folder, documents())
-    if not counts["documents"]:
-        raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")
-    return {**counts, "per_source": dict(per_source)}
-
-
-def main(settings: Settings) -> dict:
-    sources = [Source(path=source) if isinstance(source, str) else source for source in settings.input]
-    if not sources:
-        raise InputError("sources: no input; give --input PATH ...")
-    settings = replace(settings, input=sources)
-    return run_stage(settings, partial(build, sources), [source.path for source in sources if source.path])
+    with output_folder(settings.output_dir, replace(settings, input=sources)) as folder:
+        counts = write_corpus(folder, documents())
+        if not counts["documents"]:
+            raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")
+    return {**counts, "per_source": dict(per_source), "output_dir": str(settings.output_dir)}
 
 
 if __name__ == "__main__":
