@@ -2,27 +2,41 @@
 
 Reads JSONL, Parquet and text files, Wikipedia dumps, and Hub datasets; writes `.jsonl.zst` shards of documents. Nothing is
 changed or dropped here but texts without any character and what `where` leaves out: cleaning is the next stage. A line that
-cannot be read stops the run with its file and number, because a source that is broken in one place is worth a look.
+cannot be read is set aside in `quarantine/` with its file and number; more than 1% of them stop the run. Files, and shards of
+Hub datasets, are read in parallel.
 
     python train/sources.py --input my_texts/ more.jsonl.zst --output_dir runs/mine/sources
     python train/sources.py train/configs/system_a/data.yaml
 """
 
+import json
 import operator
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
+from datatrove.pipeline.base import PipelineStep
 
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import DAMAGED, open_binary, output_folder, read_jsonl, read_lines, write_corpus
+from zh_modernbert.train.files import (
+    DAMAGED,
+    Corrupt,
+    Quarantine,
+    corpus_shards,
+    open_binary,
+    read_jsonl,
+    read_lines,
+    stop,
+    write_corpus,
+)
+from zh_modernbert.train.pipeline import QUARANTINE, ParallelSettings, run_pipeline
+from zh_modernbert.train.stage import run_stage
 
-STAGE_FILES = {"settings.json", "report.json"}  # what the stages put beside a corpus
+TASK_BYTES = 1 << 28  # small files are read together, until they are so large
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
@@ -73,7 +87,7 @@ class Source(BaseSettings):
 
 
 @dataclass
-class Settings(BaseSettings):
+class Settings(ParallelSettings):
     output_dir: str = setting(help="corpus folder to write")
     input: list[str | Source] = setting([], "paths, or mappings with the fields of a Source")
 
@@ -81,10 +95,10 @@ class Settings(BaseSettings):
 # --- readers: one file or shard -> (number of the row, row) ---
 
 
-def read_txt(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
+def read_txt(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
     """Text files have no fields: a document is what `txt_documents` says, its number that of its first line."""
     start, lines = 1, []
-    for number, line in read_lines(path, source.txt_encoding):
+    for number, line in read_lines(path, corrupt, source.txt_encoding):
         ends = source.txt_documents == "line" or (source.txt_documents == "blank_line" and not line.strip())
         if source.txt_documents == "line":
             lines = [line]
@@ -97,7 +111,7 @@ def read_txt(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
         yield start, {source.text_field: "\n".join(lines)}
 
 
-def read_parquet(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
+def read_parquet(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -112,7 +126,7 @@ def read_parquet(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def read_wikipedia(path: Path, source: Source) -> Iterator[tuple[int, dict]]:
+def read_wikipedia(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
     from xml.parsers.expat import ExpatError
 
     from zh_modernbert.train.wikipedia import read_articles
@@ -147,7 +161,11 @@ def read_hub(shard: int, source: Source) -> Iterator[tuple[int, dict]]:
         yield from enumerate(dataset.shard(dataset.num_shards, shard), 1)
 
 
-READERS = {"jsonl": lambda path, _: read_jsonl(path), "parquet": read_parquet, "txt": read_txt, "wikipedia": read_wikipedia}
+def read_json_lines(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
+    return read_jsonl(path, corrupt)
+
+
+READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "wikipedia": read_wikipedia}
 
 
 # --- a source is its files, or the shards of its dataset ---
@@ -163,16 +181,16 @@ def name_and_format(path: Path) -> tuple[str, str | None]:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files of a local source, in order of their names.
+    """The files of a local source, in order of their names; of a corpus that a stage wrote, its shards alone.
 
     Raises:
         InputError: there is none, or its format is not known.
     """
     path = Path(source.path)
     if path.is_dir():
-        files = sorted(
-            file for file in path.rglob("*") if file.is_file() and name_and_format(file)[1] and file.name not in STAGE_FILES
-        )
+        if (path / "manifest.json").is_file() and (path / "settings.json").is_file():
+            return corpus_shards(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file() and name_and_format(file)[1])
         if not files:
             raise InputError(f"{path}: nothing in this folder ends in {FORMATS}")
         return files
@@ -252,11 +270,11 @@ def text_of(row: dict, source: Source) -> str:
     return f"{title.strip()}\n{text}"
 
 
-def read_part(source: Source, part: Path | int) -> Iterator[dict]:
-    """The documents of one of `parts_of(source)`.
+def read_part(source: Source, part: Path | int, corrupt: Corrupt = stop) -> Iterator[dict | None]:
+    """The documents of one of `parts_of(source)`; None for a row without text, or that `where` leaves out.
 
     Raises:
-        InputError: it cannot be read, or a row has no text in `text_field` or no number where `where` needs one.
+        InputError: it cannot be read; or by `corrupt`: a row has no text in `text_field`, or no number where `where` needs one.
     """
     conditions = [parse_condition(condition) for condition in source.where]
     if source.dataset:
@@ -266,13 +284,15 @@ def read_part(source: Source, part: Path | int) -> Iterator[dict]:
         stem, kind = name_and_format(part)
         name = source.name or stem
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
-        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source)
+        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, corrupt)
     for number, row in rows:
         try:
             text = text_of(row, source) if is_wanted(row, conditions) else ""
         except ValueError as error:
-            raise InputError(f"{place}, line {number}: {error}") from error
+            corrupt(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
+            continue
         if not text.strip():
+            yield None
             continue
         identity = row.get("id")
         document = {"id": f"{prefix}-{number}" if identity is None else str(identity), "source": name, "text": text}
@@ -286,27 +306,71 @@ def read_part(source: Source, part: Path | int) -> Iterator[dict]:
 
 def read_source(source: Source) -> Iterator[dict]:
     """The documents of one source, at most `max_documents`; raises as `parts_of` and `read_part` do."""
-    documents = (document for part in parts_of(source) for document in read_part(source, part))
+    documents = (document for part in parts_of(source) for document in read_part(source, part) if document)
     return islice(documents, source.max_documents or None)
+
+
+# --- the stage ---
+
+
+def tasks_of(source: Source) -> list[list[Path | int]]:
+    """The parts of a source that are read together: small files, and all where their documents are counted."""
+    parts = parts_of(source)
+    if source.max_documents:
+        return [parts]
+    tasks, room = [], 0
+    for part in parts:
+        size = TASK_BYTES if source.dataset else part.stat().st_size
+        if not tasks or size > room:
+            tasks.append([])
+            room = TASK_BYTES
+        tasks[-1].append(part)
+        room -= size
+    return tasks
+
+
+class SourceReader(PipelineStep):
+    """Task r writes what the r-th of `tasks` reads."""
+
+    type = "reader"
+    name = "sources"
+
+    def __init__(self, tasks: list[tuple[Source, list[Path | int]]], folder: Path):
+        super().__init__()
+        self.tasks, self.folder = tasks, folder
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
+        source, parts = self.tasks[rank]
+        quarantine = Quarantine(self.folder / QUARANTINE / f"{rank:05d}.jsonl")
+
+        def documents() -> Iterator[dict]:
+            for part in parts:
+                for document in read_part(source, part, quarantine):
+                    self.stat_update("read")
+                    if document:
+                        self.stat_update(f"source/{document['source']}")
+                        yield document
+
+        counts = write_corpus(self.folder, islice(documents(), source.max_documents or None), f"{rank:05d}-")
+        for name, value in (counts | {"quarantined": quarantine.count}).items():
+            self.stat_update(name, value=value)
+
+
+def build(settings: Settings, folder: Path) -> dict:
+    tasks = [(source, parts) for source in settings.input for parts in tasks_of(source)]
+    counts = run_pipeline([SourceReader(tasks, folder)], len(tasks), settings, folder, "sources")
+    if not counts["documents"]:
+        raise InputError(f"{', '.join(s.path or s.dataset for s in settings.input)}: an empty corpus: no text in it")
+    per_source = {name.removeprefix("source/"): counts[name] for name in counts if name.startswith("source/")}
+    return {**{name: counts[name] for name in ("documents", "characters", "quarantined")}, "per_source": per_source}
 
 
 def main(settings: Settings) -> dict:
     sources = [Source(path=source) if isinstance(source, str) else source for source in settings.input]
     if not sources:
         raise InputError("sources: no input; give --input PATH ...")
-    per_source = Counter()
-
-    def documents():
-        for source in sources:
-            for document in tqdm(read_source(source), desc=source.name or source.path or source.dataset, unit=" documents"):
-                per_source[document["source"]] += 1
-                yield document
-
-    with output_folder(settings.output_dir, replace(settings, input=sources)) as folder:
-        counts = write_corpus(folder, documents())
-        if not counts["documents"]:
-            raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")
-    return {**counts, "per_source": dict(per_source), "output_dir": str(settings.output_dir)}
+    settings = replace(settings, input=sources)
+    return run_stage(settings, partial(build, settings), [source.path for source in sources if source.path])
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class TestReading:
 @pytest.mark.parametrize("encoding", ["gb18030", "gbk", "big5", "big5hkscs", "cp950", "utf-8"])
 def test_other_encodings(tmp_path, encoding):
     path = write(tmp_path / "a.txt.gz", "許功蓋\n一\r\n乙".encode(encoding))  # in Big5 three with a backslash
-    assert list(read_lines(path, encoding)) == [(1, "許功蓋"), (2, "一"), (3, "乙")]
+    assert list(read_lines(path, encoding=encoding)) == [(1, "許功蓋"), (2, "一"), (3, "乙")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -86,7 +86,7 @@ def test_utf16_is_known_by_its_byte_order_mark(tmp_path, encoding, suffix):
 def test_wrong_encoding_names_it(tmp_path):
     path = write(tmp_path / "a.txt", "一\n".encode("gbk") + b"\xff\xff\n")
     with pytest.raises(InputError, match=r"line 2: not GB18030 .*txt_encoding"):
-        list(read_lines(path, "gb18030"))
+        list(read_lines(path, encoding="gb18030"))
     path.write_bytes("\ufeff一".encode("utf-16-le") + b"\x00\xd8")
     with pytest.raises(InputError, match="not UTF-16"):
         list(read_lines(path))

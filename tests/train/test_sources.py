@@ -15,8 +15,8 @@ import zstandard
 
 from zh_modernbert.train import pack, sources
 from zh_modernbert.train.cli import InputError, parse
-from zh_modernbert.train.files import read_corpus
-from zh_modernbert.train.sources import Settings, Source, parts_of, read_part, read_source
+from zh_modernbert.train.files import read_corpus, read_json, read_jsonl
+from zh_modernbert.train.sources import Settings, Source, parts_of, read_part, read_source, tasks_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 TEXTS = ["第一篇。", "第二篇，\n有兩行。", "Third 😀"]
@@ -28,6 +28,7 @@ def write_rows(path, rows):
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     else:
+        path.parent.mkdir(exist_ok=True)
         data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         path.write_bytes(COMPRESS.get(path.suffix, bytes)(data))
     return path
@@ -412,9 +413,69 @@ def test_nothing_to_read(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def stage(tmp_path, *inputs, **fields) -> tuple[dict, list[str]]:
+    """What the stage returns for these inputs, and the texts that it writes."""
+    result = sources.main(Settings(output_dir=str(tmp_path / "out"), input=list(inputs), **fields))
+    return result, [document["text"] for document in read_corpus(tmp_path / "out")]
+
+
 def test_a_broken_source_leaves_no_output(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": "一"}])
     (tmp_path / "b.jsonl").write_text("{")
-    with pytest.raises(InputError, match=r"b\.jsonl, line 1"):
-        sources.main(Settings(output_dir=str(tmp_path / "out"), input=[str(tmp_path)]))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl"]
+    with pytest.raises(InputError, match=r"b\.jsonl, line 1: not valid JSON.*1 of 2 lines"):
+        stage(tmp_path, str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_cannot_be_read_are_set_aside(tmp_path):
+    """One of each kind: no JSON, no text, no number where a condition needs one, no UTF-8."""
+    rows = [{"text": f"第{i}篇", "score": i} for i in range(500)]
+    rows[100] = {"body": "?"}
+    rows[200]["score"] = "many"
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    lines = path.read_bytes().splitlines()
+    lines[300], lines[400] = b"{", "文".encode("gbk")
+    path.write_bytes(b"\n".join(lines))
+    result, texts = stage(tmp_path, Source(path=str(path), where=["score >= 50"]))
+    assert result["quarantined"] == 4
+    assert texts == [f"第{i}篇" for i in range(50, 500) if i not in (100, 200, 300, 400)]
+    entries = [entry for _, entry in read_jsonl(tmp_path / "out" / "quarantine" / "00000.jsonl")]
+    assert [(entry["file"], entry["line"]) for entry in entries] == [(str(path), i) for i in (101, 201, 301, 401)]
+
+
+def test_tasks_and_workers_do_not_show(tmp_path, monkeypatch):
+    """Small files are read together and large ones apart; the documents come out in the same order, whoever reads them."""
+    for i, count in enumerate((1, 2, 300, 2, 1)):
+        write_rows(tmp_path / "in" / f"{i}.jsonl", [{"text": f"{i}之{j}"} for j in range(count)])
+    monkeypatch.setattr(sources, "TASK_BYTES", 1000)
+    source = Source(path=str(tmp_path / "in"))
+    assert [[part.name for part in parts] for parts in tasks_of(source)] == [
+        ["0.jsonl", "1.jsonl"],
+        ["2.jsonl"],
+        ["3.jsonl", "4.jsonl"],
+    ]
+    result, texts = stage(tmp_path, source)
+    assert texts == texts_of(path=str(tmp_path / "in"))
+    assert result["documents"] == len(texts) == 306
+    files = read_json(tmp_path / "out" / "manifest.json")["files"]
+    assert list(files) == ["00000-00000.jsonl.zst", "00001-00000.jsonl.zst", "00002-00000.jsonl.zst"]
+    shutil.rmtree(tmp_path / "out")
+    stage(tmp_path, source, workers=2)
+    assert read_json(tmp_path / "out" / "manifest.json")["files"] == files
+
+
+def test_most_documents_of_a_source_over_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "TASK_BYTES", 1)
+    for i in range(4):
+        write_rows(tmp_path / "in" / f"{i}.jsonl", [{"text": f"{i}之{j}"} for j in range(2)])
+    result, texts = stage(tmp_path, Source(path=str(tmp_path / "in"), max_documents=3), str(tmp_path / "in" / "3.jsonl"))
+    assert texts == ["0之0", "0之1", "1之0", "3之0", "3之1"]
+    assert result["per_source"] == {"0": 2, "1": 1, "3": 2}
+
+
+def test_a_corpus_of_another_stage_is_its_shards(tmp_path):
+    """Not its reports, rejects or quarantine."""
+    stage(tmp_path, str(write_rows(tmp_path / "a.jsonl", [{"text": "一"}, {"text": "二"}])))
+    (tmp_path / "out" / "rejects").mkdir()
+    write_rows(tmp_path / "out" / "rejects" / "00000.jsonl", [{"text": "bad"}])
+    assert texts_of(path=str(tmp_path / "out")) == ["一", "二"]
