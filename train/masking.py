@@ -7,25 +7,35 @@ reached; the unit that would cross it is taken with the probability that makes t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 
 IGNORE_INDEX = -100
-MASK = SPECIAL_TOKENS.index("[MASK]")
 # Lengths 1 to 4 in words, as in MacBERT (https://arxiv.org/abs/2004.13922, section 3.2).
 NGRAM_PROBABILITIES = (0.4, 0.3, 0.2, 0.1)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How to mask; `masking` is `whole_word`, `ngram` or `token`."""
+    """How to mask; `masking` is `whole_word`, `ngram` or `token`.
+
+    Args:
+        special_ids: tokens that are never masked, and never put in as random ones; those of `train/train_tokenizer.py`.
+    """
 
     vocab_size: int
     masking: str = "whole_word"
     mask_replace_prob: float = 0.8
     random_replace_prob: float = 0.1
+    mask_token_id: int = SPECIAL_TOKENS.index("[MASK]")
+    special_ids: tuple[int, ...] = tuple(range(len(SPECIAL_TOKENS)))
+
+    @cached_property
+    def random_ids(self) -> np.ndarray:
+        return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
 
 
 def unit_ids(word_starts: np.ndarray, maskable: np.ndarray, masking: str, generator: np.random.Generator) -> np.ndarray:
@@ -73,7 +83,7 @@ def mask_tokens(
     """Masks one packed row.
 
     Args:
-        input_ids: `(N,)` integers. Special tokens (ids below 5) are never masked, and never put in as random tokens.
+        input_ids: `(N,)` integers.
         word_starts: `(N,)`, true where a word or a special token begins.
         probability: share of the maskable tokens to mask.
 
@@ -81,7 +91,7 @@ def mask_tokens(
         Masked ids and labels, `(N,)` int64 each; labels are -100 where nothing is asked.
     """
     input_ids = input_ids.astype(np.int64)
-    maskable = input_ids >= len(SPECIAL_TOKENS)
+    maskable = ~np.isin(input_ids, masking.special_ids)
     units = unit_ids(word_starts.astype(bool), maskable, masking.masking, generator)
     unit_sizes = np.bincount(units, weights=maskable).astype(np.int64)
     chosen = choose_units(unit_sizes, probability, generator)
@@ -90,8 +100,8 @@ def mask_tokens(
     labels = np.where(masked, input_ids, IGNORE_INDEX)
     replaced = masked & (kind < masking.mask_replace_prob)[units]
     random = masked & ~replaced & (kind < masking.mask_replace_prob + masking.random_replace_prob)[units]
-    masked_ids = np.where(replaced, MASK, input_ids)
-    masked_ids[random] = generator.integers(len(SPECIAL_TOKENS), masking.vocab_size, size=int(random.sum()))
+    masked_ids = np.where(replaced, masking.mask_token_id, input_ids)
+    masked_ids[random] = masking.random_ids[generator.integers(len(masking.random_ids), size=int(random.sum()))]
     return masked_ids, labels
 
 

@@ -31,6 +31,7 @@ from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches
@@ -111,8 +112,10 @@ def check(settings: Settings) -> None:
     )
 
 
-def read_model_config(path: str, vocab_size: int) -> ZhModernBertConfig:
+def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokenizer) -> ZhModernBertConfig:
     """The config in a JSON file of fields; a vocabulary that is not given is the data's, rounded up to a multiple of 64.
+
+    The ids of the special tokens are the tokenizer's.
 
     Raises:
         InputError: the file cannot be read, or holds an unknown field or a value that is out of the question.
@@ -122,15 +125,17 @@ def read_model_config(path: str, vocab_size: int) -> ZhModernBertConfig:
     for field in fields:
         if field not in known:
             raise InputError(f"{path}: unknown field {field!r}; see configuration_zh_modernbert.py for the known ones")
+    roles = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
+    special = {role: getattr(tokenizer, role) for role in roles}
     try:
-        return ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields})
+        return ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields, **special})
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
             f"{path}: not a config: {error}; it has {', '.join(f'{k}={v!r}' for k, v in fields.items())}"
         ) from error
 
 
-def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM:
+def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
     """The model to train, from a config or from a folder, checked against the data.
 
     Raises:
@@ -150,7 +155,7 @@ def build_model(settings: Settings, rows: PackedRows) -> ZhModernBertForMaskedLM
         if report["missing_keys"]:
             raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
     else:
-        config = read_model_config(settings.model_config, vocab_size)
+        config = read_model_config(settings.model_config, vocab_size, tokenizer)
         if config.hidden_activation not in ACT2FN:
             raise InputError(f"{settings.model_config}: unknown hidden_activation {config.hidden_activation!r}")
         model = ZhModernBertForMaskedLM(config)
@@ -264,10 +269,9 @@ def return_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def save_model(folder: Path, model: ZhModernBertForMaskedLM, rows: PackedRows) -> None:
+def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModernBertTokenizer) -> None:
     """The trained model and its tokenizer, written aside and renamed."""
     model.config.sparse_prediction = False
-    tokenizer = load_tokenizer(rows.tokenizer_dir)
     tokenizer.model_max_length = model.config.max_position_embeddings
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
@@ -297,10 +301,11 @@ def seed_update(seed: int, step: int, process: int) -> None:
 def main(settings: Settings) -> dict | None:
     check(settings)
     rows = PackedRows(settings.data_dir)
+    tokenizer = load_tokenizer(rows.tokenizer_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
     torch.manual_seed(settings.seed)
-    model = build_model(settings, rows)
+    model = build_model(settings, rows, tokenizer)
     identity = run_identity(settings, model, rows)
     claim_output(output_dir, identity)
     accelerator.wait_for_everyone()
@@ -336,7 +341,14 @@ def main(settings: Settings) -> dict | None:
     rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
     dataset = MicroBatches(
         rows,
-        Masking(rows.vocab_size, settings.masking, settings.mask_replace_prob, settings.random_replace_prob),
+        Masking(
+            rows.vocab_size,
+            settings.masking,
+            settings.mask_replace_prob,
+            settings.random_replace_prob,
+            tokenizer.mask_token_id,
+            tuple(tokenizer.added_tokens_decoder),
+        ),
         rate,
         settings.per_device_batch_size,
         settings.gradient_accumulation_steps,
@@ -394,7 +406,7 @@ def main(settings: Settings) -> dict | None:
         "output_dir": settings.output_dir,
     }
     write_json(output_dir / "result.json", result)
-    save_model(output_dir / "model", model, rows)
+    save_model(output_dir / "model", model, tokenizer)
     return result
 
 

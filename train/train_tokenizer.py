@@ -87,17 +87,18 @@ def load_tokenizer(folder: str | Path) -> ZhModernBertTokenizer:
     """The tokenizer in a folder.
 
     Raises:
-        InputError: there is none, or it lacks the special tokens.
+        InputError: there is none, or it lacks one of the special tokens.
     """
     folder = require_folder(folder, "tokenizer.json")
     try:
-        tokenizer = ZhModernBertTokenizer.from_backend(Tokenizer.from_file(str(folder / "tokenizer.json")))
+        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"{folder / 'tokenizer.json'}: not a tokenizer: {' '.join(str(error).split())}") from error
-    for i, token in enumerate(SPECIAL_TOKENS):
-        if tokenizer.convert_tokens_to_ids(token) != i:
-            raise InputError(f"{folder / 'tokenizer.json'}: {token} must be entry {i}")
-    return tokenizer
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    for token in SPECIAL_TOKENS:
+        if token not in special:
+            raise InputError(f"{folder / 'tokenizer.json'}: {token} is no special token of it")
+    return ZhModernBertTokenizer.from_backend(backend)
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.masking import IGNORE_INDEX, MASK, Masking, choose_units, mask_tokens, mlm_probability_at, unit_ids
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, choose_units, mask_tokens, mlm_probability_at, unit_ids
 from zh_modernbert.train.pack import PackedRows
 
-CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
+CLS, SEP, MASK = (SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
 KINDS = ("whole_word", "ngram", "token")
 # Tokens of made-up rows have ids of this and above, random tokens ids below: each output token shows what was done to it.
 VOCAB_SIZE = 100
@@ -186,3 +186,19 @@ def test_mlm_probability_without_warmup_starts_at_the_peak():
 @pytest.mark.parametrize("step", [0, 7, 100])
 def test_one_mlm_probability_is_constant(step):
     assert mlm_probability_at(step, [0.3], num_warmup_steps=10, max_steps=100) == 0.3
+
+
+def test_special_tokens_elsewhere():
+    """As in a vocabulary that was another model's: some in the middle, [MASK] at the end, and ordinary tokens from 0 on."""
+    special = (40, 41, 42, VOCAB_SIZE - 1)
+    generator, random_tokens = seeded(0), set()
+    for seed in range(200):
+        ids = generator.permutation(VOCAB_SIZE)
+        masking = Masking(VOCAB_SIZE, "token", mask_token_id=VOCAB_SIZE - 1, special_ids=special)
+        masked_ids, labels = mask_tokens(ids, np.ones(len(ids)), 0.9, masking, seeded(seed))
+        changed = masked_ids != ids
+        assert (labels[np.isin(ids, special)] == IGNORE_INDEX).all()
+        assert not changed[np.isin(ids, special)].any()
+        assert (masked_ids[changed] == VOCAB_SIZE - 1).sum() > 50
+        random_tokens |= set(masked_ids[changed].tolist()) - {VOCAB_SIZE - 1}
+    assert random_tokens == set(range(VOCAB_SIZE)) - set(special)
