@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # their ids are 0 to 4
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # 0 to 4 in what is trained here
 
 # Han runs, other letters, digits by four, punctuation, spaces. One space sticks to the Latin word after it, but only behind
 # other ASCII: after Han it is a token of its own, so that words quoted in Chinese text start on a token edge.
@@ -25,6 +25,15 @@ SPLIT_PATTERN = (
 )
 
 
+def build_template(cls_token_id: int, sep_token_id: int) -> processors.TemplateProcessing:
+    """[CLS] A [SEP], and [CLS] A [SEP] B [SEP]."""
+    return processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls_token_id), ("[SEP]", sep_token_id)],
+    )
+
+
 def build_backend() -> Tokenizer:
     """The pipeline around the vocabulary: no normaliser, so that offsets are the text's own; an empty BPE model to train."""
     backend = Tokenizer(models.BPE(unk_token="[UNK]"))
@@ -35,11 +44,7 @@ def build_backend() -> Tokenizer:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", SPECIAL_TOKENS.index("[CLS]")), ("[SEP]", SPECIAL_TOKENS.index("[SEP]"))],
-    )
+    backend.post_processor = build_template(SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]"))
     return backend
 
 
