@@ -226,3 +226,13 @@ def test_bad_settings(folder, tmp_path, fields, said):
     with pytest.raises(InputError, match=said):
         clean.main(settings_of("clean", folder, tmp_path / "out", **fields))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ray(folder, unbroken, tmp_path):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        encode.main(settings_of("encode", folder, tmp_path / "out", executor="ray"))
+    finally:
+        ray.shutdown()
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken["encode"]
