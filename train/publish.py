@@ -67,7 +67,7 @@ embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
 - Pads cost nothing: they are dropped at the model's edge and put back behind it.
 - Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
 - `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
-- Byte-level BPE whose tokens do not cross Chinese words: no unknown characters, exact round trip, exact offsets.
+- Byte-level BPE: no unknown characters, exact round trip, exact offsets.
 {notes}"""
 
 
