@@ -56,6 +56,7 @@ class Source(BaseSettings):
     revision: str | None = setting(None, "branch, tag or commit of the Hub dataset")
     data_files: list[str] = setting([], "paths or patterns of the Hub dataset's files to read; empty leaves it to the dataset")
     name: str = setting("", "what its documents' `source` says; the file's or dataset's name where not given")
+    source_field: str = setting("", "field whose value is the documents' `source`, where one place holds several")
     text_field: str = setting("text", "field that holds the text; a.b is field b of field a")
     title_field: str = setting("", "field that becomes the first line of the text")
     where: list[str] = setting([], "conditions that all have to hold, such as score >= 3 and score < 4")
@@ -288,6 +289,9 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = stop) -> Iter
     for number, row in rows:
         try:
             text = text_of(row, source) if is_wanted(row, conditions) else ""
+            named = field_of(row, source.source_field) if source.source_field else name
+            if not isinstance(named, str):
+                raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
         except ValueError as error:
             corrupt(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
             continue
@@ -295,7 +299,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = stop) -> Iter
             yield None
             continue
         identity = row.get("id")
-        document = {"id": f"{prefix}-{number}" if identity is None else str(identity), "source": name, "text": text}
+        document = {"id": f"{prefix}-{number}" if identity is None else str(identity), "source": named, "text": text}
         script = source.script or row.get("script")
         if script in SCRIPTS:
             document["script"] = script

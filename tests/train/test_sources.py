@@ -294,6 +294,14 @@ def test_meaningless_fields_are_refused(tmp_path, field):
         sources.main(parse(Settings, [str(tmp_path / "preset.yaml")], "sources"))
 
 
+def test_sources_named_by_the_rows(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "一", "from": "news"}, {"text": "二", "from": "web"}, {"text": "三"}])
+    documents = read_source(Source(path=str(path), source_field="from"))
+    assert [next(documents)["source"], next(documents)["source"]] == ["news", "web"]
+    with pytest.raises(InputError, match="line 3: no string field 'from'"):
+        next(documents)
+
+
 # --- the Hub ---
 
 
