@@ -263,7 +263,7 @@ def test_bad_runs_end_with_one_line(tmp_path, arguments, named):
     (tmp_path / "here").mkdir()
     done = run(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments), cwd=tmp_path / "here")
     # The progress bar redraws its line with a carriage return; it may stand before the error, never after it.
-    lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line and " documents [" not in line]
+    lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line and " shards" not in line]
     assert done.returncode == 2, done.stderr
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error:"), done.stderr
