@@ -2,12 +2,16 @@
 
 import random
 
+import numpy as np
+import opencc
 import pytest
 
+from zh_modernbert.eval import dedup_recall
 from zh_modernbert.train import dedup
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.dedup import NGRAM, Settings, shingles
+from zh_modernbert.train.dedup import NGRAM, Settings, choose_removals, find_pairs, sketch
 from zh_modernbert.train.files import read_corpus, write_corpus
+from zh_modernbert.train.ngrams import random_numbers
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
 
@@ -45,21 +49,6 @@ def run(folder, *shards: list[str], **settings) -> list[list[str]]:
         number, place = map(int, document["id"].split("-"))
         assert (document["source"], document["text"]) == (f"s{number}", shards[number][place])
     return [[document["text"] for document in kept if document["source"] == f"s{number}"] for number in range(len(shards))]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("一二三四五六", ["一二三四五", "二三四五六"]),
-        ("一二三四五", ["一二三四五"]),
-        ("一二", ["一二"]),
-        ("一，二 三\n四。ABc", ["一二三四a", "二三四ab", "三四abc"]),
-        ("。。", ["。。"]),
-        ("", [""]),
-    ],
-)
-def test_shingles(text, expected):
-    assert shingles(text) == expected
 
 
 @pytest.fixture(scope="module")
@@ -119,42 +108,114 @@ def test_two_runs_and_two_workers_agree(tmp_path):
     assert 10 <= sum(map(len, results[0])) < 20
 
 
-def pairs(generator: random.Random, count: int, low: float, high: float) -> list[tuple[str, str]]:
-    """Texts of 200 characters and changed copies, with `low` <= Jaccard < `high`, evenly spread."""
-    found = []
-    while len(found) < count:
-        text = random_text(generator, 200)
-        aim = generator.uniform(low, high)
-        # Another end of the text: n - k of n 5-grams stay, which is a Jaccard of (n - k) / (n + k).
-        changed = round(200 * (1 - aim) / (1 + aim))
-        copy = text[: 200 - changed] + random_text(generator, changed)
-        if low <= jaccard(text, copy) < high:
-            found.append((text, copy))
-    return found
+@pytest.mark.parametrize("parts", [1, 3])
+def test_parts_of_bands_make_no_difference(tmp_path, monkeypatch, everyday, parts):
+    monkeypatch.setattr(dedup, "SHARDS_PER_PART", parts)
+    assert run(tmp_path, *everyday[2]) == everyday[3]
 
 
-def test_recall_and_false_removals(tmp_path):
-    """The S-curve 1 - (1 - j^8)^14: 0.9998 at 0.9, at most 0.0009 below 0.3, and 0.012 on average from 0.3 to 0.5."""
-    generator = random.Random(2)
-    groups = {(0.9, 1.0): 300, (0.3, 0.5): 300, (0.0, 0.3): 300}
-    sets = {bounds: pairs(generator, count, *bounds) for bounds, count in groups.items()}
-    everything = [pair for bounds in groups for pair in sets[bounds]]
-    first, second = run(tmp_path, [one for one, _ in everything], [other for _, other in everything])
-    assert len(first) == len(everything), "the first of a pair was removed"
-    left = set(second)
-    removed = {bounds: sum(other not in left for _, other in sets[bounds]) for bounds in groups}
-    assert removed[0.9, 1.0] >= 298
-    assert removed[0.3, 0.5] <= 15
-    assert removed[0.0, 0.3] == 0
+def test_documents_of_the_source_named_first_stay(tmp_path):
+    generator = random.Random(5)
+    same, near = random_text(generator, 200), random_text(generator, 200)
+    shards = [[same, near], ["別的文字", near + "尾", same], [same + "！", near]]
+    assert run(tmp_path / "order", *shards) == [[same, near], ["別的文字"], []]
+    assert run(tmp_path / "one", *shards, priority=["s2"]) == [[], ["別的文字"], [same + "！", near]]
+    assert run(tmp_path / "two", *shards, priority=["s1", "s2"]) == [[], ["別的文字", near + "尾", same], []]
 
 
-def test_seed_and_buckets_matter(tmp_path):
+def test_unknown_source_in_priority(tmp_path):
+    with pytest.raises(InputError, match=r"priority names 'wiki'.* only s0, s1"):
+        run(tmp_path, ["一二三四五六"], ["一二"], priority=["s1", "wiki"])
+
+
+def test_what_is_like_nothing_that_stays_is_kept(tmp_path):
+    """Of a chain in which each text is like the next, every second stays: the others are like those, and those not like one another."""
+    generator = random.Random(6)
+    source = random_text(generator, 700)
+    chain = [source[start : start + 400] for start in range(0, 241, 40)]  # 0.81 to the next, 0.66 to the one after it
+    assert jaccard(chain[0], chain[1]) > 0.8
+    assert jaccard(chain[0], chain[2]) < 0.67
+    assert run(tmp_path, chain) == [chain[::2]]
+
+
+def test_both_scripts_of_a_text_are_one_when_asked(tmp_path):
+    hans = ["我们在图书馆里讨论经济发展的问题，大家都很高兴。" * 3, "头发干了以后，后面的乾隆皇帝才发现。"]
+    hant = [opencc.OpenCC("s2tw").convert(text) for text in hans]
+    assert run(tmp_path / "apart", hans, hant) == [hans, hant]
+    assert run(tmp_path / "one", hans, hant, fold_scripts=True) == [hans, []]
+    assert run(tmp_path / "hant", hans, hant, fold_scripts=True, priority=["s1"]) == [[], hant]
+
+
+def test_texts_with_the_same_letters_are_counted(tmp_path):
+    generator = random.Random(7)
+    text = random_text(generator, 300)
+    write_corpus(
+        tmp_path, [{"id": str(i), "source": "s", "text": t} for i, t in enumerate([text, text + "。", text + "尾", "好", "好"])]
+    )
+    result = dedup.main(Settings(input_dir=str(tmp_path), output_dir=str(tmp_path / "out")))
+    assert (result["documents"], result["duplicates"], result["exact_duplicates"]) == (2, 3, 2)
+
+
+def test_sketches_agree_as_often_as_sets_are_alike():
+    """Sets of few and of many: the mean over many pairs is the Jaccard likeness, and no single one is far off."""
+    numbers = random_numbers(4000 * 40)
+    for size, likeness, pairs in ((1, 0.0, 40), (12, 0.5, 40), (300, 0.8, 40), (4000, 0.2, 20)):
+        shared = round(2 * size * likeness / (1 + likeness))  # of two sets of `size`
+        agreements = []
+        for pair in np.split(numbers[: pairs * 2 * size], pairs):
+            one, other = pair[:size], pair[size - shared : 2 * size - shared]
+            agreements.append((sketch(one, 256, 1) == sketch(other, 256, 1)).mean())
+        true = shared / (2 * size - shared)
+        assert abs(np.mean(agreements) - true) < 4 * (0.25 / 256 / pairs) ** 0.5
+        assert max(abs(np.array(agreements) - true)) < 5 * (0.25 / 256) ** 0.5
+
+
+def test_sketches_see_a_set():
+    numbers = random_numbers(50)
+    assert (sketch(numbers, 64, 1) == sketch(np.append(numbers, numbers)[::-1], 64, 1)).all()
+    assert (sketch(numbers, 64, 1) != sketch(numbers, 64, 2)).all()
+
+
+def test_removals_are_those_of_going_through_the_documents_in_order():
+    generator = random.Random(8)
+    for _ in range(200):
+        pairs = {tuple(sorted(generator.sample(range(12), 2))) for _ in range(generator.randrange(20))}
+        removed = []
+        for key in range(12):
+            if any(other not in removed for other, later in pairs if later == key):
+                removed.append(key)
+        assert choose_removals(np.array(sorted(pairs), np.uint64).reshape(-1, 2)).tolist() == removed
+
+
+def test_pairs_of_a_group():
+    """Rows 0, 2 and 3 share a hash, and are alike but for row 2; 1 and 4 share another; 5 is alone with its hash."""
+    sketches = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [9, 9, 9, 9], [1, 1, 1, 7], [2, 2, 2, 2], [1, 1, 1, 1]], np.uint8)
+    hashes = np.array([5, 6, 5, 5, 6, 7], np.uint64)
+    assert sorted(find_pairs(hashes, sketches, 3).tolist()) == [[0, 3], [1, 4]]
+    assert sorted(find_pairs(hashes, sketches, 4).tolist()) == [[1, 4]]
+    assert sorted(find_pairs(hashes, sketches, 0).tolist()) == [[0, 2], [0, 3], [1, 4]]
+
+
+def test_planted_duplicates():
+    """The figures that eval/dedup_recall.py gives, on fewer pairs."""
+    result = dedup_recall.main(dedup_recall.Settings(pairs=60, likeness=[0.5, 0.59, 0.8, 0.9], max_length=600))
+    assert result["documents"] == 60 * (4 * 2 + 5)
+    by_likeness = result["by_likeness"]
+    assert by_likeness["0.8"]["found"] >= 58 / 60
+    assert by_likeness["0.9"]["found"] == 1
+    assert by_likeness["0.5"]["found"] == 0
+    assert result["false_removals"] <= 1
+    assert result["removed"] >= 60 * 3  # of each chain one at least
+
+
+def test_buckets_matter(tmp_path):
     """With one band of many rows hardly anything but copies is found, with many bands of one row almost everything."""
     generator = random.Random(3)
-    some = pairs(generator, 20, 0.4, 0.6)
-    shards = [[one for one, _ in some], [other for _, other in some]]
-    strict = run(tmp_path / "strict", *shards, num_buckets=1, hashes_per_bucket=30)
-    lax = run(tmp_path / "lax", *shards, num_buckets=30, hashes_per_bucket=1)
+    shards = [[random_text(generator, 200) for _ in range(20)]]
+    shards.append([text[:140] + random_text(generator, 60) for text in shards[0]])
+    assert all(0.5 < jaccard(*pair) < 0.6 for pair in zip(*shards, strict=True))
+    strict = run(tmp_path / "strict", *shards, num_buckets=1, hashes_per_bucket=30, min_jaccard=0)
+    lax = run(tmp_path / "lax", *shards, num_buckets=30, hashes_per_bucket=1, min_jaccard=0)
     assert len(strict[1]) == 20
     assert len(lax[1]) == 0
 
@@ -169,6 +230,8 @@ def test_seed_and_buckets_matter(tmp_path):
         ("seed", 2**64),
         ("workers", 0),
         ("workers", -2),
+        ("min_jaccard", 1.5),
+        ("min_jaccard", -0.1),
     ],
 )
 def test_bad_settings(tmp_path, field, value):
