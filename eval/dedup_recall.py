@@ -1,9 +1,9 @@
 """How many planted duplicates train/dedup.py finds, and what it takes away wrongly, by true Jaccard likeness.
 
 Pieces of text get one copy each of a given likeness: with another end, with other characters here and there, or with more text
-behind it. Beside them stand chains, each piece a copy of the one before. The stage runs on all; likeness is then counted exactly,
-on sets of 5-grams. A pair is found where not both of it stay. What went though nothing that stays is like it by `false_below` is
-a false removal.
+behind it. Beside them stand chains, each piece a copy of the one before. The stage runs on all; likeness is then counted
+exactly, on sets of 5-grams. A pair is found where not both of it stay. What went though nothing that stays is like it by
+`false_below` is a false removal.
 
     python eval/dedup_recall.py
     python eval/dedup_recall.py --text my_texts/

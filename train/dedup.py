@@ -1,15 +1,18 @@
-"""Corpus -> the same corpus without duplicates and near-duplicates, across all sources.
+"""Corpus -> the same corpus without duplicates and near-duplicates, across all sources, and without evaluation data.
 
 Texts are compared by the sets of 5-grams of their letters and digits: a sketch of each set, 32 bands of 8 numbers; texts that
 agree in a band are candidates, and are duplicates where the sketches say that the sets overlap by `min_jaccard`. Documents are
 taken in order, the sources named in `priority` first: one goes only where another that stays is like it, so that no chain of
 likenesses takes away what is like nothing that is left. Texts with the same letters always count as duplicates, however short.
+With `--decontaminate` the documents that contain evaluation data go too (`decontaminate.py`).
 
     python train/dedup.py --input_dir runs/mine/clean --output_dir runs/mine/dedup --priority wikipedia books
+    python train/dedup.py --input_dir runs/mine/clean --output_dir runs/mine/dedup --decontaminate my_tasks/
 """
 
 import hashlib
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.decontaminate import DecontaminationFilter, Index, evaluation_files
 from zh_modernbert.train.files import corpus_shards, output_folder
 from zh_modernbert.train.ngrams import letters, mix, ngram_hashes, random_numbers
 from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
@@ -38,6 +42,8 @@ class Settings(BaseSettings):
     fold_scripts: bool = setting(False, "a text in Simplified and in Traditional counts as one")
     num_buckets: int = setting(32, "bands: more find more duplicates", least=1, most=256)
     hashes_per_bucket: int = setting(8, "numbers of a band: more ask for more likeness", least=1, most=64)
+    decontaminate: list[str] = setting([], "evaluation files and folders; documents that contain their texts go too")
+    save_rejects: bool = setting(False, "keep what goes in rejects/duplicates/ and rejects/contaminated/")
     seed: int = setting(1, "of the sketches", least=0, most=2**32 - 1)
     workers: int = setting(1, "processes", least=1)
 
@@ -204,36 +210,58 @@ class Removals(PipelineStep):
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         with self.track_time():
             keys = choose_removals(np.concatenate([np.load(path) for path in sorted(self.pairs.glob("*.npy"))]))
+            self.stat_update("duplicates", value=len(keys))
             self.folder.mkdir(parents=True, exist_ok=True)
             for shard, _, documents in by_shard(keys):
                 np.sort(documents).astype("<u4").tofile(self.folder / f"{shard:06d}.remove")
 
 
+def under(prefix: str, counts: Counter) -> dict[str, int]:
+    """The counts whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
+
+
 def main(settings: Settings) -> dict:
     shards = corpus_shards(settings.input_dir)
+    files = evaluation_files(settings.decontaminate)
     with output_folder(settings.output_dir, settings) as folder:
         scratch = folder / "scratch"
-        sketches, pairs, removals = (scratch / name for name in ("sketches", "pairs", "removals"))
+        sketches, pairs, removals, index = (scratch / name for name in ("sketches", "pairs", "removals", "index"))
+        duplicates, contaminated = (
+            CorpusWriter(folder / "rejects" / name) if settings.save_rejects else None
+            for name in ("duplicates", "contaminated")
+        )
         reader = CorpusReader(settings.input_dir)
-        stages = (
+        drop = [MinhashDedupFilter(str(removals), duplicates)]
+        stages = [
             ("sketches", [reader, Sketches(sketches, settings)], len(shards)),
             ("pairs", [Pairs(sketches, pairs, settings)], -(-len(shards) // SHARDS_PER_PART)),
             ("removals", [Removals(pairs, removals)], 1),
-            ("filter", [reader, MinhashDedupFilter(str(removals)), CorpusWriter(folder)], len(shards)),
-        )
-        counts = {name: run_pipeline(steps, tasks, settings.workers, scratch / "logs" / name) for name, steps, tasks in stages}
+        ]
+        if files:
+            stages.append(("index", [Index(files, index)], 1))
+            drop.append(DecontaminationFilter(files, index, contaminated))
+        stages.append(("filter", [reader, *drop, CorpusWriter(folder)], len(shards)))
+        counts = Counter()
+        for name, steps, tasks in stages:
+            counts.update(run_pipeline(steps, tasks, settings.workers, scratch / "logs" / name))
         shutil.rmtree(scratch)
-        if not counts["filter"]["forwarded"]:
+        sources = under("in/", counts)
+        if not sources:
             raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
         for source in settings.priority:
-            if f"in/{source}" not in counts["sketches"]:
-                sources = sorted(name.removeprefix("in/") for name in counts["sketches"] if name.startswith("in/"))
+            if source not in sources:
                 raise InputError(f"dedup: priority names {source!r}, and the corpus has only {', '.join(sources)}")
+    documents = sum(sources.values())
     return {
-        "documents_in": counts["filter"]["forwarded"] + counts["filter"]["dropped"],
-        "documents": counts["filter"]["forwarded"],
-        "duplicates": counts["filter"]["dropped"],
-        "exact_duplicates": counts["pairs"]["exact"],
+        "documents_in": documents,
+        "documents": documents - counts["duplicates"] - counts["contaminated"],
+        "duplicates": counts["duplicates"],
+        "exact_duplicates": counts["exact"],
+        "contaminated": counts["contaminated"],
+        "contaminated_characters": counts["contaminated_characters"],
+        "contaminated_by_source": under("contaminated_in/", counts),
+        "contaminated_by_file": under("contaminated_by/", counts),
         "output_dir": settings.output_dir,
     }
 

@@ -1,4 +1,4 @@
-"""Text as letters, and its n-grams as hashes: what finds texts that are alike. The same numbers in every process and on every machine."""
+"""Text as letters and n-grams as hashes, to find texts that are alike: the same numbers in every process, on every machine."""
 
 import unicodedata
 from functools import cache

@@ -129,7 +129,7 @@ def test_unknown_source_in_priority(tmp_path):
 
 
 def test_what_is_like_nothing_that_stays_is_kept(tmp_path):
-    """Of a chain in which each text is like the next, every second stays: the others are like those, and those not like one another."""
+    """Of a chain in which each text is like the next, every second stays: those are not like one another."""
     generator = random.Random(6)
     source = random_text(generator, 700)
     chain = [source[start : start + 400] for start in range(0, 241, 40)]  # 0.81 to the next, 0.66 to the one after it
