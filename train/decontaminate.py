@@ -9,7 +9,7 @@ Whole documents go: what stands around a passage is often its answer, or the res
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -92,30 +92,30 @@ def read_passages(path: Path) -> Iterator[str]:
                 yield from line.split("\t")
 
 
-def tokens(text: str) -> np.ndarray:
-    """`(T,)` uint64: hashes of the Chinese characters, and of the whole words and numbers, of a text."""
+def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, places in the text) `(T,)` of a text's tokens: Chinese characters, and whole words and numbers."""
     codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le"), "<u4")]
     letter, word = codes > 0, (codes > 0) & (codes < ALONE)
     starts = letter.copy()
     starts[1:] &= ~(word[1:] & word[:-1])
-    codes, starts = codes[letter].astype(np.uint64), np.flatnonzero(starts[letter])
-    places = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
-    hashes = mix(codes | places.astype(np.uint64) << 32)
-    return np.add.reduceat(hashes, starts) if len(starts) else hashes
+    places, codes, starts = np.flatnonzero(starts), codes[letter].astype(np.uint64), np.flatnonzero(starts[letter])
+    inside = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
+    hashes = mix(codes | inside.astype(np.uint64) << 32)
+    return np.add.reduceat(hashes, starts) if len(starts) else hashes, places
 
 
-def ngrams_of(passages: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(13-grams, passages they are from) `(N,)`: the distinct ones of each passage that is long enough; these count from 0."""
-    parts = [part for part in map(tokens, passages) if len(part) >= NGRAM + FEWEST - 1]
-    if not parts:
-        return np.empty(0, np.uint64), np.empty(0, np.int64)
-    owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    hashes, inside = ngram_hashes(np.concatenate(parts), NGRAM), owners[NGRAM - 1 :] == owners[: 1 - NGRAM]
-    hashes, owners = hashes[inside], owners[: 1 - NGRAM][inside]
+def ngrams_of(passages: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(13-grams, passages they are from) `(N,)`: the distinct ones of each passage that has enough; only such are counted."""
+    words, places = tokens("\n".join(passages))
+    owners = np.searchsorted(np.cumsum([len(passage) + 1 for passage in passages]), places, side="right")
+    hashes, inside = ngram_hashes(words, NGRAM), owners[NGRAM - 1 :] == owners[: 1 - NGRAM]
+    hashes, owners = hashes[: len(inside)][inside], owners[: 1 - NGRAM][inside]
     order = np.lexsort((hashes, owners))
     hashes, owners = hashes[order], owners[order]
-    new = np.append(True, (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1]))
-    return hashes[new], owners[new]
+    new = np.append(True, (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1]))[: len(hashes)]
+    hashes, owners = hashes[new], owners[new]
+    enough = np.bincount(owners)[owners] >= FEWEST
+    return hashes[enough], np.unique(owners[enough], return_inverse=True)[1]
 
 
 def needed(ngrams: np.ndarray) -> np.ndarray:
@@ -144,7 +144,7 @@ class Index(PipelineStep):
         hashes, owners, need, file_of = [], [], [], []
         passages = 0
         for number, file in enumerate(self.files):
-            found, owner = ngrams_of(dict.fromkeys(read_passages(file)))
+            found, owner = ngrams_of(list(dict.fromkeys(read_passages(file))))
             hashes.append(found)
             owners.append((owner + passages).astype(np.uint32))
             need.append(needed(np.unique(owner, return_counts=True)[1]))
@@ -175,7 +175,7 @@ class DecontaminationFilter(BaseFilter):
             names = ("hashes", "owners", "needed", "files", "bits")
             self.index = [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]
         hashes, owners, needed, files, bits = self.index
-        found = ngram_hashes(tokens(text), NGRAM)
+        found = ngram_hashes(tokens(text)[0], NGRAM)
         byte, bit = bit_of(found, bits)
         found = np.unique(found[bits[byte] & bit > 0])
         first, last = (np.searchsorted(hashes, found, side) for side in ("left", "right"))
