@@ -176,8 +176,8 @@ class Pairs(PipelineStep):
         pieces = [[] for _ in range(self.settings.num_buckets + 1)]
         for path in sorted(self.sketches.glob("*.bands.npy")):
             for records, band in zip(np.load(path, mmap_mode="r"), pieces, strict=True):
-                start = np.searchsorted(records["hash"], first)
-                band.append(records[start : np.searchsorted(records["hash"], last, side="right")])
+                start, stop = np.searchsorted(records["hash"], first), np.searchsorted(records["hash"], last, side="right")
+                band.append(np.array(records[start:stop]))  # a copy, so that the file is closed
         bands = map(np.concatenate, pieces)
         return [records[np.lexsort((records["key"], records["hash"]))] for records in bands]
 
