@@ -94,7 +94,7 @@ def read_passages(path: Path) -> Iterator[str]:
 
 def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
     """(hashes, places in the text) `(T,)` of a text's tokens: Chinese characters, and whole words and numbers."""
-    codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le"), "<u4")]
+    codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
     letter, word = codes > 0, (codes > 0) & (codes < ALONE)
     starts = letter.copy()
     starts[1:] &= ~(word[1:] & word[:-1])
@@ -150,6 +150,7 @@ class Index(PipelineStep):
             need.append(needed(np.unique(owner, return_counts=True)[1]))
             file_of.append(np.full(len(need[-1]), number))
             passages += len(need[-1])
+        self.stat_update("passages", value=passages)
         hashes, owners = np.concatenate(hashes), np.concatenate(owners)
         order = np.argsort(hashes, kind="stable")
         bits = np.zeros(1 << (2 * len(hashes) + 1).bit_length(), np.uint8)  # 16 to 32 bits for each

@@ -258,6 +258,7 @@ def main(settings: Settings) -> dict:
         "documents": documents - counts["duplicates"] - counts["contaminated"],
         "duplicates": counts["duplicates"],
         "exact_duplicates": counts["exact"],
+        "evaluation_passages": counts["passages"],
         "contaminated": counts["contaminated"],
         "contaminated_characters": counts["contaminated_characters"],
         "contaminated_by_source": under("contaminated_in/", counts),

@@ -25,7 +25,7 @@ def letter_table(fold_scripts: bool) -> np.ndarray:
 
 def letters(text: str, fold_scripts: bool = False) -> np.ndarray:
     """`(L,)` uint32: the letters and digits of a text, by `letter_table`."""
-    codes = letter_table(fold_scripts)[np.frombuffer(text.encode("utf-32-le"), "<u4")]
+    codes = letter_table(fold_scripts)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
     return codes[codes > 0]
 
 

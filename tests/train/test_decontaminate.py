@@ -59,6 +59,7 @@ def test_tokens_are_characters_and_words():
     assert hashes("圖書館") == hashes("图书馆")
     assert hashes("ab cd") != hashes("cd ab")
     assert hashes("ab")[0] not in (hashes("ba")[0], hashes("abc")[0], hashes("a")[0])
+    assert hashes("\ud83d一") == hashes("一")  # half a surrogate pair, as JSON may hold
     assert tokens("，一 Hello二")[1].tolist() == [1, 3, 8]
 
 
@@ -178,6 +179,7 @@ def test_documents_go_and_are_counted(tmp_path, everything, workers):
     result = dedup.main(dedup.Settings(input_dir=str(corpus), output_dir=str(tmp_path / "out"), **settings))
     assert [document["text"] for document in read_corpus(tmp_path / "out")] == good
     assert (result["documents"], result["duplicates"], result["contaminated"]) == (5, 1, len(bad))
+    assert result["evaluation_passages"] == len(texts)
     assert result["contaminated_characters"] == sum(map(len, bad))
     assert result["contaminated_by_source"] == {"wiki": len(bad)}
     assert result["contaminated_by_file"] == {str(folder / name): 1 for name in texts}
