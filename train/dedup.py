@@ -11,20 +11,21 @@ With `--decontaminate` the documents that contain evaluation data go too (`decon
 """
 
 import hashlib
-import shutil
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.cli import InputError, run, setting
 from zh_modernbert.train.decontaminate import DecontaminationFilter, Index, evaluation_files
-from zh_modernbert.train.files import corpus_shards, output_folder
+from zh_modernbert.train.files import corpus_shards
 from zh_modernbert.train.ngrams import letters, mix, ngram_hashes, random_numbers
-from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
+from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
+from zh_modernbert.train.stage import SCRATCH, run_stage
 
 NGRAM = 5
 SHARDS_PER_PART = 20  # so many shards' worth of bands are held by a worker that looks for pairs
@@ -34,7 +35,7 @@ BAND = np.dtype([("hash", "<u8"), ("key", "<u8")])
 
 
 @dataclass
-class Settings(BaseSettings):
+class Settings(ParallelSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="corpus folder to write")
     priority: list[str] = setting([], "sources whose documents stay before those of others, in this order")
@@ -45,7 +46,6 @@ class Settings(BaseSettings):
     decontaminate: list[str] = setting([], "evaluation files and folders; documents that contain their texts go too")
     save_rejects: bool = setting(False, "keep what goes in rejects/duplicates/ and rejects/contaminated/")
     seed: int = setting(1, "of the sketches", least=0, most=2**32 - 1)
-    workers: int = setting(1, "processes", least=1)
 
 
 def sketch(hashes: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -216,46 +216,48 @@ class Removals(PipelineStep):
                 np.sort(documents).astype("<u4").tofile(self.folder / f"{shard:06d}.remove")
 
 
+def check_sources(settings: Settings, sources: dict[str, int]) -> None:
+    """Raises InputError where there are no documents, or none of a source that `priority` names."""
+    if not sources:
+        raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
+    for source in settings.priority:
+        if source not in sources:
+            raise InputError(f"dedup: priority names {source!r}, and the corpus has only {', '.join(sources)}")
+
+
 def under(prefix: str, counts: Counter) -> dict[str, int]:
     """The counts whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
 
 
-def main(settings: Settings) -> dict:
-    shards = corpus_shards(settings.input_dir)
-    files = evaluation_files(settings.decontaminate)
-    with output_folder(settings.output_dir, settings) as folder:
-        scratch = folder / "scratch"
-        sketches, pairs, removals, index = (scratch / name for name in ("sketches", "pairs", "removals", "index"))
-        duplicates, contaminated = (
-            CorpusWriter(folder / "rejects" / name) if settings.save_rejects else None
-            for name in ("duplicates", "contaminated")
-        )
-        reader = CorpusReader(settings.input_dir)
-        drop = [MinhashDedupFilter(str(removals), duplicates)]
-        stages = [
-            ("sketches", [reader, Sketches(sketches, settings)], len(shards)),
-            ("pairs", [Pairs(sketches, pairs, settings)], -(-len(shards) // SHARDS_PER_PART)),
-            ("removals", [Removals(pairs, removals)], 1),
-        ]
-        if files:
-            stages.append(("index", [Index(files, index)], 1))
-            drop.append(DecontaminationFilter(files, index, contaminated))
-        stages.append(("filter", [reader, *drop, CorpusWriter(folder)], len(shards)))
-        counts = Counter()
-        for name, steps, tasks in stages:
-            counts.update(run_pipeline(steps, tasks, settings.workers, scratch / "logs" / name))
-        shutil.rmtree(scratch)
-        sources = under("in/", counts)
-        if not sources:
-            raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
-        for source in settings.priority:
-            if source not in sources:
-                raise InputError(f"dedup: priority names {source!r}, and the corpus has only {', '.join(sources)}")
-    documents = sum(sources.values())
+def build(settings: Settings, folder: Path) -> dict:
+    shards, files = corpus_shards(settings.input_dir), evaluation_files(settings.decontaminate)
+    sketches, pairs, removals, index = (folder / SCRATCH / name for name in ("sketches", "pairs", "removals", "index"))
+    duplicates, contaminated = (
+        CorpusWriter(folder / "rejects" / name) if settings.save_rejects else None for name in ("duplicates", "contaminated")
+    )
+    reader = CorpusReader(settings.input_dir, folder)
+    drop = [MinhashDedupFilter(str(removals), duplicates)]
+    pipelines = [
+        ("sketches", [reader, Sketches(sketches, settings)], len(shards)),
+        ("pairs", [Pairs(sketches, pairs, settings)], -(-len(shards) // SHARDS_PER_PART)),
+        ("removals", [Removals(pairs, removals)], 1),
+    ]
+    if files:
+        pipelines.append(("index", [Index(files, index)], 1))
+        drop.append(DecontaminationFilter(files, index, contaminated))
+    pipelines.append(("filter", [reader, *drop, CorpusWriter(folder)], len(shards)))
+    counts = Counter()
+    for name, steps, tasks in pipelines:
+        found = run_pipeline(steps, tasks, settings, folder, name)
+        if name == "sketches":
+            check_sources(settings, under("in/", found))
+        counts |= found  # what two pipelines count, they count alike
+    documents = sum(under("in/", counts).values())
     return {
         "documents_in": documents,
         "documents": documents - counts["duplicates"] - counts["contaminated"],
+        "quarantined": counts["quarantined"],
         "duplicates": counts["duplicates"],
         "exact_duplicates": counts["exact"],
         "evaluation_passages": counts["passages"],
@@ -263,8 +265,11 @@ def main(settings: Settings) -> dict:
         "contaminated_characters": counts["contaminated_characters"],
         "contaminated_by_source": under("contaminated_in/", counts),
         "contaminated_by_file": under("contaminated_by/", counts),
-        "output_dir": settings.output_dir,
     }
+
+
+def main(settings: Settings) -> dict:
+    return run_stage(settings, partial(build, settings), settings.decontaminate)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def read_jsonl(path: str | Path, corrupt: Corrupt = stop) -> Iterator[tuple[int,
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = orjson.loads(line)
             if "\\u" in line:
                 json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
         except UnicodeEncodeError:

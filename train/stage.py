@@ -63,7 +63,7 @@ def check_manifest(folder: str | Path, stage: str) -> dict:
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
-    """Size and SHA-256 of each file below `folder`, by its name from there."""
+    """Size and SHA-256 of each file that a stage hands on, by its name below `folder`."""
 
     def describe(path: Path) -> dict:
         with open(path, "rb") as file:
@@ -71,6 +71,7 @@ def describe_files(folder: Path) -> dict[str, dict]:
 
     own = {".lock", "settings.json", "manifest.json"}
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
+    paths = [path for path in paths if path.relative_to(folder).parts[0] != SCRATCH]
     with ThreadPoolExecutor() as threads:
         return {
             path.relative_to(folder).as_posix(): found for path, found in zip(paths, threads.map(describe, paths), strict=True)
@@ -87,7 +88,6 @@ def made_by(folder: Path, stage: str) -> bool:
 
 def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     """Ends the work in the hidden folder: `settings.json` and, last of all, `manifest.json`."""
-    shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     stage, files = script_of(settings), describe_files(folder)
     write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
     content = sha256(json.dumps(files).encode())
@@ -179,6 +179,7 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
             finally:
                 if {file.name for file in work.iterdir()} == {".lock"}:
                     shutil.rmtree(work)
+            shutil.rmtree(work / SCRATCH, ignore_errors=True)  # only now: a killed run needs all of it or nothing
             (work / ".lock").unlink()
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
