@@ -16,7 +16,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers, trainers
 from tqdm import tqdm
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, ZhModernBertTokenizer, build_backend
-from zh_modernbert.train.clean import HAN
+from zh_modernbert.train.characters import HAN
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import read_corpus, read_json, require_folder, sha256
 from zh_modernbert.train.segment import split_words

@@ -1,4 +1,4 @@
-"""Every normaliser and every filter by example, in both scripts, and the report of the stage."""
+"""The stage: what is kept and dropped, the report of it, and the same bytes with any number of workers."""
 
 import json
 import random
@@ -7,23 +7,18 @@ import opencc
 import pytest
 
 from zh_modernbert.train import clean
-from zh_modernbert.train.clean import (
-    FILTERS,
-    Settings,
-    detect_script,
-    drop_reason,
-    normalise,
-    normalise_unicode,
-    normalise_whitespace,
-    strip_markup,
-    strip_references,
-)
+from zh_modernbert.train.clean import EXAMPLE_CHARACTERS, EXAMPLES, Settings, make_report, markdown_report, merge
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import read_corpus, write_corpus
 
-SETTINGS = Settings(input_dir="", output_dir="")
-HANS = "这本书讲述了中国历史上几个重要时期的经济发展，作者认为农业与贸易同样重要。"
-HANT = opencc.OpenCC("s2t").convert(HANS)
+HANS = (
+    "这本书讲述了中国历史上几个重要时期的经济发展，作者认为农业与贸易同样重要，这是一个值得讨论的问题，也是许多读者关心的事情。"
+)
+HANT = opencc.OpenCC("s2tw").convert(HANS)
+OTHER = "天气预报说明天会下雨，我们还是在家里看书吧。小明喜欢在图书馆读书，他的老师也常常在那里，公司决定开发新的产品。"
+SPAM = "百家乐、时时彩、老虎机应有尽有，开户送彩金，首存返水，真人娱乐城，足球投注赔率最高。"
+LATIN = "The quick brown fox jumps over the lazy dog while nobody watches. "
+MIXED = LATIN * 3 + OTHER
 
 
 def write_shards(folder, *shards: list[dict]):
@@ -39,299 +34,146 @@ def documents_of(texts, source="s") -> list[dict]:
     return [{"id": f"{source}-{i}", "source": source, "text": text} for i, text in enumerate(texts)]
 
 
-# --- normalisers ---
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("e\u0301", "é"),
-        ("ＡＢｃ１２", "ABc12"),
-        ("第１２頁", "第12頁"),
-        ("零\u200b寬\ufeff\u00ad\u200d", "零寬"),
-        ("a\x00b\x1fc\x7f\x85", "abc"),
-        ("一\r\n二\r三\u2028四", "一\n二\n三\n四"),
-        ("一\t二\n三", "一\t二\n三"),
-        ("\u202eabc\u2066", "abc\u2066"),
-    ],
-)
-def test_normalise_unicode(text, expected):
-    assert normalise_unicode(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("<p>一</p><p>二</p>", "一\n二\n"),
-        ("一<br>二<br/>三<BR />四", "一\n二\n三\n四"),
-        ('<a href="x?a=1&b=2">链接</a>', "链接"),
-        ("一<!-- 註\n解 -->二", "一二"),
-        ("甲&nbsp;乙 &lt;丙&gt; &amp; &#20013;&#x6587;", "甲\xa0乙 <丙> & 中文"),
-        ("如果a<b且c>d", "如果a<b且c>d"),
-        ("3 < 5 & 7 > 6", "3 < 5 & 7 > 6"),
-        ("《书》<<參>>〈一〉", "《书》<<參>>〈一〉"),
-        ("AT&T 和 R&D", "AT&T 和 R&D"),
-    ],
-)
-def test_strip_markup(text, expected):
-    assert strip_markup(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("見https://zh.wikipedia.org/wiki/%E4%B8%AD?a=1#b。完", "見。完"),
-        ("见 www.example.com，好", "见 ，好"),
-        ("（http://a.b/c）", "（）"),
-        ("事實[1]。事实[23][註 4][来源请求]", "事實。事实"),
-        ("数组a[1000]与区间[甲]", "数组a[1000]与区间[甲]"),
-        ("www是万维网", "www是万维网"),
-    ],
-)
-def test_strip_references(text, expected):
-    assert strip_references(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("  一 \u3000 二\t\n\n \n三\xa0", "一 二\n三"),
-        ("一二", "一二"),
-        ("\n\n", ""),
-        ("", ""),
-    ],
-)
-def test_normalise_whitespace(text, expected):
-    assert normalise_whitespace(text) == expected
-
-
-@pytest.mark.parametrize("text", [HANS, HANT])
-def test_good_text_is_left_alone(text):
-    assert normalise(text) == text
-
-
-def test_chinese_punctuation_survives():
-    text = "，。！？；：、「」『』（）《》〈〉【】〔〕……——～·“”‘’％＋＝＠＃￥"
-    assert normalise(text) == text
-
-
-def test_rare_and_emoji_characters_survive():
-    text = "𠮷野家𪚥㗎嘅😀🇹🇼𰻝"
-    assert normalise(text) == text
-
-
-PIECES = [
-    *"中国文化歷史經濟a b1，。[]<>&;/#",
-    *(
-        "<p>",
-        "</p>",
-        "<br>",
-        "<",
-        ">",
-        "&amp;",
-        "&lt;",
-        "&gt;",
-        "&nbsp;",
-        "&#65;",
-        "lt;",
-        "[1]",
-        "[註]",
-        "http://",
-        "www.",
-        "a.b/c",
-    ),
-    *(
-        "\n",
-        "\r\n",
-        "\u3000",
-        "\u200b",
-        "\ufeff",
-        "\x00",
-        "e",
-        "\u0301",
-        "Ａ",
-        "１",
-        "한",
-        "\u11a8",
-        "😀",
-        "\ufffd",
-        "<!--",
-        "-->",
-    ),
-]
-
-
-def test_normalise_is_idempotent_for_random_text():
-    generator = random.Random(0)
-    for _ in range(3000):
-        text = normalise("".join(generator.choices(PIECES, k=generator.randint(1, 15))))
-        assert normalise(text) == text
-
-
-@pytest.mark.parametrize("text", ["&amp;nbsp;", "&lt;p&gt;好&lt;/p&gt;", "[[1]1]", "<<b>i>好", "<\u200bbr>", "e\u200b\u0301"])
-def test_normalise_is_idempotent_where_one_rule_uncovers_work_for_another(text):
-    assert normalise(normalise(text)) == normalise(text)
-
-
-# --- script ---
-
-
-@pytest.mark.parametrize(
-    ("text", "script"),
-    [
-        (HANS, "hans"),
-        (HANT, "hant"),
-        (HANS + HANT, "mixed"),
-        (HANS * 20 + "發展", "hans"),
-        (HANT * 20 + "发展", "hant"),
-        ("你好，天下太平。", "mixed"),
-        ("Hello 123", "mixed"),
-        ("", "mixed"),
-    ],
-)
-def test_detect_script(text, script):
-    assert detect_script(text) == script
-
-
-# --- filters ---
-
-OTHER_HANS = ["天气预报说明天会下雨。", "小明喜欢在图书馆读书。", "公司决定开发新的产品。", "他们坐火车去北京开会。"]
-SPAM_HANS = "本站提供博彩与六合彩，百家乐老虎机任您选择，点击购买立即加微信。"
-LATIN = "The quick brown fox jumps over the lazy dog while nobody watches. "
-# reason -> (texts it drops, texts that look alike and stay); Simplified, for the script rule is tried apart
-EXAMPLES = {
-    "too_short": (["", "你好。", "一二三四五六七八九", "！" * 100], ["一二三四五六七八九十"]),
-    "garbled": ([HANS + "锟斤拷锟斤拷", HANS + "\ufffd" * 3, HANS + "\ue000\ue001"], [HANS * 5 + "\ufffd"]),
-    "not_chinese": ([LATIN * 2 + "这里只有十个汉字在里面。"], [HANS + LATIN[:30]]),
-    "japanese": (["私たちは東京の大学で日本語を勉強しています。電車で学校へ行きます。"], [HANS + "の"]),
-    "repetitive": (["\n".join([HANS] * 3), "哈哈" * 20, HANS + "好的" * 20], ["\n".join([HANS, *OTHER_HANS, OTHER_HANS[0]])]),
-    "spam": ([HANS + SPAM_HANS], [HANS * 2 + "他在博彩公司工作。"]),
-}
-
-
-def in_both_scripts(texts):
-    convert = opencc.OpenCC("s2t").convert
-    return [version for text in texts for version in dict.fromkeys((text, text if "锟" in text else convert(text)))]
-
-
-@pytest.mark.parametrize(("reason", "text"), [(r, t) for r, (bad, _) in EXAMPLES.items() for t in in_both_scripts(bad)])
-def test_filter_drops(reason, text):
-    assert FILTERS[reason](text, SETTINGS)
-    assert drop_reason(text, SETTINGS) == reason
-
-
-@pytest.mark.parametrize(("reason", "text"), [(r, t) for r, (_, good) in EXAMPLES.items() for t in in_both_scripts(good)])
-def test_filter_keeps(reason, text):
-    assert drop_reason(text, SETTINGS) is None
-
-
-@pytest.mark.parametrize(("scripts", "dropped"), [(["hans"], {HANT}), (["hant"], {HANS}), (["hans", "hant"], set())])
-def test_scripts_that_are_not_wanted(scripts, dropped):
-    settings = Settings(input_dir="", output_dir="", scripts=scripts)
-    for text in (HANS, HANT):
-        assert drop_reason(text, settings) == ("wrong_script" if text in dropped else None)
-
-
-@pytest.mark.parametrize(
-    ("field", "strict", "lax", "text"),
-    [
-        ("min_han_characters", 6, 5, "五个汉字啊"),
-        ("min_han_share", 0.51, 0.49, "一二三四五六七八九十abcdefghij"),
-        ("max_kana_share", 0.09, 0.11, "一二三四五六七八九の"),
-        ("max_garbled_share", 0.09, 0.11, "一二三四五六七八九\ufffd"),
-        ("max_repeated_share", 0.3, 0.34, "一二三四五六七八九\n一二三四五六七八九\n甲乙丙丁戊己庚辛"),
-        ("max_spam_per_thousand", 3.2, 3.4, "博彩" + "".join(chr(0x4E00 + i) for i in range(300))),  # 1 in 302
-    ],
-)
-def test_thresholds_are_what_the_settings_say(field, strict, lax, text):
-    base = {"input_dir": "", "output_dir": "", "min_han_characters": 0}
-    assert drop_reason(text, Settings(**base | {field: strict})) is not None
-    assert drop_reason(text, Settings(**base | {field: lax})) is None
-
-
-@pytest.mark.parametrize("codec", ["latin-1", "cp1252"])
-def test_chinese_read_in_a_western_encoding_is_garbled(codec):
-    """Three bytes a character, the later two of them 0x80 to 0xbf, some of which normalising removes."""
-    garbled = "我们讨论中国文化".encode().decode(codec, "ignore")
-    assert drop_reason(normalise(HANS + garbled), SETTINGS) == "garbled"
-
-
-def test_european_words_are_not_garbled():
-    assert drop_reason(normalise(HANS + "café «voilà» naïve São Paulo Müller"), SETTINGS) is None
-
-
-# --- the stage ---
-
-NEWS = [HANS, HANT, "短。", OTHER_HANS[0] + OTHER_HANS[1], "\n".join([HANS] * 3)]
-WEB = [HANS + SPAM_HANS, "太短", f"<p>{HANS}</p>", LATIN * 2 + "这里只有十个汉字在里面。"]
+NEWS = [HANS, HANT, "短。", OTHER, "\n".join([HANS] * 3)]
+WEB = [HANS + SPAM, "太短", f"<p>{HANS}</p>", MIXED]
 
 
 def run(folder, *, workers=1, **fields) -> dict:
     return clean.main(Settings(output_dir=str(folder), workers=workers, **fields))
 
 
+def report_of(folder) -> dict:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
 def test_report_adds_up_and_rejects_are_kept(tmp_path):
     corpus = write_shards(tmp_path / "in", documents_of(NEWS, "news"), documents_of(WEB, "web"))
     result = run(tmp_path / "out", input_dir=corpus, save_rejects=True)
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    kept = list(read_corpus(tmp_path / "out"))
-    rejects = list(read_corpus(tmp_path / "out" / "rejects"))
+    report = report_of(tmp_path / "out")
+    kept = {document["id"]: document for document in read_corpus(tmp_path / "out")}
+    rejects = {document["id"]: document["filter_reason"] for document in read_corpus(tmp_path / "out" / "rejects")}
 
-    assert report["documents_in"] == len(NEWS) + len(WEB) == len(kept) + len(rejects)
-    assert report["documents"] == len(kept) == 4
-    assert report["documents"] + sum(report["dropped"].values()) == report["documents_in"]
-    assert {reason: count for reason, count in report["dropped"].items() if count} == {
-        "too_short": 2,
-        "repetitive": 1,
-        "spam": 1,
-        "not_chinese": 1,
-    }
-    assert report["per_source"] == {
-        "news": {"documents_in": 5, "too_short": 1, "repetitive": 1},
-        "web": {"documents_in": 4, "too_short": 1, "spam": 1, "not_chinese": 1},
-    }
-    assert report["characters_in"] == sum(map(len, NEWS + WEB))
-    assert report["characters"] == sum(len(document["text"]) for document in kept)
-    assert {key: result[key] for key in ("documents_in", "documents", "dropped")} == {
-        key: report[key] for key in ("documents_in", "documents", "dropped")
-    }
-    assert {document["id"]: document["filter_reason"] for document in rejects} == {
+    assert rejects == {
         "news-2": "too_short",
-        "news-4": "repetitive",
-        "web-0": "spam",
+        "news-4": "repeated_lines",
+        "web-0": "gambling",
         "web-1": "too_short",
         "web-3": "not_chinese",
     }
-    assert {document["id"]: (document["text"], document["script"], document["source"]) for document in kept} == {
+    assert {name: (document["text"], document["script"], document["source"]) for name, document in kept.items()} == {
         "news-0": (HANS, "hans", "news"),
         "news-1": (HANT, "hant", "news"),
-        "news-3": (NEWS[3], "hans", "news"),
+        "news-3": (OTHER, "hans", "news"),
         "web-2": (HANS, "hans", "web"),
     }
+    total = {key: report[key] for key in ("documents_in", "documents", "characters_in", "characters")}
+    assert total == {
+        "documents_in": len(NEWS) + len(WEB),
+        "documents": len(kept),
+        "characters_in": sum(map(len, NEWS + WEB)),
+        "characters": sum(len(document["text"]) for document in kept.values()),
+    }
+    assert report["dropped"] == {
+        "too_short": {"documents": 2, "characters": 4},
+        "not_chinese": {"documents": 1, "characters": len(MIXED)},
+        "repeated_lines": {"documents": 1, "characters": len(NEWS[4])},
+        "gambling": {"documents": 1, "characters": len(WEB[0])},
+    }
+    assert report["changed"] == {"strip_html": 1, "normalise_whitespace": 1}
+    assert report["per_source"]["web"] == {
+        "documents_in": 4,
+        "documents": 1,
+        "characters_in": sum(map(len, WEB)),
+        "characters": len(HANS),
+        "dropped": {
+            "too_short": {"documents": 1, "characters": 2},
+            "not_chinese": {"documents": 1, "characters": len(MIXED)},
+            "gambling": {"documents": 1, "characters": len(WEB[0])},
+        },
+    }
+    assert [example["id"] for example in report["examples"]["too_short"]] == ["news-2", "web-1"]
+    dropped = {"too_short": 2, "not_chinese": 1, "repeated_lines": 1, "gambling": 1}
+    assert result == total | {"dropped": dropped, "output_dir": str(tmp_path / "out")}
 
 
-def test_two_workers_write_the_same_as_one(tmp_path):
+def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
     generator = random.Random(0)
     shards = [
-        documents_of([generator.choice(NEWS + WEB) + generator.choice(OTHER_HANS) for _ in range(20)], f"s{shard}")
-        for shard in range(3)
+        documents_of([generator.choice(NEWS + WEB) + generator.choice(["", OTHER]) for _ in range(20)], f"s{shard}")
+        for shard in range(2)
     ]
     corpus = write_shards(tmp_path / "in", *shards)
-    results = [run(tmp_path / f"out{workers}", input_dir=corpus, workers=workers) for workers in (1, 2)]
-    assert 0 < results[0]["documents"] < 60
-    assert [result | {"output_dir": ""} for result in results[:1]] == [result | {"output_dir": ""} for result in results[1:]]
-    assert list(read_corpus(tmp_path / "out1")) == list(read_corpus(tmp_path / "out2"))
-    reports = [(tmp_path / f"out{workers}" / "report.json").read_text(encoding="utf-8") for workers in (1, 2)]
-    assert reports[0] == reports[1]
+    results = [run(tmp_path / f"out{workers}", input_dir=corpus, workers=workers, save_rejects=True) for workers in (1, 2)]
+    assert 0 < results[0]["documents"] < 40
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "out1", tmp_path / "out2")
+    ]
+    for contents in files:
+        assert len([path for path in contents if path.name.endswith(".zst")]) == 4
+        del contents[next(path for path in contents if path.name == "settings.json")]
+    assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("source", ["a/b", "資料 集", "in/x", "too_short/s", "total"])
+def test_examples_are_the_first_in_order_and_short(tmp_path):
+    long = "今天天气很好，" * 100
+    corpus = write_shards(
+        tmp_path / "in", documents_of([HANS, "短一", long], "a"), documents_of(["短二", "短三", "短四", HANS], "b")
+    )
+    run(tmp_path / "out", input_dir=corpus)
+    examples = report_of(tmp_path / "out")["examples"]
+    assert [example["text"] for example in examples["too_short"]] == ["短一", "短二", "短三"]
+    assert len(examples["too_short"]) == EXAMPLES
+    assert examples["few_function_words"] == [{"id": "a-2", "source": "a", "text": long[:EXAMPLE_CHARACTERS]}]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({}, {"a": 1}, {"a": 1}),
+        ({"a": 1, "b": [1, 2]}, {"a": 2, "b": [10, 20], "c": {"d": 5}}, {"a": 3, "b": [11, 22], "c": {"d": 5}}),
+        ({"e": [{"id": "1"}, {"id": "2"}]}, {"e": [{"id": "3"}, {"id": "4"}]}, {"e": [{"id": "1"}, {"id": "2"}, {"id": "3"}]}),
+    ],
+)
+def test_merge(first, second, expected):
+    assert merge(first, second) == expected
+
+
+def test_markdown_report_shows_every_figure_and_example():
+    counts = {"in": [1234, 56789], "out": [1000, 40000], "dropped": {"gambling": [234, 12345]}}
+    example = {"id": "x-7", "source": "a|b", "text": "博彩\n```\n网站"}
+    tally = {"sources": {"a|b": counts}, "changed": {"strip_html": 12}, "examples": {"gambling": [example]}}
+    lines = markdown_report(make_report([tally])).splitlines()
+    assert "| a\\|b | 1,234 | 1,000 | 56,789 | 40,000 | 70.4% |" in lines
+    assert "| **all** | 1,234 | 1,000 | 56,789 | 40,000 | 70.4% |" in lines
+    assert "| gambling | 234 | 12,345 |" in lines
+    assert "| strip_html | 12 |" in lines
+    start = lines.index("a|b, x-7:")
+    assert lines[start + 2 : start + 7] == ["```text", "博彩", "'''", "网站", "```"]
+
+
+def test_report_is_written_for_people_too(tmp_path):
+    run(tmp_path / "out", input_dir=write_shards(tmp_path / "in", documents_of(NEWS)))
+    assert (tmp_path / "out" / "report.md").read_text(encoding="utf-8") == markdown_report(report_of(tmp_path / "out"))
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("to", "text"), [("hans", opencc.OpenCC("t2s").convert(HANT)), ("hant", HANT)])
+def test_conversion_to_one_script(tmp_path, to, text):
+    corpus = write_shards(tmp_path / "in", documents_of([HANS, HANT]))
+    run(tmp_path / "out", input_dir=corpus, convert_to=to)
+    assert [(document["text"], document["script"]) for document in read_corpus(tmp_path / "out")] == [(text, to)] * 2
+
+
+@pytest.mark.parametrize("source", ["a/b", "資料 集", "in", "too_short/s", "total"])
 def test_sources_with_odd_names_are_counted_apart(tmp_path, source):
     corpus = write_shards(tmp_path / "in", documents_of([HANS, "短"], source) + documents_of([HANT], "s"))
     run(tmp_path / "out", input_dir=corpus)
-    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
-    assert report["per_source"] == {source: {"documents_in": 2, "too_short": 1}, "s": {"documents_in": 1}}
-    assert (report["documents_in"], report["documents"]) == (3, 2)
+    sources = report_of(tmp_path / "out")["per_source"]
+    assert {name: (figures["documents_in"], figures["documents"]) for name, figures in sources.items()} == {
+        source: (2, 1),
+        "s": (1, 1),
+    }
 
 
 def test_other_fields_of_documents_survive(tmp_path):
@@ -370,11 +212,19 @@ def test_damaged_shard_is_named(tmp_path, workers):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("scripts", ["klingon"]), ("workers", 0), ("workers", -2)],
+    [
+        ("scripts", ["klingon"]),
+        ("workers", 0),
+        ("workers", -2),
+        ("convert_to", "latin"),
+        ("language_model", "no/such.bin"),
+        ("min_han_share", 1.5),
+        ("max_kana_share", -0.1),
+    ],
 )
 def test_bad_settings(tmp_path, field, value):
     corpus = write_shards(tmp_path / "in", documents_of([HANS]))
-    with pytest.raises(InputError, match=rf"\b{field}\b"):
+    with pytest.raises(InputError, match=rf"\b{field}\b" if field != "language_model" else r"no/such\.bin"):
         clean.main(Settings(input_dir=corpus, output_dir=str(tmp_path / "out"), **{field: value}))
 
 

@@ -1,0 +1,155 @@
+"""What kind of characters a text is made of: one table over all code points, so that NumPy counts a text in one pass."""
+
+import re
+import unicodedata
+from functools import cache
+
+import numpy as np
+import opencc
+
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]")
+_HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F))
+_PRIVATE_BLOCKS = ((0xE000, 0xF8FF), (0xF0000, 0x10FFFF))
+_KANA_BLOCKS = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x30FC, 0x30FF))
+# Written in Cantonese only; 係 and 睇, say, stand in Mandarin too.
+_CANTONESE = "嘅喺咗嚟哋冇唔佢啲嗰乜咁噉嘢冧嗌嚿瞓攞畀俾啱嗮晒嘥嬲孭乸嘞囖喎啩"
+
+
+class Kind:
+    """Flags of a character."""
+
+    HAN = 1
+    HANS = 2  # Han that only Simplified text has
+    HANT = 4  # Han that only Traditional text has
+    RARE = 8  # Han outside the everyday characters of both scripts
+    CANTONESE = 16
+    KANA = 32
+    LETTER = 64  # letters and digits of any script, Han and kana among them
+    SPACE = 128
+
+
+def _in_codec(character: str, codec: str, first: int = 0, last: int = 0xFFFF) -> bool:
+    try:
+        return first <= int.from_bytes(character.encode(codec), "big") <= last
+    except UnicodeEncodeError:
+        return False
+
+
+@cache
+def kinds() -> np.ndarray:
+    """(0x110000,) uint8: the `Kind` flags of each code point.
+
+    A character is of one script where OpenCC changes it and the other script's own character set (Big5, GB 2312) lacks it: 后
+    and 里 are the Simplified forms of 後 and 裡, but stand in Traditional text in their own right.
+    """
+    table = np.zeros(0x110000, np.uint8)
+    for code in range(len(table)):
+        character = chr(code)
+        if character.isalnum():
+            table[code] = Kind.LETTER
+        elif character.isspace():
+            table[code] = Kind.SPACE
+    for first, last in _KANA_BLOCKS:
+        table[first : last + 1] |= Kind.KANA
+    for first, last in _HAN_BLOCKS:
+        table[first : last + 1] |= Kind.HAN | Kind.RARE
+    unified = [chr(code) for first, last in _HAN_BLOCKS[:2] for code in range(first, last + 1)]
+    as_hant, as_hans = (converter(config).convert("\n".join(unified)).split("\n") for config in ("s2t", "t2s"))
+    for character, hant, hans in zip(unified, as_hant, as_hans, strict=True):
+        code = ord(character)
+        if hant != character == hans and not _in_codec(character, "big5"):
+            table[code] |= Kind.HANS
+        if hans != character == hant and not _in_codec(character, "gb2312"):
+            table[code] |= Kind.HANT
+        # the first levels of both sets: characters in order of sound or strokes for their frequency
+        if _in_codec(character, "gb2312", 0xB0A1, 0xD7F9) or _in_codec(character, "big5", 0xA440, 0xC67E):
+            table[code] &= 0xFF ^ Kind.RARE
+    for character in _CANTONESE:
+        table[ord(character)] |= Kind.CANTONESE
+        table[ord(character)] &= 0xFF ^ Kind.RARE
+    return table
+
+
+def code_points(text: str) -> np.ndarray:
+    """(characters,) uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def from_code_points(codes: np.ndarray) -> str:
+    return codes.tobytes().decode("utf-32-le", "surrogatepass")
+
+
+class Counts:
+    """How many characters of each `Kind` there are among some code points."""
+
+    def __init__(self, codes: np.ndarray):
+        self._by_bit = (_BITS @ np.bincount(kinds()[codes], minlength=256)).tolist()
+
+    def __getitem__(self, kind: int) -> int:
+        return self._by_bit[kind.bit_length() - 1]
+
+
+# (8, 256): whether a flag is set in each combination of flags
+_BITS = np.arange(256) >> np.arange(8)[:, None] & 1
+
+
+def script_of(counts: Counts) -> str:
+    """`hans`, `hant`, or `mixed` where each has more than a tenth of the characters that tell them apart (or none has)."""
+    hans, hant = counts[Kind.HANS], counts[Kind.HANT]
+    if (hans * 9 > hant and hant * 9 > hans) or hans == hant == 0:
+        return "mixed"
+    return "hans" if hans > hant else "hant"
+
+
+def detect_script(text: str) -> str:
+    return script_of(Counts(code_points(text)))
+
+
+# --- conversion ---
+
+
+@cache
+def converter(config: str) -> opencc.OpenCC:
+    return opencc.OpenCC(config)
+
+
+def in_both_scripts(pattern: str) -> re.Pattern:
+    """A pattern written in Simplified, for both scripts."""
+    versions = (pattern, converter("s2t").convert(pattern), converter("s2tw").convert(pattern))
+    return re.compile("|".join(dict.fromkeys(versions)))
+
+
+# OpenCC's configurations; hant has the forms used in Taiwan
+CONVERTERS = {"hans": "t2s", "hant": "s2tw"}
+
+
+def convert_script(text: str, to: str) -> str:
+    return converter(CONVERTERS[to]).convert(text)
+
+
+@cache
+def half_width() -> np.ndarray:
+    """(0x110000,) uint32: the code point that stands for each one in clean text; `REMOVED` for none.
+
+    Full-width Latin letters and digits become half-width, for that is only layout; full-width punctuation is Chinese. Every
+    line end becomes a newline and every other space a plain one; control, invisible and private characters go.
+    """
+    table = np.arange(0x110000, dtype=np.uint32)
+    for first, last in (("０", "９"), ("Ａ", "Ｚ"), ("ａ", "ｚ")):
+        table[ord(first) : ord(last) + 1] -= 0xFEE0
+    for code in range(0x3001):
+        character = chr(code)
+        if character in "\r\x0b\x0c\u2028\u2029":
+            table[code] = ord("\n")
+        elif unicodedata.category(character) == "Zs":
+            table[code] = ord(" ")
+        elif unicodedata.category(character) in ("Cc", "Cf") and character not in "\t\n":
+            table[code] = REMOVED
+    table[ord("\t")] = ord(" ")
+    table[[0xFEFF, 0xFFF9, 0xFFFA, 0xFFFB]] = REMOVED
+    for first, last in _PRIVATE_BLOCKS:
+        table[first : last + 1] = REMOVED
+    return table
+
+
+REMOVED = 0xFFFFFFFF
