@@ -37,7 +37,7 @@ class Settings(Thresholds):
 # --- the report: nested counts, and lists of examples ---
 
 
-def tally(document: Document, before: str, changed: set[str], reason: str | None) -> dict:
+def tally(document: Document, before: str, changed: list[str], reason: str | None) -> dict:
     """What one document adds to the report: `[documents, characters]` of its source, the normalisers at work, the reject."""
     source = {"in": [1, len(before)]}
     examples = {}

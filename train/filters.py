@@ -44,11 +44,11 @@ class Thresholds(BaseSettings):
         0.2, "drop documents with more characters in lines that occurred before (Gopher; FineWeb-2: 0.1)"
     )
     max_top_ngram_share: float = _share(
-        0.4, "drop documents with more characters in one 4-gram (FineWeb-2: 0.256 in two words)"
+        0.55, "drop documents with more characters in one 4-gram (FineWeb-2: 0.256 in two words; ours keeps rhymes and tables)"
     )
     max_repeated_ngram_share: float = _share(
-        0.4,
-        "drop documents where more 16-grams occurred before (FineWeb-2: 0.127 in ten words, which minutes and manuals have)",
+        0.6,
+        "drop documents where more 16-grams occurred before (FineWeb-2: 0.127 in ten words; ours keeps minutes and manuals)",
     )
     max_spam_per_thousand: float = setting(
         5.0, "drop documents with more gambling, adult or advertising terms per 1,000 characters"
@@ -84,7 +84,7 @@ class Page:
 # Replacement characters, what failed conversions leave behind, UTF-8 or GBK read in a western encoding, Base64.
 _GARBLED = re.compile(
     r"\ufffd|锟斤拷|錕斤拷|烫烫烫|屯屯屯|[\u00c2-\u00f4][\u00a1-\u00ba\u00bc-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-"
-    rf"\u203a\u20ac\u2122]+|[\u00a1-\u00ff]{{4,}}|{MISREAD_AS_GBK.pattern}|[A-Za-z0-9+/]{{200,}}"
+    rf"\u203a\u20ac\u2122]+|[\u00a1-\u00b6\u00b8-\u00d6\u00d8-\u00ff]{{4,}}|{MISREAD_AS_GBK.pattern}|[A-Za-z0-9+/]{{200,}}"
 )
 
 

@@ -160,17 +160,17 @@ NORMALISERS = {
 }
 
 
-def normalise(text: str) -> tuple[str, set[str]]:
+def normalise(text: str) -> tuple[str, list[str]]:
     """The text after all normalisers, and the names of those that changed it.
 
     They run again and again until nothing changes: what one takes away can bring forth work for another.
     """
-    changed, before = set(), None
+    changed, before = {}, None
     while text != before:
         before = text
         for name, normaliser in NORMALISERS.items():
             after = normaliser(text)
             if after != text:
-                changed.add(name)
+                changed[name] = True
                 text = after
-    return text, changed
+    return text, list(changed)

@@ -59,11 +59,7 @@ DROPPED = {
     ],
     "broken_off": ["\n".join(s[:-1] + "..." for s in SENTENCES[:4]) + "\n" + STORY],
     "repeated_lines": ["\n".join([*SENTENCES, *SENTENCES[:2]])],
-    "repeated_ngrams": [
-        "是的，" + "哈哈" * 40 + "。",
-        STORY * 2,
-        "北京的搬家公司，上海的搬家公司，广州的搬家公司，深圳的搬家公司，天津的搬家公司，重庆的搬家公司。",
-    ],
+    "repeated_ngrams": ["是的，" + "哈哈" * 40 + "。", STORY * 3],
     "gambling": [STORY + GAMBLING],
     "adult": [STORY + ADULT],
     "advertising": [STORY + ADVERTISING],
@@ -73,6 +69,7 @@ KEPT = [
     "\n".join(SENTENCES),
     HANS,
     STORY + "\ufffd",
+    STORY + "××××××",
     STORY + "café «voilà» naïve São Paulo Müller",
     STORY
     + "他在博彩公司工作，那里有赌场和老虎机，也有六合彩。"
