@@ -38,6 +38,7 @@ class Thresholds(BaseSettings):
     max_bare_lines: float = setting(
         0.111, "drop documents with more lines without punctuation for each character (FineWeb-2's newlines: 0.178 a word)"
     )
+    max_list_function_word_share: float = _share(0.09, "... in both cases only if function words are no more of those lines")
     max_bullet_line_share: float = _share(0.9, "drop documents with more lines that start with a bullet (Gopher)")
     max_ellipsis_line_share: float = _share(0.3, "drop documents with more lines that break off in ... or … (Gopher)")
     max_repeated_line_share: float = _share(
@@ -135,10 +136,14 @@ def wrong_language(page: Page, settings: Thresholds) -> bool:
 
 # --- prose ---
 
-_PUNCTUATION = re.compile(r"[。！？；，．…]|[!?;:：.」』”’）)]$")
+_PUNCTUATION = re.compile(r"[。！？；，．…]|[\u4e00-\u9fff][,.!?;]|[!?;:：.」』”’）)]$")
 # FineWeb-2's stop words and, for statutes, classical texts and rhymes, a few more
 _FUNCTION_WORDS = "的年在月是和日了於·為有被人中为他與後也而由之者其以或不一這这我你"
 _BULLETS = ("•", "-", "*", "·", "●", "■", "◆", "★", "※", "○", "➤", "►")
+
+
+def count_function_words(text: str) -> int:
+    return sum(map(text.count, _FUNCTION_WORDS))
 
 
 def few_letters(page: Page, settings: Thresholds) -> bool:
@@ -146,22 +151,28 @@ def few_letters(page: Page, settings: Thresholds) -> bool:
 
 
 def few_function_words(page: Page, settings: Thresholds) -> bool:
-    return sum(map(page.text.count, _FUNCTION_WORDS)) < settings.min_function_word_share * len(page.text)
+    """The first hundred characters may do without."""
+    return count_function_words(page.text) < settings.min_function_word_share * (len(page.text) - 100)
+
+
+def _are_verses(lines: list[str], settings: Thresholds) -> bool:
+    """Lists only name things; verses without punctuation still speak."""
+    text = "".join(lines)
+    return count_function_words(text) > settings.max_list_function_word_share * len(text)
 
 
 def few_sentences(page: Page, settings: Thresholds) -> bool:
     """Hardly a line with punctuation, and no long ones either."""
     sentence_lines = len(page.lines) - len(page.bare_lines)
-    few = sentence_lines < settings.min_sentence_line_share * len(page.lines)
-    return few and 2 * sum(map(len, page.bare_lines)) > len(page.text)
+    few = len(page.bare_lines) > 2 and sentence_lines < settings.min_sentence_line_share * len(page.lines)
+    return few and 2 * sum(map(len, page.bare_lines)) > len(page.text) and not _are_verses(page.bare_lines, settings)
 
 
 def list_like(page: Page, settings: Thresholds) -> bool:
-    """Many short lines without punctuation; verses and dialogues have it."""
+    """Many short lines without punctuation, or bullets."""
     bullets = sum(line.startswith(_BULLETS) for line in page.lines)
-    return len(page.bare_lines) > settings.max_bare_lines * len(page.text) or bullets > settings.max_bullet_line_share * len(
-        page.lines
-    )
+    many = len(page.bare_lines) > settings.max_bare_lines * len(page.text) and not _are_verses(page.bare_lines, settings)
+    return many or bullets > max(settings.max_bullet_line_share * len(page.lines), 3)
 
 
 def broken_off(page: Page, settings: Thresholds) -> bool:

@@ -50,9 +50,10 @@ DROPPED = {
     ],
     "few_letters": [STORY[:60] + "~!@#$%^&*()_+-=|;:,.<>?/" * 10],
     "few_function_words": [
-        "手机报价，电脑品牌，相机维修，空调安装，冰箱促销，洗衣机型号，电视尺寸，耳机评测，音箱排行，打印机耗材，键盘批发，鼠标采购，显卡回收。"
+        "手机报价，电脑品牌，相机维修，空调安装，冰箱促销，洗衣机型号，电视尺寸，耳机评测，音箱排行，打印机耗材，键盘批发，鼠标采购，显卡回收，"
+        "沙发定制，窗帘设计，地板抛光，门锁开启，水管疏通，电梯保养，汽车租赁，轮胎更换，机油报价，保险代办。"
     ],
-    "few_sentences": ["\n".join(f"第{i}讲 线性代数与矩阵的基本理论介绍" for i in "一二三四五六七八九十")],
+    "few_sentences": ["\n".join(f"第{i}讲 线性代数矩阵理论介绍" for i in "一二三四五六七八九十")],
     "list_like": [
         MENU + "\n欢迎来到本公司的网站，我们的产品在国内外有很好的声誉。\n我们的目标是成为行业的领导者。",
         "\n".join("- " + s for s in SENTENCES),
@@ -95,6 +96,10 @@ KEPT = [
     "春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。\n人闲桂花落，夜静春山空。\n月出惊山鸟，时鸣春涧中。",
     "你们要称谢他，因他本为善，他的慈爱永远长存。\n你们要称谢万神之神，因他的慈爱永远长存。\n你们要称谢万主之主，因他的慈爱永远长存。\n"
     "称谢那独行大奇事的，因他的慈爱永远长存。\n称谢那用智慧造天的，因他的慈爱永远长存。\n称谢那铺地在水以上的，因他的慈爱永远长存。",
+    # modern verses, which have none
+    "掌上的时间\n怎么抓也抓不住\n好像一串鞭炮\n一天一响\n鸣亮白昼\n也消失夜晚\n让我们的手心\n攥满工作\n不能懈怠\n以成功和喜悦\n献给新的节日\n庆祝我们新的辉煌",
+    # half-width punctuation
+    "昨天刚从南京回来,去之前经过反复比较后挑了这家酒店,房间不大但是很干净,早餐的种类也很多,下次来的时候还会住在这里,推荐给大家",
     # dialogue
     "你好。\n你好！\n你在忙什么？\n没什么，在看书。\n什么书？\n一本关于历史的书。\n好看吗？\n好看。\n是谁写的？\n是一位年轻的作者写的。\n"
     "借我看看？\n好啊，明天带给你。\n谢谢！\n不客气。\n那明天见。\n明天见。",
@@ -147,10 +152,11 @@ ORDINARY = "".join(chr(0x4E00 + i) for i in range(300))
         ("garbled", "max_garbled_share", 0.09, 0.11, "一二三四五六七八九\ufffd"),
         ("garbled", "max_rare_share", 0.24, 0.26, RARE + "一" * 36),
         ("few_letters", "min_letter_share", 0.51, 0.49, "一二三四 五，，，，，"),
-        ("few_function_words", "min_function_word_share", 0.11, 0.09, "二三四五六七八九十的"),
+        ("few_function_words", "min_function_word_share", 0.21, 0.19, "二三四五六七八九十的" * 20),
         ("few_sentences", "min_sentence_line_share", 0.26, 0.24, "甲甲甲\n乙乙乙\n丙丙丙\n丁。"),
         ("list_like", "max_bare_lines", 0.29, 0.31, "甲甲\n乙乙\n丙丙\n丁"[:9] + "，"),
-        ("list_like", "max_bullet_line_share", 0.49, 0.51, "- 甲，\n乙，"),
+        ("list_like", "max_bullet_line_share", 0.49, 0.51, "- 甲，\n乙，\n" * 3 + "- 甲，\n乙，"),
+        ("list_like", "max_list_function_word_share", 0.3, 0.25, "我的甲\n乙乙\n丙丙\n丁，"),
         ("broken_off", "max_ellipsis_line_share", 0.49, 0.51, "甲...\n乙…\n丙。\n丁……"),
         ("repeated_lines", "max_repeated_line_share", 0.3, 0.34, "一二三四五六七八九\n一二三四五六七八九\n甲乙丙丁戊己庚辛"),
         ("repeated_ngrams", "max_top_ngram_share", 0.02, 0.03, ORDINARY + "丁万丂七" * 2),
