@@ -120,19 +120,25 @@ def markdown_report(report: dict) -> str:
 
 
 def plot_report(report: dict, path: Path) -> None:
-    """Documents dropped for each reason, and the share of characters each source keeps."""
+    """The share of each source's characters that each rule dropped."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    reasons = {reason: dropped["documents"] for reason, dropped in report["dropped"].items()}
-    sources = {
-        name: 100 * figures["characters"] / max(figures["characters_in"], 1) for name, figures in report["per_source"].items()
-    }
-    figure = Figure(figsize=(12, 1.5 + 0.25 * max(len(reasons), len(sources))), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, bars, label in ((left, reasons, "documents dropped"), (right, sources, "characters kept, %")):
-        axes.barh(list(bars), list(bars.values()))
-        axes.invert_yaxis()
-        axes.set_xlabel(label)
+    sources = {"all": report, **report["per_source"]}
+    figure = Figure(figsize=(10, 2 + 0.25 * len(sources)), layout="constrained")
+    axes = figure.subplots()
+    left = [0.0] * len(sources)
+    for index, reason in enumerate(report["dropped"]):
+        shares = [
+            100 * source["dropped"].get(reason, {}).get("characters", 0) / max(source["characters_in"], 1)
+            for source in sources.values()
+        ]
+        axes.barh(list(sources), shares, left=left, label=reason, color=colormaps["tab20"](index % 20))
+        left = [a + b for a, b in zip(left, shares, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("characters dropped, %")
+    if report["dropped"]:
+        axes.legend()
     figure.savefig(path)
 
 

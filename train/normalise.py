@@ -47,8 +47,11 @@ _TAGS = (
     "meta|nav|nobr|noscript|object|ol|option|p|param|pre|q|ref|s|section|select|small|source|span|strike|strong|style|sub|sup|"
     "svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul|video|wbr"
 )
-_HIDDEN_ELEMENT = re.compile(r"<(script|style|noscript|iframe|ref)\b[^<>]*(?<!/)>.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+# What is opened is looked for only up to the next opening, or a page of openings would take quadratic time.
+_HIDDEN_ELEMENT = re.compile(
+    r"<(script|style|noscript|iframe|ref)\b[^<>]*(?<!/)>(?:(?!<\1\b).)*?</\1\s*>", re.IGNORECASE | re.DOTALL
+)
+_COMMENT = re.compile(r"<!--(?:(?!<!--).)*?-->", re.DOTALL)
 _BREAK_TAG = re.compile(
     r"<(?:br|hr|/?(?:p|div|li|tr|ul|ol|table|h[1-6]|title|dd|dt|blockquote|option))\b[^<>]*>", re.IGNORECASE
 )
@@ -60,11 +63,11 @@ _WIKI_FILE = in_both_scripts(
     r"\[\[\s*:?(?:(?i:file|image|category|media)|文件|图像|档案|分类)\s*:(?:[^\[\]]|\[\[[^\[\]]*\]\])*\]\]"
 )
 _WIKI_LINK = re.compile(r"\[\[(?! )(?=[^\[\]\n]*(?:[\u4e00-\u9fff]|\|))(?:[^\[\]\n|]*\|)?([^\[\]\n|]*)\]\]")
-_WIKI_TEMPLATE = re.compile(r"\{\{(?! )(?:[^{}\n|]*[\u4e00-\u9fff][^{}|]*|[^{}\n|]+(?=\|))(?:\|[^{}]*)?\}\}")
-_WIKI_TABLE = re.compile(r"^\{\|.*?^\|\}", re.DOTALL | re.MULTILINE)
+_WIKI_TEMPLATE = re.compile(r"\{\{(?! )(?=[^{}\n|]*(?:[\u4e00-\u9fff]|\|))[^{}|]*(?:\|[^{}]*)?\}\}")
+_WIKI_TABLE = re.compile(r"^\{\|(?:(?!^\{\|).)*?^\|\}", re.DOTALL | re.MULTILINE)
 _WIKI_VARIANT = re.compile(r"-\{(?:[^{};]*?[|:])?([^{};:]*)(?:;[^{}]*)?\}-")
 _WIKI_HEADING = re.compile(r"^ *(={2,6}) *([^=\n]+?) *\1 *$", re.MULTILINE)
-_WIKI_BOLD = re.compile(r"(?<!')('{3}|'{5})(?!')([^'\n]*[\u4e00-\u9fff][^'\n]*)\1(?!')")
+_WIKI_BOLD = re.compile(r"(?<!')('{3}|'{5})(?=[^'\n]*[\u4e00-\u9fff])([^'\n]+)\1(?!')")
 
 _BB_HIDDEN = re.compile(r"\[(img|flash|media|attach|video|audio|hide)(?:=[^\[\]]*)?\][^\[\]]*\[/\1\]", re.IGNORECASE)
 _BB_TAG = re.compile(
@@ -163,14 +166,16 @@ NORMALISERS = {
 def normalise(text: str) -> tuple[str, list[str]]:
     """The text after all normalisers, and the names of those that changed it.
 
-    They run again and again until nothing changes: what one takes away can bring forth work for another.
+    They run again until nothing changes, for what one takes away can bring forth work for another; ten times at most.
     """
-    changed, before = {}, None
-    while text != before:
+    changed = {}
+    for _ in range(10):
         before = text
         for name, normaliser in NORMALISERS.items():
             after = normaliser(text)
             if after != text:
                 changed[name] = True
                 text = after
+        if text == before:
+            break
     return text, list(changed)

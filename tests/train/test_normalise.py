@@ -279,7 +279,24 @@ def test_normalise_is_idempotent_where_one_rule_uncovers_work_for_another(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["<" * 50_000, "[[" * 20_000, "{{" * 20_000, "a" * 100_000 + "@", "1" * 100_000, "<!--" * 10_000, "（" * 50_000]
+    "text",
+    [
+        "<" * 50_000,
+        "[[" * 20_000,
+        "{{" * 20_000,
+        "a" * 100_000 + "@",
+        "1" * 100_000,
+        "<!--" * 10_000,
+        "（" * 50_000,
+        "<script>" * 20_000,
+        "&" + "amp;" * 20_000,
+        "<" * 10_000 + "b>" * 10_000,
+        "-->" + "<!--" * 20_000,
+        "{|\n" * 20_000,
+        "{{" + "中" * 50_000,
+        "'''" + "中" * 50_000,
+        "[[" + "中" * 50_000,
+    ],
 )
 def test_hostile_text_takes_linear_time(text):
     """A pattern that looks ahead from every place would take minutes."""
