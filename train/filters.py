@@ -42,7 +42,8 @@ class Thresholds(BaseSettings):
     max_bullet_line_share: float = _share(0.9, "drop documents with more lines that start with a bullet (Gopher)")
     max_ellipsis_line_share: float = _share(0.3, "drop documents with more lines that break off in ... or … (Gopher)")
     max_repeated_line_share: float = _share(
-        0.2, "drop documents with more characters in lines that occurred before (Gopher; FineWeb-2: 0.1)"
+        0.3,
+        "drop documents with more characters in lines that occurred before (FineWeb-2: 0.1; ours keeps minutes and manuals)",
     )
     max_top_ngram_share: float = _share(
         0.55, "drop documents with more characters in one 4-gram (FineWeb-2: 0.256 in two words; ours keeps rhymes and tables)"
