@@ -15,6 +15,10 @@ _KANA_BLOCKS = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x30FC, 0x30FF))
 _CANTONESE = "嘅喺咗嚟哋冇唔佢啲嗰乜咁噉嘢冧嗌嚿瞓攞畀俾啱嗮晒嘥嬲孭乸嘞囖喎啩"
 
 
+# Stands for no code point.
+REMOVED = 0xFFFFFFFF
+
+
 class Kind:
     """Flags of a character."""
 
@@ -105,28 +109,6 @@ def detect_script(text: str) -> str:
     return script_of(Counts(code_points(text)))
 
 
-# --- conversion ---
-
-
-@cache
-def converter(config: str) -> opencc.OpenCC:
-    return opencc.OpenCC(config)
-
-
-def in_both_scripts(pattern: str) -> re.Pattern:
-    """A pattern written in Simplified, for both scripts."""
-    versions = (pattern, converter("s2t").convert(pattern), converter("s2tw").convert(pattern))
-    return re.compile("|".join(dict.fromkeys(versions)))
-
-
-# OpenCC's configurations; hant has the forms used in Taiwan
-CONVERTERS = {"hans": "t2s", "hant": "s2tw"}
-
-
-def convert_script(text: str, to: str) -> str:
-    return converter(CONVERTERS[to]).convert(text)
-
-
 @cache
 def half_width() -> np.ndarray:
     """(0x110000,) uint32: the code point that stands for each one in clean text; `REMOVED` for none.
@@ -152,4 +134,23 @@ def half_width() -> np.ndarray:
     return table
 
 
-REMOVED = 0xFFFFFFFF
+# --- conversion ---
+
+
+@cache
+def converter(config: str) -> opencc.OpenCC:
+    return opencc.OpenCC(config)
+
+
+def in_both_scripts(pattern: str) -> re.Pattern:
+    """A pattern written in Simplified, for both scripts."""
+    versions = (pattern, converter("s2t").convert(pattern), converter("s2tw").convert(pattern))
+    return re.compile("|".join(dict.fromkeys(versions)))
+
+
+# OpenCC's configurations; hant has the forms used in Taiwan
+CONVERTERS = {"hans": "t2s", "hant": "s2tw"}
+
+
+def convert_script(text: str, to: str) -> str:
+    return converter(CONVERTERS[to]).convert(text)

@@ -20,7 +20,6 @@ _WESTERN_RUN = re.compile(f"[{''.join(map(re.escape, _AS_WESTERN))}\x80-\x9f]{{3
 _TO_LATIN1 = {ord(character): byte for byte, character in enumerate(_AS_WESTERN, 0x80)}
 # 的，。「 and full-width marks as they look when their UTF-8 is read as GBK; no other text has these characters often.
 MISREAD_AS_GBK = re.compile("[鐨锛銆殑紝]")
-_NON_ASCII_LINE = re.compile(r"[^\n]*[^\x00-\x7f][^\n]*")
 
 
 def _decoded(run: str, encode: Callable[[str], bytes]) -> str:
@@ -35,7 +34,7 @@ def repair_encoding(text: str) -> str:
     """UTF-8 that was read as Windows-1252, Latin-1 or GBK, where every byte is still there; ASCII and punctuation stay."""
     text = _WESTERN_RUN.sub(lambda run: _decoded(run[0], lambda s: s.translate(_TO_LATIN1).encode("latin-1")), text)
     if MISREAD_AS_GBK.search(text):
-        text = _NON_ASCII_LINE.sub(lambda line: _decoded(line[0], lambda s: s.encode("gb18030")), text)
+        text = "\n".join(_decoded(line, lambda s: s.encode("gb18030")) for line in text.split("\n"))
     return text
 
 
@@ -66,7 +65,7 @@ _WIKI_LINK = re.compile(r"\[\[(?! )(?=[^\[\]\n]*(?:[\u4e00-\u9fff]|\|))(?:[^\[\]
 _WIKI_TEMPLATE = re.compile(r"\{\{(?! )(?=[^{}\n|]*(?:[\u4e00-\u9fff]|\|))[^{}|]*(?:\|[^{}]*)?\}\}")
 _WIKI_TABLE = re.compile(r"^\{\|(?:(?!^\{\|).)*?^\|\}", re.DOTALL | re.MULTILINE)
 _WIKI_VARIANT = re.compile(r"-\{(?:[^{};]*?[|:])?([^{};:]*)(?:;[^{}]*)?\}-")
-_WIKI_HEADING = re.compile(r"^ *(={2,6}) *([^=\n]+?) *\1 *$", re.MULTILINE)
+_WIKI_HEADING = re.compile(r"^ *(={2,6})([^=\n]+)\1 *$", re.MULTILINE)
 _WIKI_BOLD = re.compile(r"(?<!')('{3}|'{5})(?=[^'\n]*[\u4e00-\u9fff])([^'\n]+)\1(?!')")
 
 _BB_HIDDEN = re.compile(r"\[(img|flash|media|attach|video|audio|hide)(?:=[^\[\]]*)?\][^\[\]]*\[/\1\]", re.IGNORECASE)
@@ -122,7 +121,7 @@ def normalise_whitespace(text: str) -> str:
 
 # --- references ---
 
-_URL = r"(?:(?:https?|ftp)://|(?<![A-Za-z0-9.])www\.)[A-Za-z0-9\-._~:/?#\[\]@!$&'*+,;=%]+"
+_URL = r"(?:(?:https?|ftp)://|(?<![A-Za-z0-9.])www\.)[A-Za-z0-9\-._~:/?#\[\]@!$&'*+,;=%]+(?<![.,;:!?'])"
 _MARKDOWN_LINK = re.compile(rf"(!?)\[([^\[\]\n]{{0,300}})\]\(\s*<?{_URL}>?[^()\n]{{0,200}}\)", re.IGNORECASE)
 _ANY_URL = re.compile(rf"[（(<【]\s*{_URL}\s*[）)>】]|{_URL}", re.IGNORECASE)
 _CITATIONS = in_both_scripts(

@@ -81,8 +81,6 @@ PERSONAL_DATA: tuple[tuple[str, re.Pattern, Callable[[str], bool], str], ...] = 
         "0.0.0.0",
     ),
 )
-
-
 _MAYBE_PERSONAL = re.compile(r"\d[\d ()（）-]{6,}\d|@|\d\.\d{1,3}\.\d")
 
 
