@@ -165,6 +165,7 @@ def test_conversion_to_one_script(tmp_path, to, text):
     assert [(document["text"], document["script"]) for document in read_corpus(tmp_path / "out")] == [(text, to)] * 2
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # of the plot's font
 @pytest.mark.parametrize("source", ["a/b", "資料 集", "in", "too_short/s", "total"])
 def test_sources_with_odd_names_are_counted_apart(tmp_path, source):
     corpus = write_shards(tmp_path / "in", documents_of([HANS, "短"], source) + documents_of([HANT], "s"))
