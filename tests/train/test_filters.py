@@ -60,7 +60,7 @@ DROPPED = {
     ],
     "broken_off": ["\n".join(s[:-1] + "..." for s in SENTENCES[:4]) + "\n" + STORY],
     "repeated_lines": ["\n".join([*SENTENCES, *SENTENCES[:4]])],
-    "repeated_ngrams": ["是的，" + "哈哈" * 40 + "。", STORY * 4],
+    "repeated_ngrams": ["是的，" + "哈哈" * 40 + "。", STORY * 6],
     "gambling": [STORY + GAMBLING],
     "adult": [STORY + ADULT],
     "advertising": [STORY + ADVERTISING],
