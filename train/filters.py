@@ -49,7 +49,7 @@ class Thresholds(BaseSettings):
         0.55, "drop documents with more characters in one 4-gram (FineWeb-2: 0.256 in two words; ours keeps rhymes and tables)"
     )
     max_repeated_ngram_share: float = _share(
-        0.6,
+        0.7,
         "drop documents where more 16-grams occurred before (FineWeb-2: 0.127 in ten words; ours keeps minutes and manuals)",
     )
     max_spam_per_thousand: float = setting(
