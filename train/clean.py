@@ -7,9 +7,8 @@ names the reason. The kept documents get their `script`: hans (Simplified), hant
     python train/clean.py --input_dir runs/mine/sources --output_dir runs/mine/clean
 """
 
-import shutil
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 from datatrove.data import Document
@@ -17,21 +16,21 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from zh_modernbert.train.characters import CONVERTERS, convert_script, detect_script
 from zh_modernbert.train.cli import InputError, run, setting
-from zh_modernbert.train.files import corpus_shards, output_folder, read_json, require_file, write_json
+from zh_modernbert.train.files import corpus_shards, read_json, write_json
 from zh_modernbert.train.filters import FILTERS, Thresholds, drop_reason
 from zh_modernbert.train.normalise import NORMALISERS, normalise
-from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, run_pipeline
+from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
+from zh_modernbert.train.stage import SCRATCH, run_stage
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 200
 
 
 @dataclass(kw_only=True)
-class Settings(Thresholds):
+class Settings(Thresholds, ParallelSettings):
     input_dir: str = setting(help="corpus folder to read")
     output_dir: str = setting(help="corpus folder to write")
     convert_to: str = setting("none", "convert what is kept to one script", ("none", *CONVERTERS))
     save_rejects: bool = setting(False, "keep dropped documents in rejects/, with their `filter_reason`")
-    workers: int = setting(1, "processes", least=1)
 
 
 # --- the report: nested counts, and lists of examples ---
@@ -170,31 +169,31 @@ class CleanFilter(BaseFilter):
     def run(self, data, rank: int = 0, world_size: int = 1):
         self.tally = {}
         yield from super().run(data, rank, world_size)
-        self.tallies.mkdir(exist_ok=True)
+        self.tallies.mkdir(parents=True, exist_ok=True)
         write_json(self.tallies / f"{rank:05d}.json", self.tally)
 
 
-def main(settings: Settings) -> dict:
-    if settings.language_model is not None:
-        require_file(settings.language_model)
-    tasks = len(corpus_shards(settings.input_dir))
-    with output_folder(settings.output_dir, settings) as folder:
-        rejects = CorpusWriter(folder / "rejects") if settings.save_rejects else None
-        scratch, tallies = folder / "scratch", folder / "tallies"
-        steps = [CorpusReader(settings.input_dir), CleanFilter(settings, tallies, rejects), CorpusWriter(folder)]
-        run_pipeline(steps, tasks, settings.workers, scratch)
-        report = make_report([read_json(tallies / f"{rank:05d}.json") for rank in range(tasks)])
-        if not report["documents_in"]:
-            raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
-        dropped = {reason: figures["documents"] for reason, figures in report["dropped"].items()}
-        if not report["documents"]:
-            raise InputError(f"{settings.input_dir}: cleaning drops every document: {dropped}")
-        write_json(folder / "report.json", report)
-        (folder / "report.md").write_text(markdown_report(report), encoding="utf-8")
-        plot_report(report, folder / "report.png")
-        shutil.rmtree(scratch)
+def build(settings: Settings, folder: Path) -> dict:
+    tasks, tallies = len(corpus_shards(settings.input_dir)), folder / SCRATCH / "tallies"
+    rejects = CorpusWriter(folder / "rejects") if settings.save_rejects else None
+    steps = [CorpusReader(settings.input_dir, folder), CleanFilter(settings, tallies, rejects), CorpusWriter(folder)]
+    counts = run_pipeline(steps, tasks, settings, folder, "clean")
+    report = make_report([read_json(tallies / f"{rank:05d}.json") for rank in range(tasks)])
+    if not report["documents_in"]:
+        raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
+    dropped = {reason: figures["documents"] for reason, figures in report["dropped"].items()}
+    if not report["documents"]:
+        raise InputError(f"{settings.input_dir}: cleaning drops every document: {dropped}")
+    write_json(folder / "report.json", report)
+    (folder / "report.md").write_text(markdown_report(report), encoding="utf-8")
+    plot_report(report, folder / "report.png")
     result = {key: report[key] for key in ("documents_in", "documents", "characters_in", "characters")}
-    return result | {"dropped": dropped, "output_dir": settings.output_dir}
+    return result | {"quarantined": counts["quarantined"], "dropped": dropped}
+
+
+def main(settings: Settings) -> dict:
+    models = [settings.language_model] if settings.language_model else []
+    return run_stage(settings, partial(build, settings), models)
 
 
 if __name__ == "__main__":
