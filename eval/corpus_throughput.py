@@ -10,6 +10,7 @@ jieba) and with rjieba's in their place; and `datasets.map` of the tokenizer alo
 """
 
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from datatrove.pipeline.dedup.minhash import (
 from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
+from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
 from zh_modernbert.train import clean, dedup, encode, pack
@@ -96,7 +98,8 @@ def datatrove_filters(words: str, corpus: Path, folder: Path, workers: int) -> N
 
 def datatrove_dedup(words: str, corpus: Path, folder: Path, workers: int) -> None:
     """The MinHash of datatrove with its own settings."""
-    tasks, config = len(list(corpus.glob("*.jsonl.zst"))), MinhashConfig()
+    # Its own hash, xxhash, fails with the newest versions of that; SHA-1 was its own before.
+    tasks, config = len(list(corpus.glob("*.jsonl.zst"))), MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))
     reader = JsonlReader(str(corpus), glob_pattern="*.jsonl.zst")
     signatures, pairs, removals = (str(folder / name) for name in ("signatures", "pairs", "removals"))
     writer = JsonlWriter(str(folder / "out"), compression="zstd")
@@ -130,11 +133,14 @@ def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path, workers: int) -
 # --- stages ---
 
 
-def stage(module, inputs: dict, corpus: Path, folder: Path, workers: int) -> dict:
+def stage(name: str, inputs: dict, corpus: Path, folder: Path, workers: int) -> dict:
+    module = {"clean": clean, "dedup": dedup, "encode": encode, "pack": pack}[name]
     return module.main(module.Settings(output_dir=str(folder / "out"), workers=workers, **{"input_dir": str(corpus), **inputs}))
 
 
 def in_child(connection, function: Callable) -> None:
+    with open(os.devnull, "w") as silence:  # of datatrove's logs
+        os.dup2(silence.fileno(), sys.stderr.fileno())
     started = time.perf_counter()
     result = function()
     seconds = time.perf_counter() - started
@@ -187,10 +193,10 @@ def main(settings: Settings) -> dict:
                 write_corpus(corpora[times], documents, f"{copy}-")
         tokenizer = {"tokenizer_dir": settings.tokenizer_dir}
         stages = {
-            "clean": partial(stage, clean, {}),
-            "dedup": partial(stage, dedup, {}),
-            "encode": partial(stage, encode, tokenizer),
-            "pack": partial(stage, pack, {"input_dir": str(scratch / "encode-1" / "out")}),
+            "clean": partial(stage, "clean", {}),
+            "dedup": partial(stage, "dedup", {}),
+            "encode": partial(stage, "encode", tokenizer),
+            "pack": partial(stage, "pack", {"input_dir": str(scratch / "encode-1" / "out")}),
         }
         peers = {
             "clean": {f"datatrove, {w}": partial(datatrove_filters, w) for w in ("spacy", "rjieba")},
