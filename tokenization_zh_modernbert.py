@@ -13,14 +13,16 @@ from transformers import PreTrainedTokenizerFast
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # 0 to 4 in what is trained here
 
-# Han runs, other letters, digits by four, punctuation, spaces. One space sticks to the Latin word after it, but only behind
-# other ASCII: after Han it is a token of its own, so that words quoted in Chinese text start on a token edge.
+# Where text is cut before any merge, so that answers and entities start and end on token edges:
 SPLIT_PATTERN = (
-    r"\p{Han}+"
+    r"(?<=\p{N})[年月日]"  # the unit of a date behind its number; without this, 1990年代 would be 1990|年代
+    r"|\p{Han}+"
+    # One space sticks to the Latin word after it, but only behind other ASCII: after Han it is a token of its own.
     r"|(?<=[!-~]) [\p{L}\p{M}&&[^\p{Han}]]+"
     r"|[\p{L}\p{M}&&[^\p{Han}]]+"
     r"|\p{N}{1,4}"
-    r"|[^\s\p{L}\p{M}\p{N}]+"
+    r"|[!-/:-@\[-`{-~]+"  # ASCII punctuation in runs, as code has it
+    r"|([^\s\p{L}\p{M}\p{N}])\1*"  # other marks one by one, where not repeated: 》， is two
     r"|\s+"
 )
 

@@ -126,6 +126,12 @@ def test_what_models_are_given(tokenizer):
         ("𠮷田ノート", "𠮷田|ノート"),
         ("a  b\n中", "a|  |b|\n|中"),
         ("cafe\u0301 น้ำ", "cafe\u0301| |น้ำ"),  # marks stay with their letters
+        # The unit of a date is no part of the word after it; 二〇〇八年 is one word.
+        ("1990年代末，2008年初3月底5日起，二〇〇八年", "1990|年|代末|，|2008|年|初|3|月|底|5|日|起|，|二〇〇八年"),
+        ("年月日3個月", "年月日|3|個月"),
+        # Marks one by one, so that what they enclose can end on a token's edge; repeated ones and those of code in runs.
+        ("見《紅樓夢》，（「」）。……！！——", "見|《|紅樓夢|》|，|（|「|」|）|。|……|！！|——"),
+        ("if (a[0]!=b){}》）", "if| |(|a|[|0|]!=|b|){}|》|）"),
     ],
 )
 def test_where_text_is_split_before_merges(text, pieces):

@@ -12,16 +12,22 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train import train_tokenizer
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import read_corpus, write_corpus
-from zh_modernbert.train.segment import split_words
-from zh_modernbert.train.train_tokenizer import Settings, fingerprint, load_tokenizer, mark_words, stratified_sample, train
+from zh_modernbert.train.train_tokenizer import (
+    Settings,
+    compose,
+    fingerprint,
+    frequent_characters,
+    is_held_out,
+    load_tokenizer,
+    mark_words,
+    sampling_rates,
+    spell,
+    stratified_sample,
+    train,
+)
 
 SENTENCES = ["我们研究经济问题。", "他們討論歷史文化！", "公司准备发表报告，大家都很高兴。", "BERT 與 GPT-4 在2024年"]
 SMALLEST = 256 + len(SPECIAL_TOKENS)
-
-
-def spelled(text: str) -> str:
-    """`text` as tokens spell it, one character a byte."""
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
 
 
 def learned(tokenizer) -> list[str]:
@@ -32,13 +38,13 @@ def learned(tokenizer) -> list[str]:
 @pytest.mark.parametrize("size", [-64, 0, 64, 256, SMALLEST - 1])
 def test_vocabulary_too_small(size):
     with pytest.raises(InputError, match=f"vocab_size is {size}.*too small"):
-        train(iter(SENTENCES), size)
+        train(lambda: SENTENCES, size)
 
 
 @pytest.mark.parametrize(("size", "better"), [(SMALLEST, 320), (500, 512), (321, 384)])
 def test_vocabulary_that_is_no_multiple_of_64(size, better):
     with pytest.raises(InputError, match=f"vocab_size is {size}.*multiple of 64.*{better}"):
-        train(iter(SENTENCES), size)
+        train(lambda: SENTENCES, size)
 
 
 @pytest.mark.parametrize(("field", "value"), [("vocab_size", 64 * 10**18), ("min_frequency", -1), ("min_frequency", 2**70)])
@@ -56,34 +62,102 @@ def test_mark_words_marks_only_between_han_words():
     assert mark_words("") == ""
 
 
+def test_dropout_lets_its_share_of_the_boundaries_go():
+    text = "他都很好，" * 2000
+    marks = [mark_words(text, dropout, random.Random(0)).count("\x1f") for dropout in (0.0, 0.25, 1.0)]
+    assert marks[0] > 3000
+    assert abs(marks[1] / marks[0] - 0.75) < 0.05
+    assert marks[2] == 0
+
+
 def test_special_tokens_and_bytes_are_all_there():
-    tokenizer = train(iter(SENTENCES * 3), 320)
+    tokenizer = train(lambda: SENTENCES * 3, 320)
     assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == list(range(len(SPECIAL_TOKENS)))
     assert set(pre_tokenizers.ByteLevel.alphabet()) <= set(tokenizer.get_vocab())
-    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer))) == list(range(320))
 
 
 def test_merges_stay_inside_the_words_of_the_training_text():
-    """With plenty of room everything frequent is merged; no token may be more than a piece of a word."""
-    generator = random.Random(0)
-    words = [word for sentence in SENTENCES for word in split_words(sentence) if "\u4e00" <= word[0] <= "\u9fff"]
-    # The same words side by side again and again: plain BPE would merge across them.
-    texts = ["".join(generator.choices(words, k=12)) for _ in range(200)] + SENTENCES * 50
-    allowed = {spelled(piece) for text in texts for piece in mark_words(text).split("\x1f")}
-    tokens = learned(train(iter(texts), 640))
-    assert len(tokens) > 40
+    """With plenty of room everything frequent is merged, and still every token is a piece of what stands between marks."""
+    texts = [*SENTENCES, "经济问题"] * 50
+    allowed = {spell(piece) for text in texts for piece in mark_words(text).split("\x1f")}
+    tokens = learned(train(lambda: texts, 640))
     assert all(any(token in piece for piece in allowed) for token in tokens)
-    # ... which means something only if whole words were learned, and pairs of words were not, though they are frequent.
-    assert spelled("经济") in tokens
-    assert spelled("经济问题") not in tokens
-    assert "".join(SENTENCES).count("经济问题") == 1
+    # ... which means something only if whole words were learned, and pairs of words were not, though they are as frequent.
+    assert spell("经济") in tokens
+    assert spell("经济问题") not in tokens
+    assert spell("经济问题") in learned(train(lambda: texts, 640, boundary_dropout=1.0))
+
+
+def test_no_token_reaches_out_of_a_character():
+    """A token is some whole characters, or the first bytes of one, or a single byte."""
+    texts = ["好𠮷é你ноあ😀𠮷é" * 50, *SENTENCES * 20]
+    tokenizer = train(lambda: texts, 640, character_coverage=0.99)
+    decode = tokenizer.backend_tokenizer.decoder.decode
+    for token in learned(tokenizer):
+        text = decode([token])
+        assert text == "\ufffd" or spell(text) == token
+
+
+def test_characters_come_before_words():
+    """Rare characters have their token although far more frequent words wait for one."""
+    texts = [*SENTENCES * 100, "齉龘靐㐀"]
+    tokenizer = train(lambda: texts, 512, character_coverage=1.0)
+    for character in set("".join(texts)):
+        assert tokenizer.backend_tokenizer.encode(character, add_special_tokens=False).tokens == [spell(character)]
+    tokenizer = train(lambda: texts, 512, character_coverage=0.999)
+    assert len(tokenizer.tokenize("齉")) == 3
+    assert len(tokenizer.tokenize("都")) == 1
+
+
+def test_characters_take_half_of_the_room_at_most():
+    first, characters = [spell(chr(code)) for code in range(128)], [chr(0xE0 + i) for i in range(31)]
+    alone = [spell("à")[0], *(spell(character)[1] for character in characters)]
+    vocab, merges = compose([*first, *alone], characters, [], size=180)
+    assert [spell(character) for character in characters[:10]] == list(vocab)[len(first) + len(alone) :]
+    assert [left + right for left, right in merges] == [spell(character) for character in characters[:10]]
+
+
+def test_merges_bring_the_characters_they_need():
+    first = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [["中", "丮"], ["a", "b"], ["中丮", "ab"], ["龘", "龖"], ["龘龖", "a"], ["b", "a"]]
+    vocab, merges = compose(first, [], pairs, size=256 + 7)
+    made = ["中", "丮", "中丮", "ab", "中丮ab"]
+    # 中 and 丮 share their first two bytes; 龘龖 has no room, so neither has what is made of it; ba has.
+    assert set(vocab) - set(first) == {spell("中")[:2], *map(spell, made), "ba"}
+    assert len(merges) == 7
+    assert [left + right for left, right in merges] == list(vocab)[256:]
+
+
+@pytest.mark.parametrize(("coverage", "expected"), [(1.0, "天地人"), (0.99, "天地人"), (0.9, "天地"), (0.6, "天"), (0.0, "")])
+def test_frequent_characters_cover_what_they_should(coverage, expected):
+    assert frequent_characters(Counter("天" * 60 + "地" * 30 + "人" * 10), coverage) == list(expected)
+
+
+def test_tokens_are_no_longer_than_allowed():
+    texts = ["天地玄黃宇宙洪荒 internationalization " * 30 + "=" * 300] * 3
+    for longest in (4, 12):
+        tokenizer = train(lambda: texts, 384, max_token_length=longest)
+        assert max(len(tokenizer.decode([i])) for i in range(len(SPECIAL_TOKENS), len(tokenizer))) == longest
+
+
+def test_unused_entries_wait_for_special_tokens(tmp_path):
+    tokenizer = train(lambda: SENTENCES * 3, 320, unused_tokens=8)
+    text = "[unused0]我们[unused7]"
+    assert tokenizer.convert_tokens_to_ids(["[unused0]", "[unused7]"]) == [5, 12]
+    assert not set(range(5, 13)) & set(tokenizer(text)["input_ids"])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    loaded.add_special_tokens({"additional_special_tokens": ["[unused7]"]})
+    assert len(loaded) == len(tokenizer) == 320
+    assert loaded(text, add_special_tokens=False)["input_ids"][-1] == 12
 
 
 def test_boundary_marks_leave_no_trace():
     """Neither in what is learned, nor in how the trained tokenizer treats text that holds such a character."""
-    tokenizer = train(iter(SENTENCES * 50), 320)
-    assert all(spelled("\x1f") not in token for token in learned(tokenizer))
     text = "我们\x1f研究"
+    tokenizer = train(lambda: [text, *SENTENCES] * 50, 448)
+    assert all(spell("\x1f") not in token for token in learned(tokenizer))
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
@@ -104,37 +178,110 @@ def sample_documents() -> list[dict]:
     strata = [("news", "hans")] * 400 + [("news", "hant")] * 100 + [("web", "hans")] * 300 + [("web", None)] * 20
     generator.shuffle(strata)
     return [
-        {"id": str(i), "source": source, "text": "x"} | ({"script": script} if script else {})
+        {"id": str(i), "source": source, "text": "x" * generator.randint(1, 500)} | ({"script": script} if script else {})
         for i, (source, script) in enumerate(strata)
     ]
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25, 0.1, 0.05, 0.3, 1 / 3, 0.7])
-def test_every_stratum_keeps_its_share(fraction):
+def characters_by_stratum(documents) -> Counter:
+    counts = Counter()
+    for document in documents:
+        counts[document["source"], document.get("script")] += len(document["text"])
+    return counts
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5, 0.25, 0.1, 0.05, 1 / 3, 0.7, 0.0])
+def test_every_stratum_keeps_its_rate_of_characters(fraction):
     documents = sample_documents()
-    chosen = list(stratified_sample(iter(documents), fraction))
-    before, after = (Counter((d["source"], d.get("script")) for d in some) for some in (documents, chosen))
-    assert {stratum: after[stratum] for stratum in before} == {
-        stratum: int(count * fraction + 1e-6) for stratum, count in before.items()
-    }
+    before = characters_by_stratum(documents)
+    rates = {stratum: fraction * (0.5 if stratum == ("web", "hans") else 1.0) for stratum in before}
+    chosen = list(stratified_sample(iter(documents), rates))
+    after = characters_by_stratum(chosen)
+    for stratum, count in before.items():
+        assert abs(after[stratum] - rates[stratum] * count) <= 250, stratum
     assert chosen == [document for document in documents if document in chosen], "the order changed"
+    if fraction == 1.0:
+        assert after["news", "hans"] == before["news", "hans"]
 
 
-@pytest.mark.parametrize("fraction", [0, -0.5, 1.01, float("nan")])
-def test_bad_fraction(stages, tmp_path, fraction):
-    with pytest.raises(InputError, match="sample_fraction"):
-        train_tokenizer.main(
-            Settings(input_dir=str(stages / "corpus"), output_dir=str(tmp_path / "o"), vocab_size=320, sample_fraction=fraction)
-        )
+@pytest.mark.parametrize("share", [0.5, 0.2, 0.9])
+def test_scripts_get_their_share_and_sources_their_weight(share):
+    characters = {("news", "hans"): 4000, ("novels", "hans"): 6000, ("news", "hant"): 2000, ("web", None): 100}
+    rates = sampling_rates(characters, share, {"novels": 0.5})
+    taken = {stratum: rates[stratum] * count for stratum, count in characters.items()}
+    hans, hant = taken["news", "hans"] + taken["novels", "hans"], taken["news", "hant"]
+    assert hans / (hans + hant) == pytest.approx(share)
+    assert rates["novels", "hans"] == pytest.approx(rates["news", "hans"] / 2)
+    assert max(rates["news", "hans"], rates["news", "hant"]) == pytest.approx(1), "more than one script was cut down"
+    assert rates["web", None] == 1
+
+
+def test_nothing_to_balance():
+    one_script = {("news", "hans"): 4000, ("web", None): 100}
+    assert set(sampling_rates(one_script, 0.5, {}).values()) == {1.0}
+    both = one_script | {("news", "hant"): 1}
+    assert sampling_rates(both, None, {"web": 0.1}) == {("news", "hans"): 1, ("news", "hant"): 1, ("web", None): 0.1}
+
+
+def test_weight_of_an_unknown_source():
+    with pytest.raises(InputError, match="no source 'novel' in the corpus; it has news, web"):
+        sampling_rates({("news", "hans"): 1, ("web", None): 1}, 0.5, {"novel": 0.1})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sample_fraction": value} for value in (0, -0.5, 1.01, float("nan"))]
+    + [{"hans_share": value} for value in (0, 1, -1.0, float("nan"))]
+    + [{"held_out": value} for value in (-0.1, 1, float("nan"))]
+    + [{"source_weights": {"news": value}} for value in (-1, 1.5, float("nan"))]
+    + [{"character_coverage": 1.5}, {"boundary_dropout": -0.1}, {"unused_tokens": -1}, {"max_token_length": 0}],
+)
+def test_settings_out_of_bounds(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Settings(input_dir="in", output_dir="out", **wrong)
+
+
+def test_held_out_documents_are_one_share_by_id_alone():
+    documents = [{"id": f"article/{i}", "source": source} for source in ("a", "b") for i in range(5000)]
+    held_out = [is_held_out(document, 0.02) for document in documents]
+    assert held_out[:5000] == held_out[5000:]
+    assert 150 < 2 * sum(held_out[:5000]) < 250
+    assert not any(is_held_out(document, 0.0) for document in documents)
+
+
+def test_held_out_documents_are_not_learned_from(tmp_path):
+    documents = [{"id": str(i), "source": "s", "text": SENTENCES[i % 4] * 5} for i in range(60)]
+    held_out = [document for document in documents if is_held_out(document, 0.2)]
+    assert len(held_out) > 3
+    for document in held_out:
+        document["text"] = "囍囍囍"
+    (tmp_path / "in").mkdir()
+    write_corpus(tmp_path / "in", documents)
+    characters = {}
+    for share in (0.0, 0.2):
+        settings = Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "o"), vocab_size=512, held_out=share)
+        characters[share] = train_tokenizer.main(settings)["characters"]
+        assert (len(load_tokenizer(tmp_path / "o").tokenize("囍")) == 1) == (share == 0)
+    assert characters[0.0] - characters[0.2] == 3 * len(held_out)
 
 
 def test_counts_tell_the_sample(stages, tmp_path):
     result = train_tokenizer.main(
-        Settings(input_dir=str(stages / "corpus"), output_dir=str(tmp_path / "o"), vocab_size=320, sample_fraction=0.25)
+        Settings(
+            input_dir=str(stages / "corpus"),
+            output_dir=str(tmp_path / "o"),
+            vocab_size=320,
+            sample_fraction=0.25,
+            source_weights={"web": 0.5},
+        )
     )
-    chosen = list(stratified_sample(read_corpus(stages / "corpus"), 0.25))
-    assert result["documents"] == len(chosen) < 110
-    assert result["characters"] == sum(len(document["text"]) for document in chosen)
+    counts = characters_by_stratum(read_corpus(stages / "corpus"))
+    hans, hant = result["characters_hans"], result["characters_hant"]
+    assert hans + hant == result["characters"]
+    assert hans / hant == pytest.approx(1, abs=0.1)
+    weighed = {script: counts["news", script] + counts["web", script] / 2 for script in ("hans", "hant")}
+    assert result["characters"] == pytest.approx(0.25 * 2 * min(weighed.values()), rel=0.1)
+    assert result["documents"] < 110
     assert result["vocab_size"] == 320
 
 
