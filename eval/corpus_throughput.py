@@ -11,7 +11,6 @@ jieba) and with rjieba's in their place; and `datasets.map` of the tokenizer alo
 
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -55,7 +54,6 @@ class Settings(BaseSettings):
     tokenizer_dir: str = setting(help="tokenizer folder")
     max_documents: int = setting(5000, "take so many of its documents, spread over all of it", least=1)
     sizes: list[int] = setting([1, 2, 4], "memory is measured with the documents so many times over", least=1)
-    workers: int = setting(1, "processes of each stage and peer", least=1)
     results_dir: str = setting("results", "where corpus_throughput.json and .png go")
 
 
@@ -79,11 +77,11 @@ def words_of(name: str) -> WordTokenizer:
     return RjiebaWords() if name == "rjieba" else load_word_tokenizer("cmn_Hani")
 
 
-def execute(steps: list, tasks: int, workers: int, logs: Path) -> None:
-    LocalPipelineExecutor(steps, tasks=tasks, workers=min(workers, tasks), logging_dir=str(logs)).run()
+def execute(steps: list, tasks: int, logs: Path) -> None:
+    LocalPipelineExecutor(steps, tasks=tasks, workers=1, logging_dir=str(logs)).run()
 
 
-def datatrove_filters(words: str, corpus: Path, folder: Path, workers: int) -> None:
+def datatrove_filters(words: str, corpus: Path, folder: Path) -> None:
     """The quality filters of datatrove, with what is Chinese told to them."""
     language = words_of(words)
     steps = [
@@ -93,10 +91,10 @@ def datatrove_filters(words: str, corpus: Path, folder: Path, workers: int) -> N
         FineWebQualityFilter(stop_chars=STOP_CHARACTERS, language=language),
         JsonlWriter(str(folder / "out"), compression="zstd"),
     ]
-    execute(steps, len(list(corpus.glob("*.jsonl.zst"))), workers, folder / "logs")
+    execute(steps, len(list(corpus.glob("*.jsonl.zst"))), folder / "logs")
 
 
-def datatrove_dedup(words: str, corpus: Path, folder: Path, workers: int) -> None:
+def datatrove_dedup(words: str, corpus: Path, folder: Path) -> None:
     """The MinHash of datatrove with its own settings."""
     # Its own hash, xxhash, fails with the newest versions of that; SHA-1 was its own before.
     tasks, config = len(list(corpus.glob("*.jsonl.zst"))), MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))
@@ -110,10 +108,10 @@ def datatrove_dedup(words: str, corpus: Path, folder: Path, workers: int) -> Non
         ([reader, MinhashDedupFilter(removals), writer], tasks),
     )
     for number, (steps, tasks) in enumerate(stages):
-        execute(steps, tasks, workers, folder / f"logs_{number}")
+        execute(steps, tasks, folder / f"logs_{number}")
 
 
-def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path, workers: int) -> None:
+def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path) -> None:
     """What a user of the tokenizer would write: ids, and no word starts."""
     import datasets
 
@@ -124,7 +122,6 @@ def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path, workers: int) -
     encoded = texts.map(
         lambda batch: {"input_ids": tokenizer(batch["text"], add_special_tokens=False)["input_ids"]},
         batched=True,
-        num_proc=workers if workers > 1 else None,
         remove_columns=texts.column_names,
     )
     encoded.save_to_disk(str(folder / "out"))
@@ -133,9 +130,9 @@ def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path, workers: int) -
 # --- stages ---
 
 
-def stage(name: str, inputs: dict, corpus: Path, folder: Path, workers: int) -> dict:
+def stage(name: str, inputs: dict, corpus: Path, folder: Path) -> dict:
     module = {"clean": clean, "dedup": dedup, "encode": encode, "pack": pack}[name]
-    return module.main(module.Settings(output_dir=str(folder / "out"), workers=workers, **{"input_dir": str(corpus), **inputs}))
+    return module.main(module.Settings(output_dir=str(folder / "out"), **{"input_dir": str(corpus), **inputs}))
 
 
 def in_child(connection, function: Callable) -> None:
@@ -144,12 +141,13 @@ def in_child(connection, function: Callable) -> None:
     started = time.perf_counter()
     result = function()
     seconds = time.perf_counter() - started
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    connection.send((result, seconds, max(peaks) / 1024))
+    # Not getrusage: what that says begins with the memory of the process that started this one.
+    (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    connection.send((result, seconds, int(peak) / 1024))
 
 
 def measure(function: Callable) -> tuple[object, float, float]:
-    """What `function` returns in a process of its own, the seconds it took, and the largest process's peak memory in MiB."""
+    """What `function` returns in a process of its own, the seconds it took, and that process's peak memory in MiB."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=in_child, args=(sender, function))
@@ -168,7 +166,10 @@ def draw(memory: dict[str, dict[int, float]], path: Path) -> None:
     for name, peaks in memory.items():
         axes.plot([int(size) for size in peaks], list(peaks.values()), marker="o", label=name)
     axes.set(
-        xlabel="corpus, times the measured one", ylabel="largest process, MiB", ylim=(0, None), title="Memory of the stages"
+        xlabel="corpus, times the measured one",
+        ylabel="peak memory of one worker, MiB",
+        ylim=(0, None),
+        title="Memory of the stages",
     )
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
@@ -176,8 +177,8 @@ def draw(memory: dict[str, dict[int, float]], path: Path) -> None:
 
 
 def main(settings: Settings) -> dict:
-    documents = list(read_corpus(settings.input_dir))
-    documents = list(islice(documents, 0, None, -(-len(documents) // settings.max_documents)))
+    step = -(-sum(1 for _ in read_corpus(settings.input_dir)) // settings.max_documents)
+    documents = list(islice(read_corpus(settings.input_dir), 0, None, step))
     size = sum(len(document["text"].encode()) for document in documents)
     characters = sum(len(document["text"]) for document in documents)
     results_dir = Path(settings.results_dir)
@@ -209,7 +210,7 @@ def main(settings: Settings) -> dict:
             rows[name] = {}
             for who, candidate in {"ours": function, **peers[name]}.items():
                 folder = scratch / (f"{name}-1" if who == "ours" else f"{name}-{who}")
-                result, seconds, peak = measure(partial(candidate, corpora[first], folder, settings.workers))
+                result, seconds, peak = measure(partial(candidate, corpora[first], folder))
                 rate = size * first / seconds / 1e6
                 rows[name][who] = {"seconds": round(seconds, 2), "mb_per_second": round(rate, 3), "peak_mib": round(peak)}
                 if who == "ours":
@@ -218,7 +219,7 @@ def main(settings: Settings) -> dict:
                 print(f"{name:8}{who:20}{seconds:9.1f} s{rate:9.2f} MB/s{peak:8.0f} MiB", file=sys.stderr)
             if name != "pack":
                 for times in sorted(corpora)[1:]:
-                    _, _, peak = measure(partial(function, corpora[times], scratch / f"{name}-{times}", settings.workers))
+                    _, _, peak = measure(partial(function, corpora[times], scratch / f"{name}-{times}"))
                     memory[name][times] = round(peak)
     ratio = {
         f"{name}, {who}": round(row["seconds"] / of_name["ours"]["seconds"], 2)
@@ -230,7 +231,6 @@ def main(settings: Settings) -> dict:
         "documents": len(documents),
         "characters": characters,
         "bytes": size,
-        "workers": settings.workers,
         "ratio": ratio,
         "stages": rows,
         "peak_mib": memory,

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -147,8 +148,24 @@ def wait_for_slurm(executor: SlurmPipelineExecutor) -> None:
 
 
 @contextlib.contextmanager
-def progress(executor, name: str):
-    """A line on stderr that counts the tasks done, wherever they run."""
+def silence() -> Iterator[IO]:
+    """Nothing but what is written to the file it gives reaches stderr, from here or from the processes started meanwhile.
+
+    datatrove logs every step of every task there; its log files have the same.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(stderr, "w", encoding="utf-8") as file, open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(stderr, 2)
+
+
+@contextlib.contextmanager
+def progress(executor, name: str, file: IO):
+    """A line in `file` that counts the tasks done, wherever they run."""
     stop = threading.Event()
 
     def watch(bar: tqdm):
@@ -156,12 +173,14 @@ def progress(executor, name: str):
             bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
 
     done = executor.world_size - len(executor.get_incomplete_ranks())
-    with tqdm(total=executor.world_size, initial=done, desc=name, unit=" shards", file=sys.__stderr__) as bar:
+    with tqdm(total=executor.world_size, initial=done, desc=name, unit=" shards", file=file) as bar:
         thread = threading.Thread(target=watch, args=(bar,), daemon=True)
         thread.start()
-        yield
-        stop.set()
-        thread.join()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
         bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
 
 
@@ -180,8 +199,7 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
     """
     logs = folder / SCRATCH / name
     executor = build_executor(steps, tasks, settings, logs)
-    # datatrove logs every step of every task to stderr too; the folder has the same.
-    with progress(executor, name), open(os.devnull, "w") as silence, contextlib.redirect_stderr(silence):
+    with silence() as stderr, progress(executor, name, stderr):
         executor.run()
         if settings.executor == "slurm":
             wait_for_slurm(executor)

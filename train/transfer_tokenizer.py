@@ -30,7 +30,6 @@ from tokenizers import Tokenizer, models
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.clean import one_script_characters
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import read_json, require_folder, write_json
 from zh_modernbert.train.stage import run_stage
@@ -49,6 +48,13 @@ _WHOLE_CHARACTERS = re.compile("[^\udc80-\udcff]+")
 
 
 @dataclass
+def traditional_characters() -> frozenset[str]:
+    """Characters that are written otherwise in Simplified, by OpenCC's tables."""
+    characters = [chr(code) for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF)) for code in range(first, last + 1)]
+    hant, hans = (opencc.OpenCC(config).convert("\n".join(characters)).split("\n") for config in ("s2t", "t2s"))
+    return frozenset(c for c, same, other in zip(characters, hant, hans, strict=True) if c == same != other)
+
+
 class Settings(BaseSettings):
     tokenizer: str = setting(help="folder or Hub id of a byte-level BPE tokenizer")
     output_dir: str = setting(help="tokenizer folder to write")
@@ -77,7 +83,7 @@ class TraditionalForms:
     def __init__(self, hant_variant: str):
         self.to_standard = opencc.OpenCC("s2t")
         self.converters = [opencc.OpenCC(name) for name in dict.fromkeys((hant_variant, *VARIANTS))]
-        self.traditional = one_script_characters()[1]
+        self.traditional = traditional_characters()
         self.characters = defaultdict(list)  # a character -> the Traditional ones that are written with it in Simplified
         text = "".join(sorted(self.traditional))
         for character, simplified in zip(text, opencc.OpenCC("t2s").convert(text), strict=True):

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train import encode, files, train_tokenizer
@@ -108,12 +109,23 @@ def test_groups_begin_exactly_where_words_begin(stages):
 def test_bytes_of_a_character_never_start_a_word(stages):
     backend = load_tokenizer(stages / "tokenizer").backend_tokenizer
     text = "龘靐齉😀𠮷"
-    offsets = np.array(backend.encode(text, add_special_tokens=False).offsets)
+    encoding = backend.encode(text, add_special_tokens=False)
+    offsets = np.array(encoding.offsets)
     assert len(offsets) > 2 * len(text), "these characters are not in pieces"
-    starts = encode.word_starts(text, offsets)
+    starts = encode.word_starts(text, encode.token_bytes(backend)[encoding.ids])
     for position in range(len(text)):
         assert not starts[offsets[:, 0] == position][1:].any()
     assert starts[0]
+
+
+def test_a_tokenizer_that_changes_text_is_refused(stages):
+    """Where its tokens stand in the text cannot be told from their bytes."""
+    backend = load_tokenizer(stages / "tokenizer").backend_tokenizer
+    backend.normalizer = normalizers.Lowercase()
+    assert len(list(encode.encode(["Python"], backend, encode.token_bytes(backend)))) == 1
+    backend.normalizer = normalizers.NFD()
+    with pytest.raises(InputError, match="does not give 'caf\u00e9' back"):
+        list(encode.encode(["caf\u00e9"], backend, encode.token_bytes(backend)))
 
 
 def test_counts_are_exact(stages, nasty):
@@ -158,7 +170,7 @@ def test_shards_and_workers_do_not_show(stages, tmp_path, monkeypatch):
 
 
 def test_batches_do_not_show(stages, nasty, tmp_path, monkeypatch):
-    monkeypatch.setattr(encode, "BATCH", 3)
+    monkeypatch.setattr(encode, "BATCH", 20)
     encode.main(
         Settings(input_dir=str(nasty[0] / "corpus"), tokenizer_dir=str(stages / "tokenizer"), output_dir=str(tmp_path / "e"))
     )
