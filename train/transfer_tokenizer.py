@@ -48,13 +48,6 @@ _WHOLE_CHARACTERS = re.compile("[^\udc80-\udcff]+")
 
 
 @dataclass
-def traditional_characters() -> frozenset[str]:
-    """Characters that are written otherwise in Simplified, by OpenCC's tables."""
-    characters = [chr(code) for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF)) for code in range(first, last + 1)]
-    hant, hans = (opencc.OpenCC(config).convert("\n".join(characters)).split("\n") for config in ("s2t", "t2s"))
-    return frozenset(c for c, same, other in zip(characters, hant, hans, strict=True) if c == same != other)
-
-
 class Settings(BaseSettings):
     tokenizer: str = setting(help="folder or Hub id of a byte-level BPE tokenizer")
     output_dir: str = setting(help="tokenizer folder to write")
@@ -72,6 +65,13 @@ def spell(text: str) -> str:
 def text_of(token: str, errors: str = "surrogateescape") -> str:
     """What a token spells; bytes that are no whole character are half surrogates, or what else `errors` says."""
     return bytes(map(_BYTES.__getitem__, token)).decode("utf-8", errors)
+
+
+def traditional_characters() -> frozenset[str]:
+    """Characters that are written otherwise in Simplified, by OpenCC's tables."""
+    characters = [chr(code) for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF)) for code in range(first, last + 1)]
+    hant, hans = (opencc.OpenCC(config).convert("\n".join(characters)).split("\n") for config in ("s2t", "t2s"))
+    return frozenset(c for c, same, other in zip(characters, hant, hans, strict=True) if c == same != other)
 
 
 class TraditionalForms:
