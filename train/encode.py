@@ -12,12 +12,13 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
+from tokenizers import Tokenizer
 
 from zh_modernbert.train.cli import InputError, run, setting
 from zh_modernbert.train.files import corpus_shards, read_json, replacing, write_json
@@ -38,8 +39,9 @@ class Settings(ParallelSettings):
 
 def token_bytes(backend) -> np.ndarray:
     """`(V,)`: the bytes of text that each token of a byte-level `tokenizers.Tokenizer` stands for."""
-    lengths = np.zeros(backend.get_vocab_size(), dtype=np.int64)
-    for token, index in backend.get_vocab().items():
+    vocab = backend.get_vocab()
+    lengths = np.zeros(max(vocab.values()) + 1, dtype=np.int64)
+    for token, index in vocab.items():
         lengths[index] = len(token)  # the byte-level alphabet has a character for each byte
     return lengths
 
@@ -85,6 +87,14 @@ def encode(texts: list[str], backend, bytes_of: np.ndarray) -> Iterator[tuple[np
         yield ids, word_starts(text, lengths)
 
 
+@lru_cache(maxsize=1)
+def load_backend(tokenizer_dir: str, fingerprint: str) -> tuple[Tokenizer, np.ndarray]:
+    """The tokenizer with that fingerprint and its `token_bytes`, once a process: tokenizers never frees what it caches."""
+    backend = load_tokenizer(tokenizer_dir).backend_tokenizer
+    backend.encode_special_tokens = True  # text that spells "[MASK]" stays text
+    return backend, token_bytes(backend)
+
+
 class Encoder(PipelineStep):
     """Task r writes shard r of the encoded corpus."""
 
@@ -93,13 +103,11 @@ class Encoder(PipelineStep):
 
     def __init__(self, folder: Path, tokenizer_dir: str):
         super().__init__()
-        self.folder, self.tokenizer_dir = folder, tokenizer_dir
+        self.folder, self.tokenizer = folder, (tokenizer_dir, fingerprint(tokenizer_dir))
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> None:
-        tokenizer = load_tokenizer(self.tokenizer_dir)
-        backend = tokenizer.backend_tokenizer
-        backend.encode_special_tokens = True  # text that spells "[MASK]" stays text
-        bytes_of, dtype = token_bytes(backend), ids_dtype(len(tokenizer))
+        backend, bytes_of = load_backend(*self.tokenizer)
+        dtype = ids_dtype(len(bytes_of))
         offsets, sources, numbers, per_source, counts = [0], [], {}, Counter(), Counter()
         with replacing(self.folder / f"{rank:05d}") as shard:
             with open(shard / "input_ids.bin", "wb") as ids_file, open(shard / "word_starts.bin", "wb") as starts_file:
