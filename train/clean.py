@@ -123,7 +123,9 @@ def plot_report(report: dict, path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    sources = {"all": report, **report["per_source"]}
+    # matplotlib's own font has no Chinese
+    names = [name if name.isascii() else f"source {number} of report.md" for number, name in enumerate(report["per_source"], 1)]
+    sources = {"all": report, **dict(zip(names, report["per_source"].values(), strict=True))}
     figure = Figure(figsize=(10, 2 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(sources)

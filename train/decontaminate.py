@@ -20,6 +20,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import read_lines
 from zh_modernbert.train.ngrams import letter_table, mix, ngram_hashes
+from zh_modernbert.train.sources import PACKED
 
 NGRAM = 13
 FEWEST, SHORT, ENOUGH = 5, 8, 100  # 13-grams: of a passage that is looked for; whole passages up to here; of any passage
@@ -61,7 +62,7 @@ def read_passages(path: Path) -> Iterator[str]:
 
     Lines of a token and its tags (CoNLL) are one text, up to a blank line.
     """
-    form = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")][-1:]
+    form = [suffix for suffix in path.suffixes if suffix not in PACKED][-1:]
     if form == [".parquet"]:
         import pyarrow.parquet as pq
 
@@ -150,7 +151,7 @@ class Index(PipelineStep):
             need.append(needed(np.unique(owner, return_counts=True)[1]))
             file_of.append(np.full(len(need[-1]), number))
             passages += len(need[-1])
-        self.stat_update("passages", value=passages)
+            self.stat_update(f"passages_in/{file}", value=len(need[-1]))
         hashes, owners = np.concatenate(hashes), np.concatenate(owners)
         order = np.argsort(hashes, kind="stable")
         bits = np.zeros(1 << (2 * len(hashes) + 1).bit_length(), np.uint8)  # 16 to 32 bits for each

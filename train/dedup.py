@@ -11,6 +11,7 @@ With `--decontaminate` the documents that contain evaluation data go too (`decon
 """
 
 import hashlib
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -225,6 +226,19 @@ def check_sources(settings: Settings, sources: dict[str, int]) -> None:
             raise InputError(f"dedup: priority names {source!r}, and the corpus has only {', '.join(sources)}")
 
 
+def check_passages(passages: dict[str, int]) -> None:
+    """Says which evaluation files have nothing to look for.
+
+    Raises:
+        InputError: none has.
+    """
+    for file, count in passages.items():
+        if not count:
+            print(f"warning: {file}: no passage long enough to look for", file=sys.stderr)
+    if not any(passages.values()):
+        raise InputError(f"dedup: decontaminate: no passage long enough to look for in {', '.join(passages)}")
+
+
 def under(prefix: str, counts: Counter) -> dict[str, int]:
     """The counts whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
@@ -252,6 +266,8 @@ def build(settings: Settings, folder: Path) -> dict:
         found = run_pipeline(steps, tasks, settings, folder, name)
         if name == "sketches":
             check_sources(settings, under("in/", found))
+        if name == "index":
+            check_passages(under("passages_in/", found))
         counts |= found  # what two pipelines count, they count alike
     documents = sum(under("in/", counts).values())
     return {
@@ -260,7 +276,7 @@ def build(settings: Settings, folder: Path) -> dict:
         "quarantined": counts["quarantined"],
         "duplicates": counts["duplicates"],
         "exact_duplicates": counts["exact"],
-        "evaluation_passages": counts["passages"],
+        "evaluation_passages": sum(under("passages_in/", counts).values()),
         "contaminated": counts["contaminated"],
         "contaminated_characters": counts["contaminated_characters"],
         "contaminated_by_source": under("contaminated_in/", counts),

@@ -116,16 +116,16 @@ class Encoder(PipelineStep):
                     for document, (ids, starts) in zip(documents, encoded, strict=True):
                         if not len(ids):
                             continue
-                        ids.astype(dtype).tofile(ids_file)
-                        starts.astype(np.uint8).tofile(starts_file)
+                        ids_file.write(ids.astype(dtype).tobytes())
+                        starts_file.write(starts.astype(np.uint8).tobytes())
                         offsets.append(offsets[-1] + len(ids))
                         source = document.metadata["source"]
                         sources.append(numbers.setdefault(source, len(numbers)))
                         per_source[source] += len(ids)
                         counts["characters"] += len(document.text)
                         counts["words"] += int(starts.sum())
-            np.array(offsets, dtype=np.int64).tofile(shard / "offsets.bin")
-            np.array(sources, dtype=np.uint16).tofile(shard / "sources.bin")
+            (shard / "offsets.bin").write_bytes(np.array(offsets, dtype=np.int64).tobytes())
+            (shard / "sources.bin").write_bytes(np.array(sources, dtype=np.uint16).tobytes())
             write_json(shard / "shard.json", {"per_source": per_source})
         for name, value in (counts | {"documents": len(sources), "tokens": offsets[-1]}).items():
             self.stat_update(name, value=value)

@@ -12,7 +12,7 @@ import json
 import lzma
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,20 +56,28 @@ def open_binary(path: str | Path) -> io.BufferedIOBase:
         raise InputError(f"{path}: {error.strerror}") from error
 
 
-# What is done with a line that cannot be read: (file, line number, reason, the line) -> None, or an exception.
-Corrupt = Callable[[str | Path, int, str, str], None]
+class Corrupt:
+    """What is done with lines that cannot be read: the strict way, which stops at the first."""
+
+    def __call__(self, path: str | Path, number: int, reason: str, line: str) -> None:
+        raise InputError(f"{path}, line {number}: {reason}")
+
+    def end(self, path: str | Path, lines: int) -> None:
+        """Is told at the end of each file how many lines it has."""
 
 
-def stop(path: str | Path, number: int, reason: str, line: str) -> None:
-    """The strict way with a line that cannot be read."""
-    raise InputError(f"{path}, line {number}: {reason}")
+STRICT = Corrupt()
 
 
-class Quarantine:
-    """Sets lines that cannot be read aside, one JSON object each in a file that is only there if there are any."""
+class Quarantine(Corrupt):
+    """Sets them aside, one JSON object each in a file that is only there if there are any.
+
+    Attributes:
+        count, lines: lines set aside, and all lines, of the files that have been read to their end.
+    """
 
     def __init__(self, path: Path):
-        self.path, self.count = path, 0
+        self.path, self.count, self.lines, self._in_file, self._last = path, 0, 0, 0, ""
         path.unlink(missing_ok=True)
 
     def __call__(self, path: str | Path, number: int, reason: str, line: str) -> None:
@@ -77,10 +85,16 @@ class Quarantine:
         entry = {"file": str(path), "line": number, "reason": reason, "text": line[:1000]}
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.count += 1
+        self.count, self._in_file, self._last = self.count + 1, self._in_file + 1, f"line {number}: {reason}"
+
+    def end(self, path: str | Path, lines: int) -> None:
+        if 2 * self._in_file > lines:
+            what = f"{self._in_file} of its {lines} lines cannot be read"
+            raise InputError(f"{path}: {what}; is it what its name says? The last of them, {self._last}")
+        self.lines, self._in_file = self.lines + lines, 0
 
 
-def read_lines(path: str | Path, corrupt: Corrupt = stop, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
+def read_lines(path: str | Path, corrupt: Corrupt = STRICT, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a text file, plain or compressed; a byte order mark is dropped.
 
     Args:
@@ -100,19 +114,20 @@ def read_lines(path: str | Path, corrupt: Corrupt = stop, encoding: str = "utf-8
                     text = line.decode(encoding)
                 except UnicodeDecodeError as error:
                     reason = (
-                        f"not {error.encoding.upper()} (byte {error.start + 1}); convert the file "
-                        "(iconv -f GB18030 -t UTF-8), or for .txt give txt_encoding"
+                        f"not {error.encoding.upper()} (byte {error.start + 1}); convert the file (iconv -f GB18030 -t UTF-8), "
+                        "or for .txt give --input '{path: FILE, txt_encoding: gb18030}'"
                     )
                     corrupt(path, number, reason, line.decode(encoding, "backslashreplace"))
                 else:
                     yield number, text.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+            corrupt.end(path, number)
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number + 1}: not {error.encoding.upper()}; convert the file") from error
         except DAMAGED as error:
             raise InputError(f"{path}: damaged, or not what its name says, after line {number}: {error}") from error
 
 
-def read_jsonl(path: str | Path, corrupt: Corrupt = stop) -> Iterator[tuple[int, dict]]:
+def read_jsonl(path: str | Path, corrupt: Corrupt = STRICT) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a JSON Lines file; blank lines are skipped.
 
     Raises:
@@ -123,11 +138,7 @@ def read_jsonl(path: str | Path, corrupt: Corrupt = stop) -> Iterator[tuple[int,
             continue
         try:
             value = orjson.loads(line)
-            if "\\u" in line:
-                json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        except UnicodeEncodeError:
-            corrupt(path, number, "half a surrogate pair (\\ud800 to \\udfff) is no text", line)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             corrupt(path, number, f"not valid JSON: {error}", line)
         else:
             if isinstance(value, dict):
@@ -181,7 +192,7 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     """The shards of a corpus folder, in order.
 
     Raises:
-        InputError: there is no such folder, or no shard in it.
+        InputError: there is no such folder, no shard in it, or not the shards that its stage wrote.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -189,10 +200,32 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     shards = sorted(folder.glob("*.jsonl.zst"))
     if not shards:
         raise InputError(f"{folder}: an empty corpus: no .jsonl.zst shard in it")
+    if (folder / "manifest.json").is_file():
+        files = check_files(folder, read_json(folder / "manifest.json"))
+        for shard in shards:
+            if shard.name not in files:
+                raise InputError(f"{shard}: not what the stage wrote, by manifest.json; take it away, or read it as a source")
     return shards
 
 
-def read_corpus_shard(shard: Path, corrupt: Corrupt = stop) -> Iterator[dict]:
+def check_files(folder: Path, manifest: dict) -> dict:
+    """The files of a stage's output, by `manifest.json`, after a look at whether they are there.
+
+    Raises:
+        InputError: one is missing or has another size, or the manifest is damaged.
+    """
+    again = f"run train/{manifest.get('stage')}.py again"
+    try:
+        for name, file in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                raise InputError(f"{path}: missing or cut short; it must have {file['bytes']} bytes; {again}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / 'manifest.json'}: damaged ({error}); {again}") from error
+    return manifest["files"]
+
+
+def read_corpus_shard(shard: Path, corrupt: Corrupt = STRICT) -> Iterator[dict]:
     """The documents of one shard.
 
     Raises:

@@ -254,8 +254,8 @@ FILTERS = {
     for rule in (
         too_short,
         garbled,
-        not_chinese,
         japanese,
+        not_chinese,
         cantonese,
         wrong_script,
         few_letters,

@@ -74,11 +74,9 @@ class CorpusReader(PipelineStep):
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         shard = corpus_shards(self.input_dir)[rank]
         quarantine = Quarantine(self.output_dir / QUARANTINE / f"{rank:05d}.jsonl")
-        count = 0
         for document in read_corpus_shard(shard, quarantine):
-            count += 1
             yield Document(text=document.pop("text"), id=document.pop("id"), metadata=document)
-        self.stat_update("read", value=count)
+        self.stat_update("lines", value=quarantine.lines)
         self.stat_update("quarantined", value=quarantine.count)
 
 
@@ -210,11 +208,10 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         for step in orjson.loads(task.read_bytes()):
             for key, value in step["stats"].items():
                 totals[key] += value["total"] if isinstance(value, dict) else value
-    lines = totals["read"] + totals["quarantined"]
-    if totals["quarantined"] > MAX_CORRUPT * lines:
+    if totals["quarantined"] > MAX_CORRUPT * totals["lines"]:
         _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
         raise InputError(
-            f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {lines} lines cannot be "
-            f"read, more than {MAX_CORRUPT:.0%}: mend the input"
+            f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {totals['lines']} lines "
+            f"cannot be read, more than {MAX_CORRUPT:.0%}: mend the input"
         )
     return totals

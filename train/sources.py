@@ -24,19 +24,19 @@ from datatrove.pipeline.base import PipelineStep
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import (
     DAMAGED,
+    STRICT,
     Corrupt,
     Quarantine,
     corpus_shards,
     open_binary,
     read_jsonl,
     read_lines,
-    stop,
     write_corpus,
 )
 from zh_modernbert.train.pipeline import QUARANTINE, ParallelSettings, run_pipeline
 from zh_modernbert.train.stage import run_stage
 
-TASK_BYTES = 1 << 28  # small files are read together, until they are so large
+TASK_BYTES = 1 << 24  # small files are read together, until they are so large
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
@@ -60,7 +60,7 @@ class Source(BaseSettings):
     text_field: str = setting("text", "field that holds the text; a.b is field b of field a")
     title_field: str = setting("", "field that becomes the first line of the text")
     where: list[str] = setting([], "conditions that all have to hold, such as score >= 3 and score < 4")
-    script: str | None = setting(None, "hans or hant, where the source is known to be of one script", (None, "hans", "hant"))
+    script: str | None = setting(None, "hans or hant, where that is known; cleaning finds it out anew", (None, "hans", "hant"))
     licence: str = setting("", "kept in settings.json beside the corpus")
     txt_documents: str = setting(
         "blank_line",
@@ -98,15 +98,19 @@ class Settings(ParallelSettings):
 
 def read_txt(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
     """Text files have no fields: a document is what `txt_documents` says, its number that of its first line."""
-    start, lines = 1, []
+    start, lines, before = 1, [], 0
     for number, line in read_lines(path, corrupt, source.txt_encoding):
+        if number != before + 1 and source.txt_documents != "line":
+            lines = None  # a line was set aside, and with it goes the rest of its document
+        before = number
         ends = source.txt_documents == "line" or (source.txt_documents == "blank_line" and not line.strip())
         if source.txt_documents == "line":
-            lines = [line]
-        elif not ends:
+            start, lines = number, [line]
+        elif not ends and lines is not None:
             lines.append(line)
         if ends:
-            yield (number if source.txt_documents == "line" else start), {source.text_field: "\n".join(lines)}
+            if lines is not None:
+                yield start, {source.text_field: "\n".join(lines)}
             start, lines = number + 1, []
     if lines:
         yield start, {source.text_field: "\n".join(lines)}
@@ -264,14 +268,15 @@ def text_of(row: dict, source: Source) -> str:
     """
     text = field_of(row, source.text_field)
     if not isinstance(text, str):
-        raise ValueError(f"no string field {source.text_field!r}; it has {', '.join(map(str, row))}")
+        what = "it has " + ", ".join(map(str, row)) if text is None else f"it is {type(text).__name__}"
+        raise ValueError(f"no string field {source.text_field!r}; {what}")
     title = field_of(row, source.title_field) if source.title_field else None
     if not isinstance(title, str) or not title.strip() or text.lstrip().partition("\n")[0].strip() == title.strip():
         return text
     return f"{title.strip()}\n{text}"
 
 
-def read_part(source: Source, part: Path | int, corrupt: Corrupt = stop) -> Iterator[dict | None]:
+def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text, or that `where` leaves out.
 
     Raises:
@@ -286,6 +291,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = stop) -> Iter
         name = source.name or stem
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
         place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, corrupt)
+    number = 0
     for number, row in rows:
         try:
             text = text_of(row, source) if is_wanted(row, conditions) else ""
@@ -306,6 +312,8 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = stop) -> Iter
         if row.get("url"):
             document["url"] = row["url"]
         yield document
+    if not isinstance(part, Path) or READERS[kind] in (read_parquet, read_wikipedia):
+        corrupt.end(place, number)  # files of lines are at their end already
 
 
 def read_source(source: Source) -> Iterator[dict]:
@@ -350,13 +358,12 @@ class SourceReader(PipelineStep):
         def documents() -> Iterator[dict]:
             for part in parts:
                 for document in read_part(source, part, quarantine):
-                    self.stat_update("read")
                     if document:
                         self.stat_update(f"source/{document['source']}")
                         yield document
 
         counts = write_corpus(self.folder, islice(documents(), source.max_documents or None), f"{rank:05d}-")
-        for name, value in (counts | {"quarantined": quarantine.count}).items():
+        for name, value in (counts | {"quarantined": quarantine.count, "lines": quarantine.lines}).items():
             self.stat_update(name, value=value)
 
 

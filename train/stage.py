@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from zh_modernbert.train.cli import InputError, recipe_of, script_of
-from zh_modernbert.train.files import read_json, require_folder, sha256, write_json
+from zh_modernbert.train.files import check_files, read_json, require_folder, sha256, write_json
 
 SCRATCH = "scratch"  # in the hidden folder: what a stage remembers of its work, but does not hand on
 
@@ -29,9 +29,10 @@ def content_of(path: str | Path) -> str:
     """What a file or folder holds, as a hash: of a stage's output by its manifest, of others by names, sizes and times."""
     path = Path(path)
     if (path / "manifest.json").is_file():
-        content = read_json(path / "manifest.json").get("content")
-        if isinstance(content, str):
-            return content
+        manifest = read_json(path / "manifest.json")
+        if isinstance(manifest.get("content"), str):
+            check_files(path, manifest)
+            return manifest["content"]
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     states = [
         (str(file.relative_to(path)), *(getattr(file.stat(), key) for key in ("st_size", "st_mtime_ns"))) for file in files
@@ -47,18 +48,11 @@ def check_manifest(folder: str | Path, stage: str) -> dict:
     """
     folder = require_folder(folder, "manifest.json")
     manifest = read_json(folder / "manifest.json")
-    again = f"run train/{stage}.py again"
     if manifest.get("stage") != stage:
         raise InputError(f"{folder}: not what train/{stage}.py writes")
-    try:
-        for name, file in manifest["files"].items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != file["bytes"]:
-                raise InputError(f"{path}: missing or cut short; it must have {file['bytes']} bytes; {again}")
-        if not isinstance(manifest["result"], dict) or not isinstance(manifest["content"], str):
-            raise TypeError("no result or content")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / 'manifest.json'}: damaged ({error}); {again}") from error
+    check_files(folder, manifest)
+    if not isinstance(manifest.get("result"), dict) or not isinstance(manifest.get("content"), str):
+        raise InputError(f"{folder / 'manifest.json'}: damaged (no result or content); run train/{stage}.py again")
     return manifest
 
 
@@ -109,6 +103,8 @@ def check_output(settings) -> Path:
     for name, value in vars(settings).items():
         if name.endswith("_dir") and name != "output_dir" and Path(value).resolve().is_relative_to(path):
             raise InputError(f"{path}: output_dir holds {name}; choose another output_dir")
+        if name.endswith("_dir") and name != "output_dir" and value and path.is_relative_to(Path(value).resolve()):
+            raise InputError(f"{path}: output_dir lies in {name}; choose another output_dir")
     stage = script_of(settings)
     try:
         if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):

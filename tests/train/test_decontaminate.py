@@ -202,3 +202,17 @@ def test_what_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "bad.txt").write_bytes("文字".encode("gbk"))
     with pytest.raises(InputError, match=r"bad\.txt, line 1: not UTF-8"):
         list(read_passages(tmp_path / "bad.txt"))
+
+
+def test_nothing_to_look_for_is_an_error(tmp_path, capsys):
+    """A file of the wrong form would otherwise look like a corpus without contamination."""
+    (tmp_path / "corpus").mkdir()
+    write_corpus(tmp_path / "corpus", [{"id": "0", "source": "s", "text": random_text(random.Random(0), 100)}])
+    (tmp_path / "numbers.json").write_text("[1, 2]")
+    settings = {"input_dir": str(tmp_path / "corpus"), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(InputError, match=r"no passage long enough to look for in .*numbers\.json"):
+        dedup.main(dedup.Settings(**settings, decontaminate=[str(tmp_path / "numbers.json")]))
+    (tmp_path / "good.json").write_text(json.dumps([random_text(random.Random(1), 100)]))
+    files = [str(tmp_path / name) for name in ("numbers.json", "good.json")]
+    assert dedup.main(dedup.Settings(**settings, decontaminate=files))["evaluation_passages"] == 1
+    assert "numbers.json: no passage" in capsys.readouterr().err

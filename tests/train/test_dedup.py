@@ -149,10 +149,12 @@ def test_both_scripts_of_a_text_are_one_when_asked(tmp_path):
 def test_texts_with_the_same_letters_are_counted(tmp_path):
     generator = random.Random(7)
     text = random_text(generator, 300)
+    (tmp_path / "in").mkdir()
     write_corpus(
-        tmp_path, [{"id": str(i), "source": "s", "text": t} for i, t in enumerate([text, text + "。", text + "尾", "好", "好"])]
+        tmp_path / "in",
+        [{"id": str(i), "source": "s", "text": t} for i, t in enumerate([text, text + "。", text + "尾", "好", "好"])],
     )
-    result = dedup.main(Settings(input_dir=str(tmp_path), output_dir=str(tmp_path / "out")))
+    result = dedup.main(Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     assert (result["documents"], result["duplicates"], result["exact_duplicates"]) == (2, 3, 2)
 
 
@@ -240,9 +242,10 @@ def test_bad_settings(tmp_path, field, value):
 
 
 def test_empty_corpus_is_an_error(tmp_path):
+    (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="empty corpus"):
-        dedup.main(Settings(input_dir=str(tmp_path), output_dir=str(tmp_path / "out")))
-    (tmp_path / "00000.jsonl.zst").write_bytes(b"")
+        dedup.main(Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
+    (tmp_path / "in" / "00000.jsonl.zst").write_bytes(b"")
     with pytest.raises(InputError, match="empty corpus"):
-        dedup.main(Settings(input_dir=str(tmp_path), output_dir=str(tmp_path / "out")))
+        dedup.main(Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

@@ -160,17 +160,24 @@ def test_require_folder(tmp_path):
 
 def test_lines_in_quarantine(tmp_path):
     """What cannot be read is set aside with file, line and reason; all else is read."""
-    lines = [b'{"n": 1}', b"{", "三".encode("gbk"), b'{"n": 4}', b"[]", b'{"n": "\\ud800"}', b'{"n": 7}']
+    lines = [b'{"n": 1}', b"{", "三".encode("gbk"), b'{"n": 4}', b"[]", b'{"n": "\\ud800"}', b'{"n": 7}', b'{"n": 8}']
     path = write(tmp_path / "a.jsonl.zst", b"\n".join(lines))
     quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
-    assert [value["n"] for _, value in read_jsonl(path, quarantine)] == [1, 4, 7]
-    assert quarantine.count == 4
+    assert [value["n"] for _, value in read_jsonl(path, quarantine)] == [1, 4, 7, 8]
+    assert (quarantine.count, quarantine.lines) == (4, 8)
     entries = [value for _, value in read_jsonl(quarantine.path)]
     assert [entry["line"] for entry in entries] == [2, 3, 5, 6]
     assert {entry["file"] for entry in entries} == {str(path)}
     assert entries[1]["text"] == "\\xc8\\xfd\n"
     for entry, reason in zip(entries, ("JSON", "UTF-8", "object", "surrogate"), strict=True):
         assert reason in entry["reason"]
+
+
+def test_a_file_that_is_mostly_unreadable_is_no_such_file(tmp_path):
+    """Text in another encoding, say: it does not vanish among many good files."""
+    path = write(tmp_path / "a.txt", "三\n四\n5\n".encode("gbk"))
+    with pytest.raises(InputError, match=r"a\.txt: 2 of its 3 lines cannot be read.*GB18030"):
+        list(read_lines(path, Quarantine(tmp_path / "quarantine" / "00000.jsonl")))
 
 
 def test_no_quarantine_without_need(tmp_path):

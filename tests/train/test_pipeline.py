@@ -159,6 +159,27 @@ def test_a_damaged_shard_stops_the_run(folder, tmp_path):
             clean.main(settings_of("clean", tmp_path, tmp_path / "out", workers=workers))
 
 
+@pytest.mark.parametrize("damage", ["shorter", "gone", "foreign"])
+def test_a_corpus_that_is_not_what_its_stage_wrote(folder, unbroken, tmp_path, damage):
+    """Neither read as if it were whole, nor taken for what it was."""
+    corpus = shutil.copytree(folder / "clean_unbroken", tmp_path / "corpus")
+    settings = dedup.Settings(input_dir=str(corpus), output_dir=str(tmp_path / "out"))
+    dedup.main(settings)
+    shard = corpus_shards(corpus)[3]
+    if damage == "shorter":
+        with zstandard.open(shard, "rb") as file:
+            lines = file.read().splitlines(keepends=True)
+        shard.write_bytes(zstandard.compress(b"".join(lines[:-2])))
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        shard.with_name("00003-copy.jsonl.zst").write_bytes(shard.read_bytes())
+    for output in ("out", "new"):
+        if (damage, output) != ("foreign", "out"):  # what dedup was made of is still there
+            with pytest.raises(InputError, match=r"00003.*\.jsonl\.zst: (missing or cut short|not what the stage wrote)"):
+                dedup.main(dedup.Settings(input_dir=str(corpus), output_dir=str(tmp_path / output)))
+
+
 # --- clusters ---
 
 SBATCH = """#!{python}

@@ -430,7 +430,7 @@ def stage(tmp_path, *inputs, **fields) -> tuple[dict, list[str]]:
 def test_a_broken_source_leaves_no_output(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": "一"}])
     (tmp_path / "b.jsonl").write_text("{")
-    with pytest.raises(InputError, match=r"b\.jsonl, line 1: not valid JSON.*1 of 2 lines"):
+    with pytest.raises(InputError, match=r"b\.jsonl: 1 of its 1 lines cannot be read.*not valid JSON"):
         stage(tmp_path, str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
     assert not (tmp_path / "out").exists()
 
@@ -449,6 +449,22 @@ def test_rows_that_cannot_be_read_are_set_aside(tmp_path):
     assert texts == [f"第{i}篇" for i in range(50, 500) if i not in (100, 200, 300, 400)]
     entries = [entry for _, entry in read_jsonl(tmp_path / "out" / "quarantine" / "00000.jsonl")]
     assert [(entry["file"], entry["line"]) for entry in entries] == [(str(path), i) for i in (101, 201, 301, 401)]
+
+
+def test_more_than_one_line_in_a_hundred_stops_the_run(tmp_path):
+    """Of the lines, whatever the documents are made of."""
+    lines = [f"第{i}行".encode() if i % 100 else b"" for i in range(1, 1000)]
+    for bad in (8, 12):
+        damaged = [line + b"\xff" * (line != b"" and i < bad) for i, line in enumerate(lines)]
+        (tmp_path / "a.txt").write_bytes(b"\n".join(damaged))
+        if bad == 8:
+            result, texts = stage(tmp_path, str(tmp_path / "a.txt"))
+            assert result["quarantined"] == 8
+            assert len(texts) == 9, "a document of which a line is set aside is not there in part"
+            assert texts[0].startswith("第101行")
+        else:
+            with pytest.raises(InputError, match=r"a\.txt, line 1: not UTF-8.* 12 of 999 lines"):
+                stage(tmp_path, str(tmp_path / "a.txt"))
 
 
 def test_tasks_and_workers_do_not_show(tmp_path, monkeypatch):
