@@ -14,6 +14,7 @@ from torch import nn
 
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import read_json, replacing, write_json
+from zh_modernbert.train.parallel import is_main_process, shard_like, whole
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
@@ -27,7 +28,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             if torch.is_tensor(value):
-                tensors[f"{index}.{key}"] = value.contiguous()
+                tensors[f"{index}.{key}"] = whole(value).contiguous()
             else:
                 values.setdefault(str(index), {})[key] = value
     for index, group in enumerate(optimizer.state_dict()["param_groups"]):  # StableAdamW counts its steps here
@@ -44,8 +45,11 @@ def tied_names(model: nn.Module) -> set[str]:
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
     state = {index: dict(entries) for index, entries in values.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
+        if index.isdigit() and tensor.shape == parameters[int(index)].shape:
+            tensor = shard_like(tensor, parameters[int(index)])
         state.setdefault(index, {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     groups = [group | state.pop(f"group{index}") for index, group in enumerate(groups)]
@@ -57,15 +61,20 @@ def save_checkpoint(
 ) -> Path:
     """Writes `step-NNNNNN` aside and renames it, then drops the oldest beyond `save_total_limit`.
 
+    The main process writes; where tensors are sharded, every process has to call this.
+
     Args:
         position: `step`, the updates done, and whatever else of plain numbers the loop needs back.
         identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
     """
     final = output_dir / "checkpoints" / f"step-{position['step']:08d}"
     tied = tied_names(model)
+    weights = {name: whole(tensor).contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     tensors, values = flatten_optimizer(optimizer)
+    if not is_main_process():
+        return final
     with replacing(final) as folder:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items() if k not in tied}, folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors")
         save_file(tensors, folder / "optimizer.safetensors")
         write_json(folder / "state.json", {"position": position, "identity": identity, "optimizer": values})
     for old in checkpoints(output_dir)[:-save_total_limit]:
@@ -88,7 +97,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             "choose another output_dir, or delete this folder to start anew"
         )
     try:
-        missing, unexpected = model.load_state_dict(load_file(path / "model.safetensors"), strict=False)
+        own, weights = model.state_dict(), load_file(path / "model.safetensors")
+        weights = {name: shard_like(tensor, own.get(name)) for name, tensor in weights.items()}
+        missing, unexpected = model.load_state_dict(weights, strict=False)
         tied = tied_names(model)
         if set(missing) - tied or unexpected:
             raise InputError(f"{path}: its weights are of another model: {(sorted(set(missing) - tied) + unexpected)[:3]}")

@@ -15,12 +15,17 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(
-    name: str, model: nn.Module, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float
+    name: str, model: nn.Module, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, sharded: bool = False
 ) -> torch.optim.Optimizer:
-    """`adamw` (https://arxiv.org/abs/1711.05101) or `stable_adamw` (https://arxiv.org/abs/2304.13013)."""
+    """`adamw` (https://arxiv.org/abs/1711.05101) or `stable_adamw` (https://arxiv.org/abs/2304.13013).
+
+    Args:
+        sharded: the parameters are about to be, by FSDP2.
+    """
     groups = parameter_groups(model, weight_decay)
     on_cuda = next(model.parameters()).is_cuda
     if name == "stable_adamw":
-        # By itself optimi takes its Triton kernels wherever Triton is installed, on a machine without a GPU too.
-        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps, triton=None if on_cuda else False)
+        # By itself optimi takes its Triton kernels wherever Triton is installed, on a machine without a GPU too. Of a shard
+        # they would take the mean square of the shard, not of the matrix.
+        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps, triton=None if on_cuda and not sharded else False)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=on_cuda)

@@ -39,6 +39,7 @@ from zh_modernbert.train.files import read_json, replacing, require_folder, sha2
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
 from zh_modernbert.train.pack import PackedRows
+from zh_modernbert.train.parallel import prepare, whole_model
 from zh_modernbert.train.schedules import build_schedule
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 
@@ -81,6 +82,7 @@ class Settings(BaseSettings):
     mixed_precision: str = setting("no", "no computes in float32", ("no", "bf16"))
     attn_implementation: str = setting("sdpa", "attention backend")
     gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass, for less memory")
+    compile: bool = setting(False, "torch.compile the layers; wants a C compiler")
     num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
@@ -210,7 +212,8 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
     for number, batch in enumerate(batches, 1):
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
         with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            outputs = model(**batch, num_items_in_batch=max(masked, 1))
+            with accelerator.autocast():
+                outputs = model(**batch, num_items_in_batch=max(masked, 1))
             accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
         labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
         correct = (outputs.logits.argmax(-1) == labels).sum()
@@ -321,7 +324,13 @@ def main(settings: Settings) -> dict | None:
         model.gradient_checkpointing_enable()
     betas = (settings.adam_beta1, settings.adam_beta2)
     optimizer = build_optimizer(
-        settings.optimizer, model, settings.learning_rate, betas, settings.adam_epsilon, settings.weight_decay
+        settings.optimizer,
+        model,
+        settings.learning_rate,
+        betas,
+        settings.adam_epsilon,
+        settings.weight_decay,
+        sharded=accelerator.is_fsdp2,
     )
     schedule = build_schedule(
         settings.schedule,
@@ -334,6 +343,7 @@ def main(settings: Settings) -> dict | None:
         settings.num_cycles,
         settings.damping,
     )
+    wrapped = prepare(accelerator, model, optimizer, settings.compile)
     position = {"step": 0, "tokens": 0, "sums": {}}
     if saved := checkpoints(output_dir):
         position = load_checkpoint(saved[-1], model, optimizer, identity)
@@ -357,7 +367,6 @@ def main(settings: Settings) -> dict | None:
         accelerator.num_processes,
     )
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
-    wrapped = accelerator.prepare_model(model)
     log = Log(output_dir, first_step, position["sums"]) if main_process else None
     progress = tqdm(total=settings.max_steps, initial=first_step, desc=output_dir.name, disable=not main_process)
     started, first_token, line = time.perf_counter(), position["tokens"], {}
@@ -376,7 +385,10 @@ def main(settings: Settings) -> dict | None:
         optimizer.zero_grad()
         position = {"step": step + 1, "tokens": position["tokens"] + result["tokens"]}
         progress.update()
+        saving = position["step"] % settings.save_steps == 0 and position["step"] < settings.max_steps
         if not main_process:
+            if saving:  # its shards, where it has any
+                save_checkpoint(output_dir, position, model, optimizer, identity, settings.save_total_limit)
             continue
         log.add(result)
         done = position["step"]
@@ -390,9 +402,10 @@ def main(settings: Settings) -> dict | None:
             shown = {"loss": "loss", "acc": "masked_accuracy", "lr": "learning_rate", "tokens/s": "tokens_per_second"}
             return_freed_memory()
             progress.set_postfix({short: f"{line[name]:.4g}" for short, name in shown.items()})
-        if done % settings.save_steps == 0 and done < settings.max_steps:
+        if saving:
             save_checkpoint(output_dir, position | {"sums": log.sums}, model, optimizer, identity, settings.save_total_limit)
     progress.close()
+    model = whole_model(model)
     if not main_process:
         return None
     log.close()
