@@ -15,7 +15,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def build_optimizer(
-    name: str, model: nn.Module, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, sharded: bool = False
+    name: str,
+    model: nn.Module,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    sharded: bool = False,
 ) -> torch.optim.Optimizer:
     """`adamw` (https://arxiv.org/abs/1711.05101) or `stable_adamw` (https://arxiv.org/abs/2304.13013).
 

@@ -1,4 +1,4 @@
-"""One model on many processes: replicas (DDP) or shards (FSDP2), as Accelerate's config file says (`train/configs/accelerate/`).
+"""One model on many processes: replicas (DDP) or shards (FSDP2), as Accelerate's config (`configs/accelerate/`) says.
 
 A checkpoint has whole tensors, whoever holds the parts of them; so a run may go on under another config.
 """

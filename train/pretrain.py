@@ -41,6 +41,7 @@ from zh_modernbert.train.optimizer import build_optimizer
 from zh_modernbert.train.pack import PackedRows
 from zh_modernbert.train.parallel import prepare, whole_model
 from zh_modernbert.train.schedules import build_schedule
+from zh_modernbert.train.tile import tile_model
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 
 
@@ -49,7 +50,9 @@ class Settings(BaseSettings):
     data_dir: str = setting(help="packed folder to read")
     output_dir: str = setting(help="run folder to write, or to go on with", running=True)
     model_config: str = setting("", "JSON file of ZhModernBertConfig's fields; vocab_size comes from the data where not given")
-    init_from: str = setting("", "model folder to start from, instead of random weights")
+    init_from: str = setting(
+        "", "model folder to start from, instead of random weights; tiled to the sizes of model_config, if given"
+    )
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
     max_steps: int = setting(1000, "updates", least=1)
@@ -101,7 +104,10 @@ def check(settings: Settings) -> None:
             raise InputError(f"pretrain: {message}")
 
     s = settings
-    require(bool(s.model_config) != bool(s.init_from), "give either model_config (random weights) or init_from")
+    require(
+        bool(s.model_config or s.init_from),
+        "give model_config (random weights), init_from, or both (the weights tiled to the sizes of model_config)",
+    )
     require(len(s.mlm_probability) in (1, 3), f"mlm_probability has {len(s.mlm_probability)} values; it takes 1 or 3")
     require(all(0 < p < 1 for p in s.mlm_probability), f"mlm_probability is {s.mlm_probability}; each must be between 0 and 1")
     require(
@@ -137,11 +143,26 @@ def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokeniz
         ) from error
 
 
-def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
-    """The model to train, from a config or from a folder, checked against the data.
+def load_model(folder: Path) -> ZhModernBertForMaskedLM:
+    """The whole model in a folder, as float32.
 
     Raises:
-        InputError: vocabulary, tokenizer or row length do not fit.
+        InputError: it cannot be loaded, or lacks weights.
+    """
+    try:
+        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    if report["missing_keys"]:
+        raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model
+
+
+def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
+    """The model to train, from a config, from a folder or tiled from that to the config, checked against the data.
+
+    Raises:
+        InputError: vocabulary, tokenizer, row length or, for tiling, sizes do not fit.
     """
     vocab_size, seq_len = rows.vocab_size, rows.seq_len
     if settings.init_from:
@@ -150,18 +171,17 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
             raise InputError(
                 f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer"
             )
-        try:
-            model, report = ZhModernBertForMaskedLM.from_pretrained(folder, output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-        if report["missing_keys"]:
-            raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-    else:
+        start = load_model(folder)
+    if settings.model_config:
         config = read_model_config(settings.model_config, vocab_size, tokenizer)
         if config.hidden_activation not in ACT2FN:
             raise InputError(f"{settings.model_config}: unknown hidden_activation {config.hidden_activation!r}")
         model = ZhModernBertForMaskedLM(config)
-    config, source = model.config, settings.init_from or settings.model_config
+        if settings.init_from:
+            tile_model(start, model)
+    else:
+        model = start
+    config, source = model.config, settings.model_config or settings.init_from
     if vocab_size > config.vocab_size:
         raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {vocab_size} entries")
     if seq_len > config.max_position_embeddings:

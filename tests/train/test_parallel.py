@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer
 from zh_modernbert.train import pretrain
 from zh_modernbert.train.checkpoint import checkpoints
 
@@ -63,21 +66,102 @@ def two_processes(settings: pretrain.Settings) -> pretrain.Settings:
     return dataclasses.replace(settings, per_device_batch_size=2, gradient_accumulation_steps=2)
 
 
-def launch(config: str, settings: pretrain.Settings, script: Path) -> None:
+def launch(config: str, settings: pretrain.Settings, *before: Path) -> None:
     """`accelerate launch` with a config of the repository, on two processes of this machine's CPU."""
-    flags = [f"--{field.name}={value}" for field in dataclasses.fields(settings) if (value := getattr(settings, field.name)) != ""]
+    flags = [
+        f"--{field.name}={value}" for field in dataclasses.fields(settings) if (value := getattr(settings, field.name)) != ""
+    ]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(script), str(ROOT / "train" / "pretrain.py"), *flags]
+    command += [
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+        *map(str, before),
+        str(ROOT / "train" / "pretrain.py"),
+        *flags,
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-5000:]
 
 
-def test_x(make, tmp_path):
+@pytest.fixture
+def fsdp_on_cpu(tmp_path) -> Path:
     script = tmp_path / "fsdp_on_cpu.py"
     script.write_text(FSDP_ON_CPU)
-    one = make("one")
+    return script
+
+
+def metrics(settings: pretrain.Settings) -> list[dict]:
+    lines = [json.loads(line) for line in (Path(settings.output_dir) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+def assert_same_run(settings: pretrain.Settings, expected: pretrain.Settings) -> None:
+    for ours, theirs in zip(metrics(settings), metrics(expected), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    files = [Path(run.output_dir) / "model" / "model.safetensors" for run in (settings, expected)]
+    ours, theirs = map(load_file, files)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+
+
+def test_shards_compute_what_one_process_does(make, fsdp_on_cpu):
+    """FSDP2 with accumulation, gradients clipped and layers recomputed; its checkpoint is one of DDP's too."""
+    one, shards = make("one", max_grad_norm=0.5), two_processes(make("shards", max_grad_norm=0.5, gradient_checkpointing=True))
     pretrain.main(one)
-    two = two_processes(make("two"))
-    launch("fsdp2", two, script)
-    print(open(two.output_dir + "/metrics.jsonl").read(), open(one.output_dir + "/metrics.jsonl").read())
+    launch("fsdp2", shards, fsdp_on_cpu)
+    assert_same_run(shards, one)
+    (saved,) = checkpoints(Path(shards.output_dir))
+    (expected,) = checkpoints(Path(one.output_dir))
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        tensors, whole = load_file(saved / name), load_file(expected / name)
+        assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in whole.items()}
+    for config, script in (("fsdp2", [fsdp_on_cpu]), ("cpu", [])):  # killed before the end, and gone on with
+        shutil.rmtree(Path(shards.output_dir) / "model")
+        launch(config, shards, *script)
+        assert_same_run(shards, one)
+
+
+@pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw"])
+def test_matrices_that_do_not_divide_are_sharded_too(make, stages, tmp_path, fsdp_on_cpu, optimizer):
+    """Heads of 6 make matrices of odd parts: a mean of shards' means would not be that of the matrix."""
+    fields = json.loads((stages / "model.json").read_text())
+    (tmp_path / "odd.json").write_text(
+        json.dumps(fields | {"hidden_size": 42, "num_attention_heads": 7, "intermediate_size": 45})
+    )
+    one = make("one", model_config=str(tmp_path / "odd.json"), optimizer=optimizer, max_steps=2)
+    shards = dataclasses.replace(one, output_dir=str(tmp_path / "shards"), per_device_batch_size=4)
+    pretrain.main(one)
+    launch("fsdp2", shards, fsdp_on_cpu)
+    assert_same_run(shards, one)
+
+
+def test_compiled_layers_compute_the_same(make, monkeypatch):
+    """With dynamo's graphs run as they are; a C compiler takes a minute."""
+    compiled, compile_ = [], ZhModernBertEncoderLayer.compile
+    monkeypatch.setattr(
+        ZhModernBertEncoderLayer,
+        "compile",
+        lambda layer, **options: (compiled.append(options), compile_(layer, backend="eager", **options)),
+    )
+    plain, faster = make("plain", max_steps=2), make("faster", max_steps=2, compile=True)
+    pretrain.main(plain)
+    pretrain.main(faster)
+    assert compiled == [{"dynamic": True}] * 4
+    assert_same_run(faster, plain)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_of_accelerate(path):
+    """Accelerate reads each whole; those that shard do so by layers of this model."""
+    config = load_config_from_file(str(path))
+    assert config.num_processes % config.num_machines == 0
+    if sharding := yaml.safe_load(path.read_text()).get("fsdp_config"):
+        assert sharding["fsdp_version"] == 2
+        assert sharding["fsdp_transformer_layer_cls_to_wrap"] == ZhModernBertEncoderLayer.__name__
+        assert not sharding["fsdp_cpu_ram_efficient_loading"]
+    sizes = getattr(config, "parallelism_config", None) or {}
+    assert math.prod(sizes.values()) in (1, config.num_processes)
