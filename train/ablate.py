@@ -1,0 +1,147 @@
+"""Variants of a pretraining run, several seeds each -> a table and a plot of what they are worth.
+
+A variant is the arguments of train/pretrain.py; the first is what the others are compared with. All score the same held-out
+text, cut to the same characters, by bits per character: unlike losses, they can be compared across vocabularies and masks. A
+run or a score that is there is not made again, and a run that was killed goes on.
+
+Writes `<variant>-<seed>/` (runs), `scores-<hash>/`, and `ablation.md`, `ablation.json` and `ablation.png`: mean and standard
+deviation (of the sample) over the seeds.
+
+    python train/ablate.py train/configs/tiny/ablate.yaml
+"""
+
+import json
+import shlex
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from zh_modernbert.eval import pseudo_perplexity
+from zh_modernbert.train import pretrain
+from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
+from zh_modernbert.train.files import read_json, sha256, write_json
+from zh_modernbert.train.parallel import is_main_process
+from zh_modernbert.train.sources import Source, read_source
+
+
+@dataclass
+class Settings(BaseSettings):
+    output_dir: str = setting(help="folder of the runs and of the table")
+    variants: dict[str, str] = setting(help="name -> arguments of train/pretrain.py; {seed} in them is the run's")
+    held_out: list[str] = setting(help="text that no run was trained on, as for train/sources.py")
+    seeds: list[int] = setting([0, 1, 2], "of the runs of each variant", least=0)
+    characters: list[int] = setting([128], "lengths that documents are cut to; shorter ones are left out", least=1, most=2000)
+    max_documents: int = setting(200, "documents scored, the first that are long enough", least=1)
+
+
+def run_settings(settings: Settings, variant: str, seed: int) -> pretrain.Settings:
+    """The settings of one run.
+
+    Raises:
+        InputError: the variant's arguments are wrong, naming it.
+    """
+    where = f"{settings.output_dir}/{variant}-{seed}"
+    arguments = [argument.replace("{seed}", str(seed)) for argument in shlex.split(settings.variants[variant])]
+    try:
+        resolved = parse(pretrain.Settings, [*arguments, "--seed", str(seed), "--output_dir", where], "pretrain")
+        pretrain.check(resolved)
+    except InputError as error:
+        raise InputError(f"variant {variant}: {error}") from error
+    return resolved
+
+
+def cut_documents(paths: list[str], characters: int, max_documents: int) -> list[dict]:
+    """The first `max_documents` that are long enough, cut to so many characters.
+
+    Raises:
+        InputError: there is none.
+    """
+    texts = (document["text"] for path in paths for document in read_source(Source(path=path)))
+    cut = [text[:characters] for text in texts if len(text) >= characters][:max_documents]
+    if not cut:
+        raise InputError(f"{', '.join(paths)}: no document of {characters} characters or more; give fewer characters")
+    return [{"id": str(index), "text": text} for index, text in enumerate(cut)]
+
+
+def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
+    """Bits per character of the model on the file, which no tokenizer's length may cut."""
+    path = folder / f"{name}-all-0.json"
+    if not path.exists():
+        longest = read_json(Path(model_dir) / "config.json")["max_position_embeddings"]
+        scoring = {"model": model_dir, "trust_remote_code": True, "input": [str(text)], "max_length": longest}
+        pseudo_perplexity.main(pseudo_perplexity.Settings(name=name, results_dir=str(folder), **scoring))
+    return read_json(path)["metrics"]["bits_per_character"]
+
+
+def summarise(scores: dict[str, dict[int, list[float]]]) -> list[dict]:
+    """A row a variant and length: mean, standard deviation, and difference of the mean to the first variant's.
+
+    Args:
+        scores: variant -> length in characters -> a score a seed.
+    """
+    first = next(iter(scores.values()))
+    return [
+        {
+            "variant": variant,
+            "characters": length,
+            "mean": statistics.mean(values),
+            "std": statistics.stdev(values) if len(values) > 1 else None,
+            "difference": statistics.mean(values) - statistics.mean(first[length]),
+            "seeds": len(values),
+        }
+        for variant, by_length in scores.items()
+        for length, values in by_length.items()
+    ]
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    lines = ["| Variant | Characters | Bits per character | Against the first | Seeds |", "|---|---|---|---|---|"]
+    for row in rows:
+        score = f"{row['mean']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}")
+        lines.append(f"| {row['variant']} | {row['characters']} | {score} | {row['difference']:+.3f} | {row['seeds']} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict]) -> Figure:
+    """Means with their standard deviations, a panel a length."""
+    lengths = sorted({row["characters"] for row in rows})
+    figure = Figure(figsize=(1 + 4 * len(lengths), 1 + 0.35 * len(rows) / len(lengths)), layout="tight")
+    panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
+    for panel, length in zip(panels, lengths, strict=True):
+        shown = [row for row in rows if row["characters"] == length][::-1]
+        spread = [row["std"] or 0 for row in shown]
+        panel.errorbar([row["mean"] for row in shown], [row["variant"] for row in shown], xerr=spread, fmt="o", capsize=3)
+        panel.axvline(shown[-1]["mean"], color="grey", linewidth=0.8, linestyle=":")
+        panel.set(xlabel="bits per character", title=f"{length} characters")
+    return figure
+
+
+def main(settings: Settings) -> dict | None:
+    output_dir = Path(settings.output_dir)
+    runs = {(name, seed): run_settings(settings, name, seed) for name in settings.variants for seed in settings.seeds}
+    texts = {length: cut_documents(settings.held_out, length, settings.max_documents) for length in settings.characters}
+    for each in runs.values():
+        pretrain.main(each)
+    if not is_main_process():
+        return None
+    scores = {name: {length: [] for length in texts} for name in settings.variants}
+    for length, documents in texts.items():
+        folder = output_dir / f"scores-{length}-{sha256(repr(documents).encode())[:8]}"
+        folder.mkdir(exist_ok=True)
+        lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in documents)
+        (folder / "held_out.jsonl").write_text("".join(lines), encoding="utf-8")
+        for (name, seed), each in runs.items():
+            bits = score(f"{each.output_dir}/model", f"{name}-{seed}", folder, folder / "held_out.jsonl")
+            scores[name][length].append(bits)
+    rows = summarise(scores)
+    write_json(output_dir / "ablation.json", {"rows": rows, "scores": scores})
+    (output_dir / "ablation.md").write_text(table(rows), encoding="utf-8")
+    plot(rows).savefig(output_dir / "ablation.png", dpi=150)
+    return {"variants": len(settings.variants), "runs": len(runs), "rows": rows, "output_dir": settings.output_dir}
+
+
+if __name__ == "__main__":
+    run(main, Settings)
