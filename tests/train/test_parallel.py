@@ -5,14 +5,16 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.state import AcceleratorState, DistributedType, PartialState
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer
@@ -23,22 +25,58 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "train" / "configs" / "accelerate"
-# Runs the script in argv[1] as it is. Accelerate itself turns FSDP on for accelerators only (AcceleratorState.__init__ asks for
-# MULTI_GPU and the like); all that it does then works on CPU.
-FSDP_ON_CPU = """
-import runpy, sys
-from accelerate.state import AcceleratorState, DistributedType, PartialState
 
-def on_cpu(self, *arguments, fsdp_plugin=None, **keywords):
-    init(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
-    if fsdp_plugin is not None:
-        self.fsdp_plugin = fsdp_plugin
-        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
-init, AcceleratorState.__init__ = AcceleratorState.__init__, on_cpu
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def turn_fsdp_on() -> None:
+    """Accelerate itself does for accelerators only (AcceleratorState.__init__ asks for MULTI_GPU and the like); all that it
+    then does works on CPU."""
+    init = AcceleratorState.__init__
+
+    def on_cpu(self, *arguments, fsdp_plugin=None, **keywords):
+        init(self, *arguments, fsdp_plugin=fsdp_plugin, **keywords)
+        if fsdp_plugin is not None:
+            self.fsdp_plugin = fsdp_plugin
+            self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = on_cpu
+
+
+def process(
+    rank: int, processes: int, port: int, environment: dict[str, str], mesh: tuple, settings: pretrain.Settings
+) -> None:
+    where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": port}
+    os.environ.update(environment | {name: str(value) for name, value in where.items()})
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the test's own process, which this is a fork of
+    if environment.get("ACCELERATE_USE_FSDP") == "true":
+        turn_fsdp_on()
+    prepare = pretrain.prepare
+
+    def checked(*arguments):
+        wrapped = prepare(*arguments)
+        assert {getattr(parameter, "device_mesh", torch.empty(())).shape for parameter in wrapped.parameters()} == {mesh}
+        return wrapped
+
+    pretrain.prepare = checked
+    pretrain.main(settings)
+
+
+def launch(config: str, settings: pretrain.Settings, mesh: tuple, *flags: str) -> None:
+    """What `accelerate launch` does with a config of the repository, on this machine's CPU, without the time of imports.
+
+    Args:
+        mesh: of the processes that the parameters are sharded over; `()` where they are not.
+    """
+    processes = math.prod(mesh or (2,))
+    options = ["--config_file", str(CONFIGS / f"{config}.yaml"), "--num_processes", str(processes), "--num_machines", "1"]
+    arguments, *_ = _validate_launch_command(launch_command_parser().parse_args([*options, *flags, "pretrain.py"]))
+    environment = prepare_multi_gpu_env(arguments)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(
+        process, (processes, port, environment, mesh, settings), nprocs=processes, start_method="fork"
+    )
 
 
 @pytest.fixture
@@ -66,33 +104,6 @@ def two_processes(settings: pretrain.Settings) -> pretrain.Settings:
     return dataclasses.replace(settings, per_device_batch_size=2, gradient_accumulation_steps=2)
 
 
-def launch(config: str, settings: pretrain.Settings, *before: Path) -> None:
-    """`accelerate launch` with a config of the repository, on two processes of this machine's CPU."""
-    flags = [
-        f"--{field.name}={value}" for field in dataclasses.fields(settings) if (value := getattr(settings, field.name)) != ""
-    ]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{config}.yaml")]
-    command += [
-        "--num_processes",
-        "2",
-        "--main_process_port",
-        "0",
-        *map(str, before),
-        str(ROOT / "train" / "pretrain.py"),
-        *flags,
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr[-5000:]
-
-
-@pytest.fixture
-def fsdp_on_cpu(tmp_path) -> Path:
-    script = tmp_path / "fsdp_on_cpu.py"
-    script.write_text(FSDP_ON_CPU)
-    return script
-
-
 def metrics(settings: pretrain.Settings) -> list[dict]:
     lines = [json.loads(line) for line in (Path(settings.output_dir) / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
@@ -108,25 +119,25 @@ def assert_same_run(settings: pretrain.Settings, expected: pretrain.Settings) ->
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
 
 
-def test_shards_compute_what_one_process_does(make, fsdp_on_cpu):
+def test_shards_compute_what_one_process_does(make):
     """FSDP2 with accumulation, gradients clipped and layers recomputed; its checkpoint is one of DDP's too."""
     one, shards = make("one", max_grad_norm=0.5), two_processes(make("shards", max_grad_norm=0.5, gradient_checkpointing=True))
     pretrain.main(one)
-    launch("fsdp2", shards, fsdp_on_cpu)
+    launch("fsdp2", shards, (2,))
     assert_same_run(shards, one)
     (saved,) = checkpoints(Path(shards.output_dir))
     (expected,) = checkpoints(Path(one.output_dir))
     for name in ("model.safetensors", "optimizer.safetensors"):
         tensors, whole = load_file(saved / name), load_file(expected / name)
         assert {key: value.shape for key, value in tensors.items()} == {key: value.shape for key, value in whole.items()}
-    for config, script in (("fsdp2", [fsdp_on_cpu]), ("cpu", [])):  # killed before the end, and gone on with
+    for config, mesh in (("fsdp2", (2,)), ("cpu", ())):  # killed before the end, and gone on with
         shutil.rmtree(Path(shards.output_dir) / "model")
-        launch(config, shards, *script)
+        launch(config, shards, mesh)
         assert_same_run(shards, one)
 
 
 @pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw"])
-def test_matrices_that_do_not_divide_are_sharded_too(make, stages, tmp_path, fsdp_on_cpu, optimizer):
+def test_matrices_that_do_not_divide_are_sharded_too(make, stages, tmp_path, optimizer):
     """Heads of 6 make matrices of odd parts: a mean of shards' means would not be that of the matrix."""
     fields = json.loads((stages / "model.json").read_text())
     (tmp_path / "odd.json").write_text(
@@ -135,8 +146,17 @@ def test_matrices_that_do_not_divide_are_sharded_too(make, stages, tmp_path, fsd
     one = make("one", model_config=str(tmp_path / "odd.json"), optimizer=optimizer, max_steps=2)
     shards = dataclasses.replace(one, output_dir=str(tmp_path / "shards"), per_device_batch_size=4)
     pretrain.main(one)
-    launch("fsdp2", shards, fsdp_on_cpu)
+    launch("fsdp2", shards, (2,))
     assert_same_run(shards, one)
+
+
+def test_shards_within_a_machine_and_replicas_between(make):
+    one = make("one", max_steps=2)
+    both = dataclasses.replace(one, output_dir=f"{one.output_dir}_nodes", per_device_batch_size=2)
+    pretrain.main(one)
+    sizes = ["--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2"]
+    launch("nodes", both, (2, 2), *sizes)
+    assert_same_run(both, one)
 
 
 def test_compiled_layers_compute_the_same(make, monkeypatch):
