@@ -67,9 +67,9 @@ def cut_documents(paths: list[str], characters: int, max_documents: int) -> list
 
 def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
     """Bits per character of the model on the file, which no tokenizer's length may cut."""
-    path = folder / f"{name}-all-0.json"
-    if not path.exists():
-        longest = read_json(Path(model_dir) / "config.json")["max_position_embeddings"]
+    path, config = folder / f"{name}-all-0.json", Path(model_dir) / "config.json"
+    if not path.exists() or path.stat().st_mtime_ns < config.stat().st_mtime_ns:  # or of a run that was since made anew
+        longest = read_json(config)["max_position_embeddings"]
         scoring = {"model": model_dir, "trust_remote_code": True, "input": [str(text)], "max_length": longest}
         pseudo_perplexity.main(pseudo_perplexity.Settings(name=name, results_dir=str(folder), **scoring))
     return read_json(path)["metrics"]["bits_per_character"]

@@ -58,6 +58,9 @@ def test_every_run_once_and_a_table_that_adds_up(settings, monkeypatch):
     monkeypatch.setattr(pretrain, "update", None)
     monkeypatch.setattr(pseudo_perplexity, "main", None)
     assert ablate.main(settings) == result
+    (folder / "first-1" / "model" / "config.json").touch()
+    with pytest.raises(TypeError):  # a model newer than its score is scored again
+        ablate.main(settings)
 
 
 def test_what_is_scored_is_cut_alike(settings):
