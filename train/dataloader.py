@@ -66,6 +66,8 @@ class MicroBatches(Dataset):
         for epoch, row in self.positions(index):
             row_ids, word_starts, bounds = self.rows.row(row)
             generator = np.random.default_rng((self.seed, epoch, row + 1))  # a last 0 would be the stream of `epoch_order`
+            # As plain arrays: each operation on a memory map costs more.
+            row_ids, word_starts = np.asarray(row_ids), np.asarray(word_starts)
             masked_ids, row_labels = mask_tokens(row_ids, word_starts, probability, self.masking, generator)
             ids.append(masked_ids)
             labels.append(row_labels)

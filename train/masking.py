@@ -34,12 +34,17 @@ class Masking:
     special_ids: tuple[int, ...] = tuple(range(len(SPECIAL_TOKENS)))
 
     @cached_property
+    def maskable(self) -> np.ndarray:
+        """`(vocab_size,)` bool: all but the special tokens."""
+        return ~np.isin(np.arange(self.vocab_size), self.special_ids)
+
+    @cached_property
     def random_ids(self) -> np.ndarray:
-        return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
+        return np.flatnonzero(self.maskable)
 
 
-def unit_ids(word_starts: np.ndarray, maskable: np.ndarray, masking: str, generator: np.random.Generator) -> np.ndarray:
-    """`(N,)`: the unit of each token, counted from 0.
+def unit_starts(word_starts: np.ndarray, maskable: np.ndarray, masking: str, generator: np.random.Generator) -> np.ndarray:
+    """Where the units of a row begin, from 0 on.
 
     Args:
         word_starts: `(N,)` bool, True at special tokens too, so that no unit spans documents.
@@ -47,34 +52,28 @@ def unit_ids(word_starts: np.ndarray, maskable: np.ndarray, masking: str, genera
     """
     if masking == "token":
         return np.arange(len(word_starts))
-    word_ids = np.cumsum(word_starts) - 1
+    words = np.flatnonzero(word_starts)
     if masking == "whole_word":
-        return word_ids
+        return words
     # n-grams: special tokens begin a unit and end one; between them, words are joined to units of random length.
-    special = ~maskable[np.flatnonzero(word_starts)]  # (words,)
-    words = len(special)
-    lengths = generator.choice(len(NGRAM_PROBABILITIES), size=words, p=NGRAM_PROBABILITIES) + 1
-    ends = np.cumsum(lengths)
+    special = ~maskable[words]
+    ends = np.cumsum(np.searchsorted(np.cumsum(NGRAM_PROBABILITIES)[:-1], generator.random(len(words)), side="right") + 1)
     starts = special.copy()
     starts[:1] = True
-    starts[ends[ends < words]] = True
+    starts[ends[ends < len(words)]] = True
     starts[1:] |= special[:-1]
-    return (np.cumsum(starts) - 1)[word_ids]
+    return words[starts]
 
 
 def choose_units(unit_sizes: np.ndarray, probability: float, generator: np.random.Generator) -> np.ndarray:
     """`(units,)` bool: units in random order until `probability` of the tokens is reached, exactly in expectation."""
-    budget = probability * unit_sizes.sum()
     order = generator.permutation(len(unit_sizes))
-    ends = np.cumsum(unit_sizes[order])
-    chosen = ends <= budget
-    crossing = int(chosen.sum())
-    if crossing < len(order):
-        size = unit_sizes[order[crossing]]
-        chosen[crossing] = generator.random() * size < budget - (ends[crossing] - size)
-    mask = np.zeros(len(order), dtype=bool)
-    mask[order[chosen]] = True
-    return mask
+    sizes = unit_sizes[order]
+    ends = np.cumsum(sizes)
+    chosen = np.empty(len(order), dtype=bool)
+    # Sure for a unit that ends within the budget, impossible for one that begins behind it.
+    chosen[order] = generator.random() * sizes < probability * unit_sizes.sum() - (ends - sizes)
+    return chosen
 
 
 def mask_tokens(
@@ -90,18 +89,18 @@ def mask_tokens(
     Returns:
         Masked ids and labels, `(N,)` int64 each; labels are -100 where nothing is asked.
     """
-    input_ids = input_ids.astype(np.int64)
-    maskable = ~np.isin(input_ids, masking.special_ids)
-    units = unit_ids(word_starts.astype(bool), maskable, masking.masking, generator)
-    unit_sizes = np.bincount(units, weights=maskable).astype(np.int64)
-    chosen = choose_units(unit_sizes, probability, generator)
-    kind = generator.random(len(unit_sizes))  # what happens to a unit that is chosen
-    masked = chosen[units] & maskable
-    labels = np.where(masked, input_ids, IGNORE_INDEX)
-    replaced = masked & (kind < masking.mask_replace_prob)[units]
-    random = masked & ~replaced & (kind < masking.mask_replace_prob + masking.random_replace_prob)[units]
-    masked_ids = np.where(replaced, masking.mask_token_id, input_ids)
-    masked_ids[random] = masking.random_ids[generator.integers(len(masking.random_ids), size=int(random.sum()))]
+    masked_ids = input_ids.astype(np.int64)
+    maskable = masking.maskable[masked_ids]
+    starts = unit_starts(word_starts, maskable, masking.masking, generator)
+    lengths = np.diff(starts, append=len(masked_ids))
+    chosen = choose_units(lengths * maskable[starts], probability, generator) & maskable[starts]
+    labels = np.where(np.repeat(chosen, lengths), masked_ids, IGNORE_INDEX)
+    kind = generator.random(len(starts))  # what happens to a unit that is chosen
+    replaced = chosen & (kind < masking.mask_replace_prob)
+    random = chosen & ~replaced & (kind < masking.mask_replace_prob + masking.random_replace_prob)
+    masked_ids[np.repeat(replaced, lengths)] = masking.mask_token_id
+    drawn = generator.integers(len(masking.random_ids), size=int(lengths[random].sum()))
+    masked_ids[np.repeat(random, lengths)] = masking.random_ids[drawn]
     return masked_ids, labels
 
 
