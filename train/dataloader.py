@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from zh_modernbert.train.masking import Masking, mask_tokens, mlm_probability_at
+from zh_modernbert.train.masking import Masking, mask_rows, mlm_probability_at
 from zh_modernbert.train.pack import PackedRows
 
 
@@ -62,20 +62,18 @@ class MicroBatches(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         probability = mlm_probability_at(index // self.accumulation, *self.rate)
-        ids, labels, cu_seqlens = [], [], [np.zeros(1, dtype=np.int64)]
-        for epoch, row in self.positions(index):
-            row_ids, word_starts, bounds = self.rows.row(row)
-            generator = np.random.default_rng((self.seed, epoch, row + 1))  # a last 0 would be the stream of `epoch_order`
-            # As plain arrays: each operation on a memory map costs more.
-            row_ids, word_starts = np.asarray(row_ids), np.asarray(word_starts)
-            masked_ids, row_labels = mask_tokens(row_ids, word_starts, probability, self.masking, generator)
-            ids.append(masked_ids)
-            labels.append(row_labels)
-            cu_seqlens.append(cu_seqlens[-1][-1] + bounds[1:])
-        bounds = np.concatenate(cu_seqlens)
+        positions = self.positions(index)
+        ids, word_starts, documents = zip(*(self.rows.row(row) for _, row in positions), strict=True)
+        ends = np.cumsum([0, *map(len, ids)])
+        # A last 0 would be the stream of `epoch_order`.
+        generators = [np.random.default_rng((self.seed, epoch, row + 1)) for epoch, row in positions]
+        input_ids, labels = mask_rows(
+            np.concatenate(ids), np.concatenate(word_starts), ends, probability, self.masking, generators
+        )
+        bounds = np.concatenate([[0], *(end + lengths[1:] for end, lengths in zip(ends, documents, strict=False))])
         return {
-            "input_ids": torch.from_numpy(np.concatenate(ids))[None],
-            "labels": torch.from_numpy(np.concatenate(labels))[None],
+            "input_ids": torch.from_numpy(input_ids)[None],
+            "labels": torch.from_numpy(labels)[None],
             "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
             "max_seqlen": int(np.diff(bounds).max()),
         }

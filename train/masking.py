@@ -43,12 +43,15 @@ class Masking:
         return np.flatnonzero(self.maskable)
 
 
-def unit_starts(word_starts: np.ndarray, maskable: np.ndarray, masking: str, generator: np.random.Generator) -> np.ndarray:
-    """Where the units of a row begin, from 0 on.
+def unit_starts(
+    word_starts: np.ndarray, maskable: np.ndarray, bounds: np.ndarray, masking: str, generators: list[np.random.Generator]
+) -> np.ndarray:
+    """Where the units of the rows begin.
 
     Args:
         word_starts: `(N,)` bool, True at special tokens too, so that no unit spans documents.
         maskable: `(N,)` bool, False at special tokens.
+        bounds: `(R + 1,)`, of the rows, each of which begins with a special token. generators: one a row.
     """
     if masking == "token":
         return np.arange(len(word_starts))
@@ -56,51 +59,76 @@ def unit_starts(word_starts: np.ndarray, maskable: np.ndarray, masking: str, gen
     if masking == "whole_word":
         return words
     # n-grams: special tokens begin a unit and end one; between them, words are joined to units of random length.
-    special = ~maskable[words]
-    ends = np.cumsum(np.searchsorted(np.cumsum(NGRAM_PROBABILITIES)[:-1], generator.random(len(words)), side="right") + 1)
-    starts = special.copy()
-    starts[:1] = True
-    starts[ends[ends < len(words)]] = True
-    starts[1:] |= special[:-1]
+    rows = np.searchsorted(words, bounds)
+    counts = np.diff(rows)
+    draws = np.concatenate([generator.random(count) for generator, count in zip(generators, counts, strict=True)])
+    ends = np.cumsum(np.searchsorted(np.cumsum(NGRAM_PROBABILITIES)[:-1], draws, side="right") + 1)
+    before = np.concatenate(([0], ends))[rows[:-1]]  # in the rows before
+    ends += np.repeat(rows[:-1] - before, counts)
+    starts = ~maskable[words]
+    starts[1:] |= starts[:-1]
+    starts[ends[ends < np.repeat(rows[1:], counts)]] = True
     return words[starts]
 
 
-def choose_units(unit_sizes: np.ndarray, probability: float, generator: np.random.Generator) -> np.ndarray:
-    """`(units,)` bool: units in random order until `probability` of the tokens is reached, exactly in expectation."""
-    order = generator.permutation(len(unit_sizes))
+def choose_units(
+    unit_sizes: np.ndarray, rows: np.ndarray, probability: float, generators: list[np.random.Generator]
+) -> np.ndarray:
+    """`(units,)` bool: of each row, units in random order until `probability` of its tokens is reached, exactly in expectation.
+
+    Args:
+        rows: `(R + 1,)`, the bounds of the rows' units. generators: one a row.
+    """
+    counts = np.diff(rows)
+    order = [
+        first + generator.permutation(count) for first, count, generator in zip(rows[:-1], counts, generators, strict=True)
+    ]
+    order = np.concatenate(order)
+    crossing = np.repeat([generator.random() for generator in generators], counts)
     sizes = unit_sizes[order]
-    ends = np.cumsum(sizes)
+    ends = np.concatenate(([0], np.cumsum(sizes)))
+    budgets = np.repeat(probability * np.diff(ends[rows]), counts)
     chosen = np.empty(len(order), dtype=bool)
     # Sure for a unit that ends within the budget, impossible for one that begins behind it.
-    chosen[order] = generator.random() * sizes < probability * unit_sizes.sum() - (ends - sizes)
+    chosen[order] = crossing * sizes < budgets - (ends[:-1] - np.repeat(ends[rows[:-1]], counts))
     return chosen
 
 
-def mask_tokens(
-    input_ids: np.ndarray, word_starts: np.ndarray, probability: float, masking: Masking, generator: np.random.Generator
+def mask_rows(
+    input_ids: np.ndarray,
+    word_starts: np.ndarray,
+    bounds: np.ndarray,
+    probability: float,
+    masking: Masking,
+    generators: list[np.random.Generator],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks one packed row.
+    """Masks packed rows that lie one behind the other, each as it would be alone.
 
     Args:
         input_ids: `(N,)` integers.
         word_starts: `(N,)`, true where a word or a special token begins.
-        probability: share of the maskable tokens to mask.
+        bounds: `(R + 1,)`, of the rows, from 0 to N. generators: one a row, for all that is random in it.
+        probability: share of a row's maskable tokens to mask.
 
     Returns:
         Masked ids and labels, `(N,)` int64 each; labels are -100 where nothing is asked.
     """
     masked_ids = input_ids.astype(np.int64)
     maskable = masking.maskable[masked_ids]
-    starts = unit_starts(word_starts, maskable, masking.masking, generator)
+    starts = unit_starts(word_starts, maskable, bounds, masking.masking, generators)
+    rows = np.searchsorted(starts, bounds)
     lengths = np.diff(starts, append=len(masked_ids))
-    chosen = choose_units(lengths * maskable[starts], probability, generator) & maskable[starts]
+    chosen = choose_units(lengths * maskable[starts], rows, probability, generators) & maskable[starts]
     labels = np.where(np.repeat(chosen, lengths), masked_ids, IGNORE_INDEX)
-    kind = generator.random(len(starts))  # what happens to a unit that is chosen
+    # What happens to a unit that is chosen.
+    kind = np.concatenate([generator.random(count) for generator, count in zip(generators, np.diff(rows), strict=True)])
     replaced = chosen & (kind < masking.mask_replace_prob)
     random = chosen & ~replaced & (kind < masking.mask_replace_prob + masking.random_replace_prob)
     masked_ids[np.repeat(replaced, lengths)] = masking.mask_token_id
-    drawn = generator.integers(len(masking.random_ids), size=int(lengths[random].sum()))
-    masked_ids[np.repeat(random, lengths)] = masking.random_ids[drawn]
+    places = np.flatnonzero(np.repeat(random, lengths))
+    counts = np.diff(np.searchsorted(places, bounds))
+    draws = [generator.integers(len(masking.random_ids), size=n) for generator, n in zip(generators, counts, strict=True)]
+    masked_ids[places] = masking.random_ids[np.concatenate(draws)]
     return masked_ids, labels
 
 

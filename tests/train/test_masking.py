@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, choose_units, mask_tokens, mlm_probability_at, unit_starts
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, choose_units, mask_rows, mlm_probability_at, unit_starts
 from zh_modernbert.train.pack import PackedRows
 
 CLS, SEP, MASK = (SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
@@ -50,9 +50,19 @@ def seeded(seed) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def mask_tokens(ids: np.ndarray, starts: np.ndarray, rate: float, masking: Masking, generator: np.random.Generator):
+    """One row alone."""
+    return mask_rows(ids, starts, np.array([0, len(ids)]), rate, masking, [generator])
+
+
+def units_of(starts: np.ndarray, maskable: np.ndarray, masking: str) -> np.ndarray:
+    return unit_starts(starts, maskable, np.array([0, len(starts)]), masking, [seeded(0)])
+
+
 def units(ids: np.ndarray, starts: np.ndarray, masking: str, seed: int) -> list[np.ndarray]:
     """The positions of each unit that `mask_tokens` masks whole, given the same seed."""
-    begin = unit_starts(starts.astype(bool), ids >= len(SPECIAL_TOKENS), masking, seeded(seed))
+    bounds = np.array([0, len(ids)])
+    begin = unit_starts(starts, ids >= len(SPECIAL_TOKENS), bounds, masking, [seeded(seed)])
     return np.split(np.arange(len(ids)), begin[1:])
 
 
@@ -138,11 +148,24 @@ def test_the_generator_alone_decides(rows, masking):
     assert (first[1] != other[1]).any()
 
 
+@pytest.mark.parametrize("masking", KINDS)
+def test_a_row_is_masked_alike_alone_and_among_others(rows, masking):
+    some, masking = [*rows[:20], (np.array([CLS, SEP]), np.array([1, 1]))], Visible(VOCAB_SIZE, masking)
+    alone = [mask_tokens(*row, 0.3, masking, seeded(seed)) for seed, row in enumerate(some)]
+    for seeds in (range(21), reversed(range(21))):
+        seeds = list(seeds)
+        ids, starts = (np.concatenate([some[seed][part] for seed in seeds]) for part in (0, 1))
+        bounds = np.cumsum([0, *(len(some[seed][0]) for seed in seeds)])
+        together = mask_rows(ids, starts, bounds, 0.3, masking, [seeded(seed) for seed in seeds])
+        for part in (0, 1):
+            assert (together[part] == np.concatenate([alone[seed][part] for seed in seeds])).all()
+
+
 def test_whole_word_units_are_the_words():
     starts = np.array([1, 1, 0, 0, 1, 1, 1, 1, 0, 1], dtype=bool)
     maskable = np.array([0, 1, 1, 1, 1, 0, 0, 1, 1, 0], dtype=bool)
-    assert unit_starts(starts, maskable, "whole_word", seeded(0)).tolist() == [0, 1, 4, 5, 6, 7, 9]
-    assert unit_starts(starts, maskable, "token", seeded(0)).tolist() == list(range(10))
+    assert units_of(starts, maskable, "whole_word").tolist() == [0, 1, 4, 5, 6, 7, 9]
+    assert units_of(starts, maskable, "token").tolist() == list(range(10))
 
 
 def test_ngrams_do_not_cross_documents(rows):
@@ -159,8 +182,9 @@ def test_ngram_lengths_are_as_stated():
     """4, 3, 2 and 1 in 10 n-grams have 1, 2, 3 and 4 words; one long document, so that next to none is cut at an end."""
     starts = np.tile([True, False], 100_000)
     maskable = np.ones_like(starts)
-    begin = unit_starts(starts, maskable, "ngram", seeded(0))
-    lengths = np.bincount(np.diff(begin) // 2, minlength=5)
+    maskable[0] = False
+    begin = units_of(starts, maskable, "ngram")
+    lengths = np.bincount(np.diff(begin[1:]) // 2, minlength=5)
     assert len(lengths) == 5
     np.testing.assert_allclose(lengths[1:] / lengths.sum(), (0.4, 0.3, 0.2, 0.1), atol=0.01)
 
@@ -168,7 +192,7 @@ def test_ngram_lengths_are_as_stated():
 def test_chosen_share_is_exact_in_expectation():
     """Also where one unit is more than what may be masked."""
     sizes, generator = np.array([1, 7, 2, 0, 5]), seeded(0)
-    chosen = [int(sizes[choose_units(sizes, 0.2, generator)].sum()) for _ in range(40_000)]
+    chosen = [int(sizes[choose_units(sizes, np.array([0, len(sizes)]), 0.2, [generator])].sum()) for _ in range(40_000)]
     assert np.mean(chosen) == pytest.approx(0.2 * 15, rel=0.02)
     assert max(chosen) > 3  # the unit that crosses the budget is sometimes taken
     assert min(chosen) < 3  # and sometimes not
