@@ -169,7 +169,6 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
         )
     if settings.global_rope_theta:
         config.global_rope_theta = settings.global_rope_theta
-    config.sparse_prediction = True
     try:
         model.set_attn_implementation(settings.attn_implementation)
     except (ValueError, ImportError) as error:
@@ -179,10 +178,8 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
 
 def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedRows) -> str:
     """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
-    # save_model switches sparse_prediction; the rest says who wrote the config, or is a setting.
-    config = {
-        k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "sparse_prediction", "dtype")
-    }
+    # What is left out says who wrote the config, or is a setting.
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     return sha256(json.dumps([recipe_of(settings), shapes, config, rows.content], sort_keys=True).encode())
 
@@ -210,10 +207,10 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
     for number, batch in enumerate(batches, 1):
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
         with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            outputs = model(**batch, num_items_in_batch=max(masked, 1))
+            outputs = model(**batch, num_items_in_batch=max(masked, 1), return_logits=False)
             accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
         labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        correct = (outputs.logits.argmax(-1) == labels).sum()
+        correct = (outputs.predictions == labels).sum()
         total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
     loss, correct = accelerator.reduce(total, "sum").tolist()
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
@@ -271,7 +268,6 @@ def return_freed_memory() -> None:
 
 def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModernBertTokenizer) -> None:
     """The trained model and its tokenizer, written aside and renamed."""
-    model.config.sparse_prediction = False
     tokenizer.model_max_length = model.config.max_position_embeddings
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
