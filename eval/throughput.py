@@ -544,7 +544,7 @@ def compare_collators(rows: int, seq_len: int, settings: Settings) -> dict:
     )
     features, rate = made.features(), ([probability], 0, settings.repeats + 1)
     masking = Masking(made.vocab_size, "whole_word", mask_replace_prob=1, random_replace_prob=0)
-    ours = MicroBatches(made, masking, rate, rows, gradient_accumulation_steps=1, seed=0)
+    ours = MicroBatches(made, masking, rate, rows, np.full(settings.repeats + 1, rows), seed=0)
     numbers = iter(range(len(ours)))
 
     def timed(function):
