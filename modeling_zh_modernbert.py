@@ -17,6 +17,7 @@ from itertools import groupby, pairwise
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -46,6 +47,8 @@ if varlen_attn is not None and "window_size" not in inspect.signature(varlen_att
 
 # Queries a block of the block-local attention. Of 32, 64 and 128, 64 was the fastest for the window of 128 on CPU.
 QUERY_BLOCK = 64
+# Labels whose logits exist at once where none are returned: 128 MB in float32 for 32,768 entries.
+LOSS_CHUNK = 1024
 
 
 # --- documents in a batch ---------------------------------------------------------------------------------------------
@@ -736,6 +739,13 @@ class _HeadModel(ZhModernBertPreTrainedModel):
         return first * (lengths > 0)
 
 
+@dataclass
+class ZhModernBertMaskedLMOutput(MaskedLMOutput):
+    """`predictions` `(M,)`: the likeliest token for each of the M labels set, where no logits are returned."""
+
+    predictions: torch.LongTensor | None = None
+
+
 class ZhModernBertForMaskedLM(_HeadModel):
     _tied_weights_keys = {"decoder.weight": "model.embeddings.tok_embeddings.weight"}
 
@@ -760,30 +770,54 @@ class ZhModernBertForMaskedLM(_HeadModel):
         inputs_embeds=None,
         labels=None,
         num_items_in_batch=None,
+        return_logits=True,
         **kwargs,
-    ) -> MaskedLMOutput:
+    ) -> ZhModernBertMaskedLMOutput:
         """`labels` `(B, T)` or `(1, N)`, -100 where nothing is asked -> logits `(B, T, V)` or `(1, N, V)`.
 
-        With `config.sparse_prediction` and labels, logits are `(M, V)`: a row for each of the M labels set, in order.
+        With `config.sparse_prediction` and labels, logits are `(M, V)`: a row for each of the M labels set, in order. Without
+        `return_logits` there are `predictions` `(M,)` instead, and memory for the logits of `LOSS_CHUNK` labels is enough.
         """
         outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         hidden_states, ignore_index = outputs.last_hidden_state, self.config.sparse_pred_ignore_index
         if labels is not None:
             labels = layout.unpad(labels)
-        sparse = self.config.sparse_prediction and labels is not None
+        sparse = labels is not None and (self.config.sparse_prediction or not return_logits)
         if sparse:
             asked = (labels != ignore_index).nonzero().flatten()
             hidden_states, labels = hidden_states[asked], labels[asked]
-        logits = self.decoder(self.head(hidden_states))
-        loss = None
-        if labels is not None:
-            loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index)
-        return MaskedLMOutput(
+        logits = loss = predictions = None
+        if labels is not None and not return_logits:
+            loss, predictions = self.chunked_loss(hidden_states, labels, num_items_in_batch)
+        else:
+            logits = self.decoder(self.head(hidden_states))
+            if labels is not None:
+                loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index)
+            logits = logits if sparse else layout.pad(logits)
+        return ZhModernBertMaskedLMOutput(
             loss=loss,
-            logits=logits if sparse else layout.pad(logits),
+            logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            predictions=predictions,
         )
+
+    def chunked_loss(self, hidden_states, labels, num_items_in_batch=None):
+        """The mean loss of the encoder's `(M, H)` at labels `(M,)`, and the likeliest tokens `(M,)`.
+
+        Logits are made a chunk at a time, and again in the backward pass.
+        """
+        if num_items_in_batch is None:
+            num_items_in_batch = max(len(labels), 1)
+
+        def chunk_loss(hidden_states, labels):
+            logits = self.decoder(self.head(hidden_states))
+            return mean_loss(F.cross_entropy, logits, labels, num_items_in_batch), logits.argmax(-1)
+
+        chunks = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
+        results = [checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        losses, predictions = zip(*results, strict=True)
+        return torch.stack(losses).sum(), torch.cat(predictions)
 
 
 class ZhModernBertForSequenceClassification(_HeadModel):

@@ -8,10 +8,11 @@ device's own matrix product.
 
     python eval/throughput.py --device cpu
     python eval/throughput.py --device cuda
+    python eval/throughput.py --workload collator
 
 Workloads are `TxB`, B texts of T tokens, or `TxB-KIND`, texts of at most T tokens whose lengths are even quantiles of a real
 distribution: `questions`, `articles` or `documents`. A training step is forward and backward, without the optimizer, which
-would be the same for all.
+would be the same for all. `collator` is the masking of whole words alone, beside transformers' collator on the same rows.
 """
 
 import gc
@@ -20,7 +21,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
 from pathlib import Path
@@ -34,15 +35,28 @@ import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib import pyplot
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
-from transformers import AttentionInterface, AutoConfig, AutoModel, ModernBertConfig, ModernBertModel
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    DataCollatorForLanguageModeling,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+)
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.dataloader import MicroBatches
 from zh_modernbert.train.files import write_json
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking
 
 # Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
 SHAPES = {
@@ -112,8 +126,8 @@ class Settings(BaseSettings):
     device: str = setting("auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda"))
     dtypes: list[str] = setting([], "empty: float32 and bfloat16 on CPU, bfloat16 on a GPU", ("float32", "bfloat16", "float16"))
     shape: str = setting("auto", "layers x width; auto: 12x768 on CPU, 28x1024 on a GPU", choices=("auto", *SHAPES))
-    workloads: list[str] = setting(
-        [], "TxB or TxB-KIND, KIND one of questions, articles, documents; empty: those of the device"
+    workload: list[str] = setting(
+        [], "TxB or TxB-KIND, KIND one of questions, articles, documents; or collator; empty: those of the device"
     )
     modes: list[str] = setting(list(MODES), "curve: cost against length", choices=MODES)
     peers: list[str] = setting(list(PEERS), choices=PEERS)
@@ -141,9 +155,7 @@ class Workload:
         match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)(?:-({'|'.join(LENGTHS)}))?", name)
         if match is None:
             kinds = ", ".join(LENGTHS)
-            raise InputError(
-                f"throughput: workloads holds {name!r}; it must be TxB or TxB-KIND, as 512x16, KIND one of {kinds}"
-            )
+            raise InputError(f"throughput: workload holds {name!r}; it must be TxB or TxB-KIND, as 512x16, KIND one of {kinds}")
         longest, rows = int(match[1]), int(match[2])
         if not match[3]:
             return cls(name, [longest] * rows)
@@ -366,7 +378,7 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
     return best
 
 
-def take_turns(ours: Contestant, peer: Contestant, repeats: int, seconds: float) -> tuple[float, float, int]:
+def take_turns(ours: Callable, peer: Callable, repeats: int, seconds: float) -> tuple[float, float, int]:
     """Median seconds of both, and how often each ran: in turn, every second time the peer first."""
     times, started = ([], []), time.perf_counter()
     for turn in range(repeats):
@@ -480,7 +492,92 @@ def show(row: dict, floor: float) -> str:
     return f"{name}{times}{100 * floor / row['our_seconds']:>8.0f}{memory}"
 
 
+# --- the collator -----------------------------------------------------------------------------------------------------
+
+
+class MadeRows:
+    """Packed rows in memory, each of documents in random words of 1 to 3 tokens: what `MicroBatches` reads of `PackedRows`."""
+
+    vocab_size = 32768
+
+    def __init__(self, count: int, seq_len: int):
+        generator = np.random.default_rng(0)
+        self.rows = []
+        for _ in range(count):
+            bounds = np.array([0, *sorted(generator.choice(np.arange(3, seq_len - 2, 3), 3, replace=False)), seq_len])
+            word_starts = np.zeros(seq_len, dtype=np.uint8)
+            words = np.cumsum(generator.integers(1, 4, size=seq_len))
+            word_starts[words[words < seq_len]] = 1
+            input_ids = generator.integers(len(SPECIAL_TOKENS), self.vocab_size, size=seq_len).astype(np.uint16)
+            for places, token in ((bounds[:-1], "[CLS]"), (bounds[1:] - 1, "[SEP]")):
+                input_ids[places], word_starts[places] = SPECIAL_TOKENS.index(token), 1
+            word_starts[bounds[:-1] + 1] = 1
+            self.rows.append((input_ids, word_starts, bounds))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.rows[index]
+
+    def features(self) -> list[dict]:
+        """The rows as a user of transformers has them. Its collator begins a word where a text has a gap; so have these."""
+        features = []
+        for input_ids, word_starts, _ in self.rows:
+            ends = np.cumsum(1 + word_starts.astype(int))
+            offsets = np.stack((ends - 1, ends), axis=1)
+            special = (input_ids < len(SPECIAL_TOKENS)).astype(int)
+            arrays = {"input_ids": input_ids, "special_tokens_mask": special, "offset_mapping": offsets}
+            features.append({name: array.tolist() for name, array in arrays.items()})
+        return features
+
+
+def compare_collators(rows: int, seq_len: int, settings: Settings) -> dict:
+    """Tokens a second of masking whole words in a micro-batch of `rows`, ours and transformers'."""
+    made, probability = MadeRows(rows, seq_len), 0.3
+    vocabulary = [*SPECIAL_TOKENS, *(str(index) for index in range(made.vocab_size - len(SPECIAL_TOKENS)))]
+    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", mask_token="[MASK]")
+    # All become [MASK]: transformers has no random words here.
+    collator = DataCollatorForLanguageModeling(
+        tokenizer, whole_word_mask=True, mlm_probability=probability, mask_replace_prob=1, random_replace_prob=0
+    )
+    features, rate = made.features(), ([probability], 0, settings.repeats + 1)
+    masking = Masking(made.vocab_size, "whole_word", mask_replace_prob=1, random_replace_prob=0)
+    ours = MicroBatches(made, masking, rate, rows, np.full(settings.repeats + 1, rows), seed=0)
+    numbers = iter(range(len(ours)))
+
+    def timed(function):
+        started = time.perf_counter()
+        batch = function()
+        return time.perf_counter() - started, batch
+
+    def our_turn():
+        return timed(lambda: ours[next(numbers)])
+
+    def peer_turn():
+        return timed(lambda: collator(features))
+
+    shares = [float((turn()[1]["labels"] != IGNORE_INDEX).float().mean()) for turn in (our_turn, peer_turn)]  # the warm-up
+    our_seconds, peer_seconds, runs = take_turns(our_turn, peer_turn, settings.repeats, settings.seconds)
+    return {
+        "rows": rows,
+        "seq_len": seq_len,
+        "ratio": round(peer_seconds / our_seconds, 2),
+        "our_tokens_per_second": round(rows * seq_len / our_seconds),
+        "peer_tokens_per_second": round(rows * seq_len / peer_seconds),
+        "our_masked_share": round(shares[0], 4),
+        "peer_masked_share": round(shares[1], 4),
+        "runs": runs,
+        "transformers": transformers.__version__,
+    }
+
+
 def main(settings: Settings) -> dict:
+    if "collator" in settings.workload:
+        if len(settings.workload) > 1:
+            raise InputError("throughput: the workload collator has no model; give it alone")
+        return compare_collators(64, 1024, settings)
     if settings.device == "auto":
         settings.device = "cuda" if torch.cuda.is_available() else "cpu"
     if settings.device == "cuda" and not torch.cuda.is_available():
@@ -488,7 +585,7 @@ def main(settings: Settings) -> dict:
     device = settings.device
     settings.dtypes = settings.dtypes or DTYPES[device]
     shape_name = settings.shape if settings.shape != "auto" else {"cpu": "12x768", "cuda": "28x1024"}[device]
-    workloads = [Workload.parse(name) for name in settings.workloads or WORKLOADS[device]]
+    workloads = [Workload.parse(name) for name in settings.workload or WORKLOADS[device]]
     if settings.threads:
         torch.set_num_threads(settings.threads)
     shape = SHAPES[shape_name]

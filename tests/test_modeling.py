@@ -428,10 +428,41 @@ def test_sparse_prediction_equals_dense(how):
     assert model(**batch).logits.shape == dense.logits.shape  # without labels, everything
 
 
+@pytest.mark.parametrize(
+    ("chunk", "items", "compiled"),
+    [(1, None, False), (7, torch.tensor(20), False), (1024, 20, False), (20, 20, True)],
+    ids=["one-by-one", "chunks", "at-once", "compiled"],
+)
+def test_a_loss_without_logits_is_the_loss(monkeypatch, chunk, items, compiled):
+    monkeypatch.setattr(modeling, "LOSS_CHUNK", chunk)
+    batch = arrange(make_documents((9, 30, 17)), "packed")
+    labels = batch["input_ids"].masked_fill(torch.rand(batch["input_ids"].shape) < 0.6, IGNORED)
+    whole, chunked = (build(sparse_prediction=True, decoder_bias=True, num_hidden_layers=1) for _ in range(2))
+    expected = whole(**batch, labels=labels, num_items_in_batch=items)
+    run = torch.compile(chunked, backend="aot_eager") if compiled else chunked
+    found = run(**batch, labels=labels, num_items_in_batch=items, return_logits=False)
+    assert found.logits is None
+    assert torch.equal(found.predictions, expected.logits.argmax(-1))
+    assert_close(found.loss, expected.loss, 1e-6)
+    for loss in (expected.loss, found.loss):
+        loss.backward()
+    assert_same_gradients(gradients(chunked), gradients(whole), 1e-6)
+    torch.compiler.reset()
+
+
+def test_a_loss_without_logits_never_holds_them(monkeypatch):
+    monkeypatch.setattr(modeling, "LOSS_CHUNK", 50)
+    model, batch = build(vocab_size=5000), pack(make_documents((300, 200)))
+    with LargestTensor() as largest:
+        model(**batch, labels=batch["input_ids"], return_logits=False).loss.backward()
+    assert largest.elements <= max(50 * 5000, model.decoder.weight.numel())
+
+
+@pytest.mark.parametrize("changes", [{}, {"return_logits": False}], ids=str)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_no_label_at_all_gives_a_loss_of_zero(sparse):
+def test_no_label_at_all_gives_a_loss_of_zero(sparse, changes):
     model, batch = build(sparse_prediction=sparse), pad(make_documents((9, 30)))
-    loss = model(**batch, labels=torch.full((2, 30), IGNORED)).loss
+    loss = model(**batch, labels=torch.full((2, 30), IGNORED), **changes).loss
     loss.backward()
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients(model).values())

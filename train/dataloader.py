@@ -8,18 +8,59 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from zh_modernbert.train.masking import Masking, mask_tokens, mlm_probability_at
+from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.masking import Masking, mask_rows, mlm_probability_at
 from zh_modernbert.train.pack import PackedRows
+
+# Of 4, 6, 8 and 12, the fewest with which neighbours stay neighbours no more often than in NumPy's permutations.
+ROUNDS = 8
+
+
+def scramble(values: np.ndarray) -> np.ndarray:
+    """A bijection of uint64 in which every bit depends on all: the finaliser of SplitMix64."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def shuffled(places: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:
+    """What stands at `places` of a random order of 0 to `count` - 1, without making the whole order.
+
+    A Feistel network permutes the numbers below the next power of 4; one that falls outside is permuted again until it does
+    not (cycle-walking; Black and Rogaway, https://doi.org/10.1007/3-540-45760-7_9).
+    """
+    half = np.uint64(max(-(-(count - 1).bit_length() // 2), 1))
+    low = (np.uint64(1) << half) - np.uint64(1)
+    keys = np.random.SeedSequence(seed).generate_state(ROUNDS, np.uint64)
+    numbers = places.astype(np.uint64)
+    outside = np.arange(len(numbers))
+    while len(outside):
+        left, right = numbers[outside] >> half, numbers[outside] & low
+        for key in keys:
+            left, right = right, left ^ (scramble(right ^ key) & low)
+        numbers[outside] = left << half | right
+        outside = outside[numbers[outside] >= count]
+    return numbers.astype(np.int64)
+
+
+def rows_of_updates(full: int, max_steps: int, num_warmup_steps: int, ratio: float) -> np.ndarray:
+    """`(max_steps,)`: rows of each update, growing from `ratio * full` to `full` over the first `num_warmup_steps`."""
+    rows = np.interp(np.arange(max_steps), [0, num_warmup_steps], [ratio * full, full]) if num_warmup_steps else full
+    return np.maximum(np.broadcast_to(np.rint(rows).astype(np.int64), max_steps), 1)
 
 
 class MicroBatches(Dataset):
-    """Item m: `per_device_batch_size` rows packed one behind the other.
+    """Item m: at most `per_device_batch_size` rows packed one behind the other.
 
-    The run's rows are read as one endless stream of shuffled epochs; update u takes the next `rows_per_update` of it, and
-    micro-batch j of process p the j-th slice of p's equal share.
+    The run's rows are read as one endless stream of shuffled epochs, of which each update takes the next, however many
+    processes share them: each takes as many micro-batches, whose rows differ by one at most.
 
     Args:
         rate: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
+        rows_per_update: `(max_steps,)`, of all processes together.
+
+    Raises:
+        InputError: an update has too few rows for the processes.
     """
 
     def __init__(
@@ -28,52 +69,55 @@ class MicroBatches(Dataset):
         masking: Masking,
         rate: tuple[list[float], int, int],
         per_device_batch_size: int,
-        gradient_accumulation_steps: int,
+        rows_per_update: np.ndarray,
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
     ):
         self.rows, self.masking, self.rate, self.seed = rows, masking, rate, seed
-        self.batch_size = per_device_batch_size
-        self.accumulation = gradient_accumulation_steps
         self.process_index, self.num_processes = process_index, num_processes
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
-
-    @property
-    def rows_per_update(self) -> int:
-        return self.batch_size * self.accumulation * self.num_processes
+        self.counts = -(-rows_per_update // (per_device_batch_size * num_processes))  # micro-batches of a process
+        if (self.counts * num_processes > rows_per_update).any():
+            raise InputError(
+                f"an update of {rows_per_update.min()} rows is too small, or uneven, for {num_processes} processes with "
+                f"per_device_batch_size {per_device_batch_size}; change tokens_per_update or the number of processes"
+            )
+        self.first_rows = np.cumsum([0, *rows_per_update])
+        self.first_batches = np.cumsum([0, *self.counts])
 
     def __len__(self) -> int:
-        return self.rate[2] * self.accumulation
+        return int(self.first_batches[-1])
 
-    def epoch_order(self, epoch: int) -> np.ndarray:
-        """`(rows,)`: the order of the rows in an epoch."""
-        if self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        return self._order[1]
+    def update_of(self, index: int) -> int:
+        return int(np.searchsorted(self.first_batches, index, side="right")) - 1
 
     def positions(self, index: int) -> list[tuple[int, int]]:
         """(epoch, row) of each row of micro-batch `index`."""
-        update, micro = divmod(index, self.accumulation)
-        share = self.process_index * self.accumulation + micro
-        first = update * self.rows_per_update + share * self.batch_size
-        places = (divmod(place, len(self.rows)) for place in range(first, first + self.batch_size))
-        return [(epoch, int(self.epoch_order(epoch)[place])) for epoch, place in places]
+        update = self.update_of(index)
+        first, end = self.first_rows[update : update + 2]
+        part = self.process_index * self.counts[update] + index - self.first_batches[update]
+        bounds = first + (end - first) * np.arange(part, part + 2) // (self.num_processes * self.counts[update])
+        epochs, places = np.divmod(np.arange(*bounds), len(self.rows))
+        # Behind the seed comes the epoch, and for masks the row, which counts from 1: no stream is used twice.
+        return [
+            (int(epoch), int(row))
+            for epoch in np.unique(epochs)
+            for row in shuffled(places[epochs == epoch], len(self.rows), (self.seed, int(epoch), 0))
+        ]
 
     def __getitem__(self, index: int) -> dict:
-        probability = mlm_probability_at(index // self.accumulation, *self.rate)
-        ids, labels, cu_seqlens = [], [], [np.zeros(1, dtype=np.int64)]
-        for epoch, row in self.positions(index):
-            row_ids, word_starts, bounds = self.rows.row(row)
-            generator = np.random.default_rng((self.seed, epoch, row + 1))  # a last 0 would be the stream of `epoch_order`
-            masked_ids, row_labels = mask_tokens(row_ids, word_starts, probability, self.masking, generator)
-            ids.append(masked_ids)
-            labels.append(row_labels)
-            cu_seqlens.append(cu_seqlens[-1][-1] + bounds[1:])
-        bounds = np.concatenate(cu_seqlens)
+        probability = mlm_probability_at(self.update_of(index), *self.rate)
+        positions = self.positions(index)
+        ids, word_starts, documents = zip(*(self.rows.row(row) for _, row in positions), strict=True)
+        ends = np.cumsum([0, *map(len, ids)])
+        generators = [np.random.default_rng((self.seed, epoch, row + 1)) for epoch, row in positions]
+        input_ids, labels = mask_rows(
+            np.concatenate(ids), np.concatenate(word_starts), ends, probability, self.masking, generators
+        )
+        bounds = np.concatenate([[0], *(start + inner[1:] for start, inner in zip(ends[:-1], documents, strict=True))])
         return {
-            "input_ids": torch.from_numpy(np.concatenate(ids))[None],
-            "labels": torch.from_numpy(np.concatenate(labels))[None],
+            "input_ids": torch.from_numpy(input_ids)[None],
+            "labels": torch.from_numpy(labels)[None],
             "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
             "max_seqlen": int(np.diff(bounds).max()),
         }
@@ -81,5 +125,5 @@ class MicroBatches(Dataset):
 
 def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> DataLoader:
     """The micro-batches from update `first_update` on, in order."""
-    indices = range(first_update * dataset.accumulation, len(dataset))
+    indices = range(int(dataset.first_batches[first_update]), len(dataset))
     return DataLoader(dataset, batch_size=None, sampler=indices, num_workers=num_workers, pin_memory=torch.cuda.is_available())

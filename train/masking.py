@@ -34,74 +34,101 @@ class Masking:
     special_ids: tuple[int, ...] = tuple(range(len(SPECIAL_TOKENS)))
 
     @cached_property
+    def maskable(self) -> np.ndarray:
+        """`(vocab_size,)` bool: all but the special tokens."""
+        return ~np.isin(np.arange(self.vocab_size), self.special_ids)
+
+    @cached_property
     def random_ids(self) -> np.ndarray:
-        return np.setdiff1d(np.arange(self.vocab_size), self.special_ids)
+        return np.flatnonzero(self.maskable)
 
 
-def unit_ids(word_starts: np.ndarray, maskable: np.ndarray, masking: str, generator: np.random.Generator) -> np.ndarray:
-    """`(N,)`: the unit of each token, counted from 0.
+def unit_starts(
+    word_starts: np.ndarray, maskable: np.ndarray, bounds: np.ndarray, masking: str, generators: list[np.random.Generator]
+) -> np.ndarray:
+    """Where the units of the rows begin.
 
     Args:
         word_starts: `(N,)` bool, True at special tokens too, so that no unit spans documents.
         maskable: `(N,)` bool, False at special tokens.
+        bounds: `(R + 1,)`, of the rows, each of which begins with a special token. generators: one a row.
     """
     if masking == "token":
         return np.arange(len(word_starts))
-    word_ids = np.cumsum(word_starts) - 1
+    words = np.flatnonzero(word_starts)
     if masking == "whole_word":
-        return word_ids
+        return words
     # n-grams: special tokens begin a unit and end one; between them, words are joined to units of random length.
-    special = ~maskable[np.flatnonzero(word_starts)]  # (words,)
-    words = len(special)
-    lengths = generator.choice(len(NGRAM_PROBABILITIES), size=words, p=NGRAM_PROBABILITIES) + 1
-    ends = np.cumsum(lengths)
-    starts = special.copy()
-    starts[:1] = True
-    starts[ends[ends < words]] = True
-    starts[1:] |= special[:-1]
-    return (np.cumsum(starts) - 1)[word_ids]
+    rows = np.searchsorted(words, bounds)
+    counts = np.diff(rows)
+    draws = np.concatenate([generator.random(count) for generator, count in zip(generators, counts, strict=True)])
+    ends = np.cumsum(np.searchsorted(np.cumsum(NGRAM_PROBABILITIES)[:-1], draws, side="right") + 1)
+    before = np.concatenate(([0], ends))[rows[:-1]]  # in the rows before
+    ends += np.repeat(rows[:-1] - before, counts)
+    starts = ~maskable[words]
+    starts[1:] |= starts[:-1]
+    starts[ends[ends < np.repeat(rows[1:], counts)]] = True
+    return words[starts]
 
 
-def choose_units(unit_sizes: np.ndarray, probability: float, generator: np.random.Generator) -> np.ndarray:
-    """`(units,)` bool: units in random order until `probability` of the tokens is reached, exactly in expectation."""
-    budget = probability * unit_sizes.sum()
-    order = generator.permutation(len(unit_sizes))
-    ends = np.cumsum(unit_sizes[order])
-    chosen = ends <= budget
-    crossing = int(chosen.sum())
-    if crossing < len(order):
-        size = unit_sizes[order[crossing]]
-        chosen[crossing] = generator.random() * size < budget - (ends[crossing] - size)
-    mask = np.zeros(len(order), dtype=bool)
-    mask[order[chosen]] = True
-    return mask
+def choose_units(
+    unit_sizes: np.ndarray, rows: np.ndarray, probability: float, generators: list[np.random.Generator]
+) -> np.ndarray:
+    """`(units,)` bool: of each row, units in random order until `probability` of its tokens is reached, exactly in expectation.
+
+    Args:
+        rows: `(R + 1,)`, the bounds of the rows' units. generators: one a row.
+    """
+    counts = np.diff(rows)
+    order = [
+        first + generator.permutation(count) for first, count, generator in zip(rows[:-1], counts, generators, strict=True)
+    ]
+    order = np.concatenate(order)
+    crossing = np.repeat([generator.random() for generator in generators], counts)
+    sizes = unit_sizes[order]
+    ends = np.concatenate(([0], np.cumsum(sizes)))
+    budgets = np.repeat(probability * np.diff(ends[rows]), counts)
+    chosen = np.empty(len(order), dtype=bool)
+    # Sure for a unit that ends within the budget, impossible for one that begins behind it.
+    chosen[order] = crossing * sizes < budgets - (ends[:-1] - np.repeat(ends[rows[:-1]], counts))
+    return chosen
 
 
-def mask_tokens(
-    input_ids: np.ndarray, word_starts: np.ndarray, probability: float, masking: Masking, generator: np.random.Generator
+def mask_rows(
+    input_ids: np.ndarray,
+    word_starts: np.ndarray,
+    bounds: np.ndarray,
+    probability: float,
+    masking: Masking,
+    generators: list[np.random.Generator],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Masks one packed row.
+    """Masks packed rows that lie one behind the other, each as it would be alone.
 
     Args:
         input_ids: `(N,)` integers.
         word_starts: `(N,)`, true where a word or a special token begins.
-        probability: share of the maskable tokens to mask.
+        bounds: `(R + 1,)`, of the rows, from 0 to N. generators: one a row, for all that is random in it.
+        probability: share of a row's maskable tokens to mask.
 
     Returns:
         Masked ids and labels, `(N,)` int64 each; labels are -100 where nothing is asked.
     """
-    input_ids = input_ids.astype(np.int64)
-    maskable = ~np.isin(input_ids, masking.special_ids)
-    units = unit_ids(word_starts.astype(bool), maskable, masking.masking, generator)
-    unit_sizes = np.bincount(units, weights=maskable).astype(np.int64)
-    chosen = choose_units(unit_sizes, probability, generator)
-    kind = generator.random(len(unit_sizes))  # what happens to a unit that is chosen
-    masked = chosen[units] & maskable
-    labels = np.where(masked, input_ids, IGNORE_INDEX)
-    replaced = masked & (kind < masking.mask_replace_prob)[units]
-    random = masked & ~replaced & (kind < masking.mask_replace_prob + masking.random_replace_prob)[units]
-    masked_ids = np.where(replaced, masking.mask_token_id, input_ids)
-    masked_ids[random] = masking.random_ids[generator.integers(len(masking.random_ids), size=int(random.sum()))]
+    masked_ids = input_ids.astype(np.int64)
+    maskable = masking.maskable[masked_ids]
+    starts = unit_starts(word_starts, maskable, bounds, masking.masking, generators)
+    rows = np.searchsorted(starts, bounds)
+    lengths = np.diff(starts, append=len(masked_ids))
+    chosen = choose_units(lengths * maskable[starts], rows, probability, generators) & maskable[starts]
+    labels = np.where(np.repeat(chosen, lengths), masked_ids, IGNORE_INDEX)
+    # What happens to a unit that is chosen.
+    kind = np.concatenate([generator.random(count) for generator, count in zip(generators, np.diff(rows), strict=True)])
+    replaced = chosen & (kind < masking.mask_replace_prob)
+    random = chosen & ~replaced & (kind < masking.mask_replace_prob + masking.random_replace_prob)
+    masked_ids[np.repeat(replaced, lengths)] = masking.mask_token_id
+    places = np.flatnonzero(np.repeat(random, lengths))
+    counts = np.diff(np.searchsorted(places, bounds))
+    draws = [generator.integers(len(masking.random_ids), size=n) for generator, n in zip(generators, counts, strict=True)]
+    masked_ids[places] = masking.random_ids[np.concatenate(draws)]
     return masked_ids, labels
 
 

@@ -34,7 +34,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
-from zh_modernbert.train.dataloader import MicroBatches, micro_batches
+from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates
 from zh_modernbert.train.files import read_json, replacing, require_folder, sha256, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_steps: int = setting(1000, "updates", least=1)
     per_device_batch_size: int = setting(16, "rows a process takes at once", least=1)
     gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1)
+    tokens_per_update: int = setting(0, "in place of gradient_accumulation_steps: tokens of full rows in an update", least=0)
+    num_batch_warmup_steps: int = setting(0, "updates over which their rows grow to the full number", least=0)
+    warmup_batch_ratio: float = setting(1.0, "where that starts, of the full number", least=0, most=1)
     seed: int = setting(0, "of weights, order, masks and dropout", least=0)
     # Masking.
     masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
@@ -107,6 +110,10 @@ def check(settings: Settings) -> None:
     require(
         bool(s.model_config or s.init_from),
         "give model_config (random weights), init_from, or both (the weights tiled to the sizes of model_config)",
+    )
+    require(
+        not (s.tokens_per_update and s.gradient_accumulation_steps > 1),
+        "tokens_per_update says how often to accumulate; leave gradient_accumulation_steps out",
     )
     require(len(s.mlm_probability) in (1, 3), f"mlm_probability has {len(s.mlm_probability)} values; it takes 1 or 3")
     require(all(0 < p < 1 for p in s.mlm_probability), f"mlm_probability is {s.mlm_probability}; each must be between 0 and 1")
@@ -191,7 +198,6 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
         )
     if settings.global_rope_theta:
         config.global_rope_theta = settings.global_rope_theta
-    config.sparse_prediction = True
     try:
         model.set_attn_implementation(settings.attn_implementation)
     except (ValueError, ImportError) as error:
@@ -199,12 +205,24 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
     return model
 
 
+def rows_per_update(settings: Settings, seq_len: int, num_processes: int) -> np.ndarray:
+    """`(max_steps,)`: rows of each update, of all processes together.
+
+    Raises:
+        InputError: tokens_per_update are not whole rows.
+    """
+    full = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
+    if settings.tokens_per_update:
+        full, rest = divmod(settings.tokens_per_update, seq_len)
+        if rest:
+            raise InputError(f"tokens_per_update is {settings.tokens_per_update}, no multiple of the rows' {seq_len} tokens")
+    return rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
+
+
 def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedRows) -> str:
     """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
-    # save_model switches sparse_prediction; the rest says who wrote the config, or is a setting.
-    config = {
-        k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "sparse_prediction", "dtype")
-    }
+    # What is left out says who wrote the config, or is a setting.
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     return sha256(json.dumps([recipe_of(settings), shapes, config, rows.content], sort_keys=True).encode())
 
@@ -233,10 +251,10 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
         with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
             with accelerator.autocast():
-                outputs = model(**batch, num_items_in_batch=max(masked, 1))
+                outputs = model(**batch, num_items_in_batch=max(masked, 1), return_logits=False)
             accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
         labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        correct = (outputs.logits.argmax(-1) == labels).sum()
+        correct = (outputs.predictions == labels).sum()
         total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
     loss, correct = accelerator.reduce(total, "sum").tolist()
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
@@ -294,7 +312,6 @@ def return_freed_memory() -> None:
 
 def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModernBertTokenizer) -> None:
     """The trained model and its tokenizer, written aside and renamed."""
-    model.config.sparse_prediction = False
     tokenizer.model_max_length = model.config.max_position_embeddings
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
@@ -329,6 +346,24 @@ def main(settings: Settings) -> dict | None:
     main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
     torch.manual_seed(settings.seed)
     model = build_model(settings, rows, tokenizer)
+    rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
+    dataset = MicroBatches(
+        rows,
+        Masking(
+            rows.vocab_size,
+            settings.masking,
+            settings.mask_replace_prob,
+            settings.random_replace_prob,
+            tokenizer.mask_token_id,
+            tuple(tokenizer.added_tokens_decoder),
+        ),
+        rate,
+        settings.per_device_batch_size,
+        rows_per_update(settings, rows.seq_len, accelerator.num_processes),
+        settings.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
     identity = run_identity(settings, model, rows)
     claim_output(output_dir, identity)
     accelerator.wait_for_everyone()
@@ -368,24 +403,6 @@ def main(settings: Settings) -> dict | None:
     if saved := checkpoints(output_dir):
         position = load_checkpoint(saved[-1], model, optimizer, identity)
     first_step = position["step"]
-    rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
-    dataset = MicroBatches(
-        rows,
-        Masking(
-            rows.vocab_size,
-            settings.masking,
-            settings.mask_replace_prob,
-            settings.random_replace_prob,
-            tokenizer.mask_token_id,
-            tuple(tokenizer.added_tokens_decoder),
-        ),
-        rate,
-        settings.per_device_batch_size,
-        settings.gradient_accumulation_steps,
-        settings.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
     log = Log(output_dir, first_step, position["sums"]) if main_process else None
     progress = tqdm(total=settings.max_steps, initial=first_step, desc=output_dir.name, disable=not main_process)
@@ -395,7 +412,7 @@ def main(settings: Settings) -> dict | None:
         learning_rate = settings.learning_rate * schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        batches = [next(stream) for _ in range(settings.gradient_accumulation_steps)]
+        batches = [next(stream) for _ in range(dataset.counts[step])]
         result = update(accelerator, wrapped, batches, list(model.parameters()), settings.max_grad_norm)
         if not math.isfinite(result["loss"]) or not math.isfinite(result["grad_norm"]):
             raise InputError(

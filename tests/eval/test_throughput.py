@@ -3,8 +3,10 @@
 import json
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from transformers import DataCollatorForLanguageModeling
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.eval import throughput
@@ -34,7 +36,7 @@ def test_workloads():
     for name, filled in (("512x16-questions", 0.44), ("512x16-articles", 0.58), ("8192x16-documents", 0.24)):
         assert round(sum(Workload.parse(name).lengths) / (int(name.split("x")[0]) * 16), 2) == filled
     for name in ("512", "0x4", "512x", "512x16-ragged", "x"):
-        with pytest.raises(InputError, match="workloads holds"):
+        with pytest.raises(InputError, match="workload holds"):
             Workload.parse(name)
 
 
@@ -80,7 +82,7 @@ def test_a_run(tiny, tmp_path, capsys):
     peers = [peer for peer in throughput.PEERS if "flash" not in peer and "flex" not in peer]
     workloads = ["300x1", "128x4-questions"]
     shared = {"device": "cpu", "peers": peers, "repeats": 1, "results_dir": str(tmp_path)}
-    result = throughput.main(Settings(**shared, dtypes=["float32"], workloads=workloads, curve_lengths=[16, 64]))
+    result = throughput.main(Settings(**shared, dtypes=["float32"], workload=workloads, curve_lengths=[16, 64]))
     assert json.loads((tmp_path / "throughput-cpu.json").read_text()) == result
     assert (tmp_path / "throughput-cpu.png").read_bytes()[:4] == b"\x89PNG"
     runs = product(workloads, ("inference", "training"), ["float32"], peers)
@@ -97,7 +99,7 @@ def test_a_run(tiny, tmp_path, capsys):
 def test_what_does_not_run_says_so(tiny, tmp_path):
     shared = {"device": "cpu", "dtypes": ["float32"], "results_dir": str(tmp_path)}
     peers = ["modernbert-eager", "modernbert-flash_attention_2", "modernbert-sdpa"]
-    settings = Settings(**shared, modes=["inference"], workloads=["4096x1"], peers=peers, repeats=1)
+    settings = Settings(**shared, modes=["inference"], workload=["4096x1"], peers=peers, repeats=1)
     eager, flash, sdpa = throughput.main(settings)["rows"]
     assert "at most 2048 tokens" in eager["skipped"]
     assert "Flash" in flash["skipped"] or "ratio" in flash
@@ -111,6 +113,29 @@ def test_the_curve_leaves_out_what_takes_too_long(tiny, tmp_path):
     assert "peer_seconds" in first
     assert "peer_seconds" not in second
     assert second["our_seconds"] > 0
+
+
+def test_collators_mask_words_whole_in_the_same_rows():
+    """Where transformers sees words, and how many tokens both mask."""
+    made = throughput.MadeRows(4, 512)
+    collator = DataCollatorForLanguageModeling
+    for (input_ids, word_starts, bounds), features in zip(made.rows, made.features(), strict=True):
+        assert features["input_ids"] == input_ids.tolist()
+        assert bounds[0] == 0
+        assert np.diff(bounds).min() >= 3, "a document has a token between [CLS] and [SEP]"
+        offsets, special = np.array([features["offset_mapping"]]), np.array([features["special_tokens_mask"]])
+        word_ids, inside = collator._calc_word_ids_and_prob_mask(offsets, special)
+        assert ((special[0] == 1) == (word_ids[0] == -1)).all()
+        assert ((special[0] == 0) & (word_starts == 1) == ~inside[0]).all()
+    result = throughput.compare_collators(4, 512, Settings(repeats=1))
+    assert result["ratio"] == pytest.approx(result["our_tokens_per_second"] / result["peer_tokens_per_second"], rel=0.01)
+    for side in ("our", "peer"):
+        assert result[f"{side}_masked_share"] == pytest.approx(0.3, abs=0.05)
+
+
+def test_the_collator_is_measured_alone():
+    with pytest.raises(InputError, match="collator has no model"):
+        throughput.main(Settings(workload=["collator", "64x1"]))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="only where there is no GPU")

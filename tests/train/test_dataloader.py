@@ -2,11 +2,13 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.dataloader import MicroBatches, micro_batches
+from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates, shuffled
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking
 from zh_modernbert.train.pack import PackedRows
 
@@ -20,7 +22,12 @@ def rows(stages):
 
 
 def dataset(rows, batch=2, accumulation=1, seed=0, process=0, processes=1, rate=RATE) -> MicroBatches:
-    return MicroBatches(rows, Masking(512), rate, batch, accumulation, seed, process, processes)
+    full = np.full(rate[2], batch * accumulation * processes)
+    return MicroBatches(rows, Masking(512), rate, batch, full, seed, process, processes)
+
+
+def order(batches: MicroBatches, epoch: int) -> list[int]:
+    return shuffled(np.arange(len(batches.rows)), len(batches.rows), (batches.seed, epoch, 0)).tolist()
 
 
 def same(first: dict, second: dict) -> bool:
@@ -28,10 +35,10 @@ def same(first: dict, second: dict) -> bool:
 
 
 def test_a_micro_batch_depends_on_its_number_alone(rows):
-    """Read in order, backwards, alone, or far behind another epoch: it is the same."""
+    """Read in order, backwards or alone, it is the same."""
     in_order = [dataset(rows)[index] for index in range(12)]
     used = dataset(rows)
-    used[len(rows) * 3]  # another epoch's order is in memory now
+    used[11]
     for index in reversed(range(12)):
         assert same(used[index], in_order[index])
         assert same(dataset(rows)[index], in_order[index])
@@ -63,7 +70,6 @@ def test_two_processes_share_what_one_takes(rows, accumulation):
 
 def test_an_update_is_the_same_however_it_is_cut(rows):
     whole, parts = dataset(rows, batch=4), dataset(rows, batch=1, accumulation=4)
-    assert whole.rows_per_update == parts.rows_per_update == 4
     for update in range(3):
         together = torch.cat([parts[update * 4 + part]["input_ids"] for part in range(4)], 1)
         assert torch.equal(together, whole[update]["input_ids"])
@@ -72,7 +78,8 @@ def test_an_update_is_the_same_however_it_is_cut(rows):
 def test_every_epoch_visits_every_row_once(rows):
     batch = 3
     count = -(-3 * len(rows) // batch)
-    stream = [position for index in range(count) for position in dataset(rows, batch).positions(index)]
+    batches = dataset(rows, batch, rate=([0.3], 0, count))
+    stream = [position for index in range(count) for position in batches.positions(index)]
     for epoch in range(3):
         part = stream[epoch * len(rows) : (epoch + 1) * len(rows)]
         assert {position[0] for position in part} == {epoch}
@@ -81,9 +88,9 @@ def test_every_epoch_visits_every_row_once(rows):
 
 def test_epochs_differ_in_order_and_masks(rows):
     batches = dataset(rows, batch=1, rate=([0.3], 0, 10 * len(rows)))
-    orders = [batches.epoch_order(epoch).tolist() for epoch in range(3)]
+    orders = [order(batches, epoch) for epoch in range(3)]
     assert all(first != second for first, second in pairwise([*orders, orders[0]]))
-    assert orders[0] != dataset(rows, seed=1).epoch_order(0).tolist()
+    assert orders[0] != order(dataset(rows, seed=1), 0)
 
     row, epochs = orders[0][0], range(2)
     places = [epoch * len(rows) + orders[epoch].index(row) for epoch in epochs]
@@ -97,7 +104,7 @@ def test_epochs_differ_in_order_and_masks(rows):
 def test_the_seed_changes_masks(rows):
     """The masks of the same row in the same epoch."""
     batches = [dataset(rows, batch=1, seed=seed, rate=([0.3], 0, len(rows))) for seed in (0, 1)]
-    first, second = (b[b.epoch_order(0).tolist().index(7)] for b in batches)
+    first, second = (b[order(b, 0).index(7)] for b in batches)
     assert first["labels"].shape == second["labels"].shape
     assert not torch.equal(first["labels"], second["labels"])
 
@@ -133,3 +140,71 @@ def test_the_masking_rate_follows_the_update(rows):
             batch = batches[index]
             maskable = (torch.where(batch["labels"] == IGNORE_INDEX, batch["input_ids"], batch["labels"]) > 4).sum()
             assert int((batch["labels"] != IGNORE_INDEX).sum()) / int(maskable) == pytest.approx(rate, rel=0.05)
+
+
+# --- the order of the rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4097])
+def test_every_order_is_a_permutation(count):
+    places = np.arange(count)
+    for seed in range(5):
+        found = shuffled(places, count, (seed,))
+        assert sorted(found) == list(range(count))
+        some = places[::-3]  # in any order, any part of it
+        assert (shuffled(some, count, (seed,)) == found[some]).all()
+
+
+def test_an_order_of_many_rows_needs_no_memory():
+    places = np.arange(10**12 - 50, 10**12)
+    found = shuffled(places, 10**12, (0, 1))
+    assert len(set(found)) == 50
+    assert 0 <= found.min() < 3e11
+    assert 7e11 < found.max() < 10**12
+    assert (found != shuffled(places, 10**12, (0, 2))).all()
+
+
+def test_orders_are_mixed():
+    """As in random permutations: one number in its own place and two pairs of neighbours in the mean, all places alike."""
+    count, orders = 200, 2000
+    found = np.array([shuffled(np.arange(count), count, (1, epoch)) for epoch in range(orders)])
+    assert (found == np.arange(count)).sum(1).mean() == pytest.approx(1, abs=0.12)
+    assert (abs(np.diff(found, axis=1)) == 1).sum(1).mean() == pytest.approx(2, abs=0.16)
+    for place in (0, 1, 100, 199):
+        tenths = np.bincount(found[:, place] // 20, minlength=10)
+        assert ((tenths - 200) ** 2 / 200).sum() < 34  # chi-square of 9 degrees: 1 in 10,000 is above
+    correlation = (found - 99.5) @ (np.arange(count) - 99.5) / ((count**2 - 1) / 12 * count)
+    assert correlation.mean() == pytest.approx(0, abs=4 / (count * orders) ** 0.5)
+    assert correlation.std() == pytest.approx(count**-0.5, rel=0.1)
+
+
+# --- updates of other sizes ------------------------------------------------------------------------------------------------
+
+
+def test_updates_grow():
+    assert rows_of_updates(8, 6, 4, 0.25).tolist() == [2, 4, 5, 6, 8, 8]
+    assert rows_of_updates(8, 3, 0, 0.25).tolist() == [8, 8, 8]
+    assert rows_of_updates(8, 3, 10, 0.0).tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("batch", "processes"), [(2, 1), (3, 2), (16, 1), (2, 3)])
+def test_updates_take_the_same_rows_however_they_are_shared(rows, batch, processes):
+    sizes = rows_of_updates(13, 12, 6, 0.3)
+    shares = [MicroBatches(rows, Masking(512), RATE, batch, sizes, 0, process, processes) for process in range(processes)]
+    alone = MicroBatches(rows, Masking(512), RATE, 13, sizes, 0)
+    assert len(alone) == 12
+    for update in range(12):
+        indices = range(*shares[0].first_batches[update : update + 2])
+        parts = [share.positions(index) for share in shares for index in indices]
+        together = [position for part in parts for position in part]
+        assert together == alone.positions(update)
+        assert len(together) == sizes[update]
+        assert {len(part) for part in parts} <= {size := min(map(len, parts)), size + 1}
+        assert 1 <= size <= max(map(len, parts)) <= batch
+        assert all(share.update_of(index) == update for share in shares for index in indices)
+
+
+def test_an_update_that_cannot_be_shared():
+    for batch, sizes, processes in ((4, [3], 4), (1, [8, 3], 2)):
+        with pytest.raises(InputError, match="tokens_per_update"):
+            MicroBatches(None, Masking(512), RATE, batch, np.array(sizes), 0, 0, processes)

@@ -1,16 +1,26 @@
 """What is masked, how much of it, and by what."""
 
+from functools import cached_property
+
 import numpy as np
 import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, choose_units, mask_tokens, mlm_probability_at, unit_ids
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, choose_units, mask_rows, mlm_probability_at, unit_starts
 from zh_modernbert.train.pack import PackedRows
 
 CLS, SEP, MASK = (SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
 KINDS = ("whole_word", "ngram", "token")
+VOCAB_SIZE = 200
 # Tokens of made-up rows have ids of this and above, random tokens ids below: each output token shows what was done to it.
-VOCAB_SIZE = 100
+MADE_UP = 100
+
+
+class Visible(Masking):
+    @cached_property
+    def random_ids(self) -> np.ndarray:
+        ids = super().random_ids
+        return ids[ids < MADE_UP]
 
 
 def make_row(generator: np.random.Generator, length: int = 256) -> tuple[np.ndarray, np.ndarray]:
@@ -21,7 +31,7 @@ def make_row(generator: np.random.Generator, length: int = 256) -> tuple[np.ndar
         word_starts = np.zeros(tokens, dtype=int)
         ends = np.cumsum(generator.integers(1, 5, size=tokens))
         word_starts[[0, *ends[ends < tokens]]] = 1
-        ids += [CLS, *generator.integers(VOCAB_SIZE, 2 * VOCAB_SIZE, size=tokens), SEP]
+        ids += [CLS, *generator.integers(MADE_UP, VOCAB_SIZE, size=tokens), SEP]
         starts += [1, *word_starts, 1]
     return np.array(ids, dtype=np.uint16), np.array(starts, dtype=np.uint8)
 
@@ -36,13 +46,24 @@ def rows() -> list[tuple[np.ndarray, np.ndarray]]:
     return rows
 
 
-def groups(units: np.ndarray) -> list[np.ndarray]:
-    """The positions of each unit."""
-    return [np.flatnonzero(units == unit) for unit in np.unique(units)]
-
-
 def seeded(seed) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def mask_tokens(ids: np.ndarray, starts: np.ndarray, rate: float, masking: Masking, generator: np.random.Generator):
+    """One row alone."""
+    return mask_rows(ids, starts, np.array([0, len(ids)]), rate, masking, [generator])
+
+
+def units_of(starts: np.ndarray, maskable: np.ndarray, masking: str) -> np.ndarray:
+    return unit_starts(starts, maskable, np.array([0, len(starts)]), masking, [seeded(0)])
+
+
+def units(ids: np.ndarray, starts: np.ndarray, masking: str, seed: int) -> list[np.ndarray]:
+    """The positions of each unit that `mask_tokens` masks whole, given the same seed."""
+    bounds = np.array([0, len(ids)])
+    begin = unit_starts(starts, ids >= len(SPECIAL_TOKENS), bounds, masking, [seeded(seed)])
+    return np.split(np.arange(len(ids)), begin[1:])
 
 
 @pytest.mark.parametrize("masking", ["whole_word", "ngram"])
@@ -54,9 +75,8 @@ def test_a_unit_is_labelled_whole_or_not_at_all(stages, masking, rate):
         ids, starts, _ = packed.row(index)
         _, labels = mask_tokens(ids, starts, rate, Masking(512, masking), seeded(index))
         labelled = labels != IGNORE_INDEX
-        words = groups(np.cumsum(starts))  # an n-gram is made of whole words, so words are whole under both
-        units = groups(unit_ids(starts.astype(bool), ids >= len(SPECIAL_TOKENS), masking, seeded(index)))
-        for unit in [*words, *units]:
+        words = units(ids, starts, "whole_word", index)  # an n-gram is made of whole words, so words are whole under both
+        for unit in [*words, *units(ids, starts, masking, index)]:
             assert labelled[unit].all() or not labelled[unit].any()
             labelled_longer += len(unit) > 1 and labelled[unit].all()
     assert labelled_longer > 100  # words of several tokens did occur
@@ -65,7 +85,7 @@ def test_a_unit_is_labelled_whole_or_not_at_all(stages, masking, rate):
 @pytest.mark.parametrize("masking", KINDS)
 def test_labels_are_the_tokens_and_other_tokens_stay(rows, masking):
     for seed, (ids, starts) in enumerate(rows[:200]):
-        masked_ids, labels = mask_tokens(ids, starts, 0.3, Masking(VOCAB_SIZE, masking), seeded(seed))
+        masked_ids, labels = mask_tokens(ids, starts, 0.3, Visible(VOCAB_SIZE, masking), seeded(seed))
         labelled = labels != IGNORE_INDEX
         assert labelled.any()
         assert (labels[labelled] == ids[labelled]).all()
@@ -76,9 +96,8 @@ def test_labels_are_the_tokens_and_other_tokens_stay(rows, masking):
 @pytest.mark.parametrize("masking", KINDS)
 def test_what_becomes_of_a_unit_is_one_thing(rows, masking):
     for seed, (ids, starts) in enumerate(rows[:200]):
-        masked_ids, labels = mask_tokens(ids, starts, 0.3, Masking(VOCAB_SIZE, masking), seeded(seed))
-        units = unit_ids(starts.astype(bool), ids >= len(SPECIAL_TOKENS), masking, seeded(seed))
-        for unit in groups(units):
+        masked_ids, labels = mask_tokens(ids, starts, 0.3, Visible(VOCAB_SIZE, masking), seeded(seed))
+        for unit in units(ids, starts, masking, seed):
             if labels[unit[0]] != IGNORE_INDEX:
                 outcomes = (masked_ids[unit] == MASK, masked_ids[unit] == ids[unit], masked_ids[unit] < VOCAB_SIZE)
                 assert any(outcome.all() for outcome in outcomes)
@@ -88,14 +107,14 @@ def test_what_becomes_of_a_unit_is_one_thing(rows, masking):
 @pytest.mark.parametrize("rate", [0.15, 0.3])
 def test_shares_over_a_million_tokens(rows, masking, rate):
     counts = {"maskable": 0, "labelled": 0, "mask": 0, "random": 0, "kept": 0}
-    random_tokens = np.zeros(VOCAB_SIZE, dtype=int)
+    random_tokens = np.zeros(MADE_UP, dtype=int)
     for seed, (ids, starts) in enumerate(rows):
-        masked_ids, labels = mask_tokens(ids, starts, rate, Masking(VOCAB_SIZE, masking), seeded(seed))
+        masked_ids, labels = mask_tokens(ids, starts, rate, Visible(VOCAB_SIZE, masking), seeded(seed))
         maskable, labelled = ids >= len(SPECIAL_TOKENS), labels != IGNORE_INDEX
         assert not labelled[~maskable].any()
         assert (masked_ids[~maskable] == ids[~maskable]).all()
-        random = labelled & (masked_ids != MASK) & (masked_ids < VOCAB_SIZE)
-        random_tokens += np.bincount(masked_ids[random], minlength=VOCAB_SIZE)
+        random = labelled & (masked_ids != MASK) & (masked_ids < MADE_UP)
+        random_tokens += np.bincount(masked_ids[random], minlength=MADE_UP)
         counts["maskable"] += int(maskable.sum())
         counts["labelled"] += int(labelled.sum())
         counts["mask"] += int((labelled & (masked_ids == MASK)).sum())
@@ -105,18 +124,18 @@ def test_shares_over_a_million_tokens(rows, masking, rate):
     assert counts["mask"] / counts["labelled"] == pytest.approx(0.8, abs=0.01)
     assert counts["random"] / counts["labelled"] == pytest.approx(0.1, abs=0.01)
     assert counts["kept"] / counts["labelled"] == pytest.approx(0.1, abs=0.01)
-    # Random tokens are drawn from the whole vocabulary but its special tokens, each about as often as another.
+    # Random tokens are drawn from all that may be drawn, no special token, each about as often as another.
     assert random_tokens[: len(SPECIAL_TOKENS)].sum() == 0
-    even = random_tokens.sum() / (VOCAB_SIZE - len(SPECIAL_TOKENS))
+    even = random_tokens.sum() / (MADE_UP - len(SPECIAL_TOKENS))
     assert (abs(random_tokens[len(SPECIAL_TOKENS) :] - even) < 8 * even**0.5 + 1).all()
 
 
 @pytest.mark.parametrize(("mask", "random", "expected"), [(1.0, 0.0, "mask"), (0.0, 1.0, "random"), (0.0, 0.0, "kept")])
 def test_replacement_shares_are_settings(rows, mask, random, expected):
     ids, starts = rows[0]
-    masked_ids, labels = mask_tokens(ids, starts, 0.3, Masking(VOCAB_SIZE, "whole_word", mask, random), seeded(0))
+    masked_ids, labels = mask_tokens(ids, starts, 0.3, Visible(VOCAB_SIZE, "whole_word", mask, random), seeded(0))
     found = masked_ids[labels != IGNORE_INDEX]
-    seen = np.where(found == MASK, "mask", np.where(found < VOCAB_SIZE, "random", "kept"))
+    seen = np.where(found == MASK, "mask", np.where(found < MADE_UP, "random", "kept"))
     assert set(seen) == {expected}
 
 
@@ -129,17 +148,30 @@ def test_the_generator_alone_decides(rows, masking):
     assert (first[1] != other[1]).any()
 
 
+@pytest.mark.parametrize("masking", KINDS)
+def test_a_row_is_masked_alike_alone_and_among_others(rows, masking):
+    some, masking = [*rows[:20], (np.array([CLS, SEP]), np.array([1, 1]))], Visible(VOCAB_SIZE, masking)
+    alone = [mask_tokens(*row, 0.3, masking, seeded(seed)) for seed, row in enumerate(some)]
+    for seeds in (range(21), reversed(range(21))):
+        seeds = list(seeds)
+        ids, starts = (np.concatenate([some[seed][part] for seed in seeds]) for part in (0, 1))
+        bounds = np.cumsum([0, *(len(some[seed][0]) for seed in seeds)])
+        together = mask_rows(ids, starts, bounds, 0.3, masking, [seeded(seed) for seed in seeds])
+        for part in (0, 1):
+            assert (together[part] == np.concatenate([alone[seed][part] for seed in seeds])).all()
+
+
 def test_whole_word_units_are_the_words():
     starts = np.array([1, 1, 0, 0, 1, 1, 1, 1, 0, 1], dtype=bool)
     maskable = np.array([0, 1, 1, 1, 1, 0, 0, 1, 1, 0], dtype=bool)
-    assert unit_ids(starts, maskable, "whole_word", seeded(0)).tolist() == [0, 1, 1, 1, 2, 3, 4, 5, 5, 6]
-    assert unit_ids(starts, maskable, "token", seeded(0)).tolist() == list(range(10))
+    assert units_of(starts, maskable, "whole_word").tolist() == [0, 1, 4, 5, 6, 7, 9]
+    assert units_of(starts, maskable, "token").tolist() == list(range(10))
 
 
 def test_ngrams_do_not_cross_documents(rows):
     for seed, (ids, starts) in enumerate(rows[:200]):
         document = np.cumsum(ids == CLS)
-        for unit in groups(unit_ids(starts.astype(bool), ids >= len(SPECIAL_TOKENS), "ngram", seeded(seed))):
+        for unit in units(ids, starts, "ngram", seed):
             assert len(set(document[unit])) == 1
             assert (np.diff(unit) == 1).all()
             assert starts[unit].sum() <= 4
@@ -150,8 +182,9 @@ def test_ngram_lengths_are_as_stated():
     """4, 3, 2 and 1 in 10 n-grams have 1, 2, 3 and 4 words; one long document, so that next to none is cut at an end."""
     starts = np.tile([True, False], 100_000)
     maskable = np.ones_like(starts)
-    units = unit_ids(starts, maskable, "ngram", seeded(0))
-    lengths = np.bincount(np.bincount(units, weights=starts).astype(int), minlength=5)
+    maskable[0] = False
+    begin = units_of(starts, maskable, "ngram")
+    lengths = np.bincount(np.diff(begin[1:]) // 2, minlength=5)
     assert len(lengths) == 5
     np.testing.assert_allclose(lengths[1:] / lengths.sum(), (0.4, 0.3, 0.2, 0.1), atol=0.01)
 
@@ -159,7 +192,7 @@ def test_ngram_lengths_are_as_stated():
 def test_chosen_share_is_exact_in_expectation():
     """Also where one unit is more than what may be masked."""
     sizes, generator = np.array([1, 7, 2, 0, 5]), seeded(0)
-    chosen = [int(sizes[choose_units(sizes, 0.2, generator)].sum()) for _ in range(40_000)]
+    chosen = [int(sizes[choose_units(sizes, np.array([0, len(sizes)]), 0.2, [generator])].sum()) for _ in range(40_000)]
     assert np.mean(chosen) == pytest.approx(0.2 * 15, rel=0.02)
     assert max(chosen) > 3  # the unit that crosses the budget is sometimes taken
     assert min(chosen) < 3  # and sometimes not

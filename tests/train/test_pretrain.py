@@ -303,6 +303,38 @@ def test_accumulation_changes_nothing(make, masking):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
+def test_tokens_of_an_update_say_how_often_to_accumulate(make):
+    """Whatever the rows taken at once; also where these do not divide it."""
+    whole = make("whole", max_steps=6, per_device_batch_size=10)
+    parts = make("parts", max_steps=6, per_device_batch_size=4, tokens_per_update=10 * 128)
+    for settings in (whole, parts):
+        pretrain.main(settings)
+    for ours, theirs in zip(metrics(parts), metrics(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_a_batch_warm_up_is_cut_without_a_trace(make, monkeypatch):
+    warmup = {"tokens_per_update": 10 * 128, "num_batch_warmup_steps": 8, "warmup_batch_ratio": 0.2}
+    unbroken = make("unbroken", **warmup)
+    broken, update = make("broken", **warmup, model_config=unbroken.model_config), pretrain.update
+    pretrain.main(unbroken)
+    calls, batches = iter(range(5)), []
+
+    def cut(*arguments):
+        if next(calls, None) is None:
+            raise Killed
+        batches.append(len(arguments[2]))
+        return update(*arguments)
+
+    monkeypatch.setattr(pretrain, "update", cut)
+    with pytest.raises(Killed):
+        pretrain.main(broken)
+    assert batches == [1, 1, 1, 2, 2], "updates of 2, 3, 4, 5 and 6 rows, 4 at once"
+    monkeypatch.setattr(pretrain, "update", update)
+    pretrain.main(broken)
+    assert_same_run(broken, unbroken)
+
+
 def test_two_processes_compute_what_one_does(make):
     """gloo: two processes of 2 rows, with accumulation, against one of 8 rows."""
     one, two = make("one", max_steps=6, per_device_batch_size=8), make("two", max_steps=6, per_device_batch_size=2)
@@ -382,6 +414,9 @@ def refused(settings: pretrain.Settings) -> str:
         ({"max_steps": 0}, "max_steps"),
         ({"per_device_batch_size": 0}, "per_device_batch_size"),
         ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps"),
+        ({"tokens_per_update": 1000}, "multiple of the rows' 128 tokens"),
+        ({"tokens_per_update": 1024, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
+        ({"warmup_batch_ratio": 1.5}, "warmup_batch_ratio"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"mlm_probability": []}, "mlm_probability"),
         ({"mlm_probability": [0.1, 0.2]}, "mlm_probability"),
