@@ -86,7 +86,7 @@ def finished(stages, tmp_path_factory) -> Path:
 def metrics(settings: pretrain.Settings) -> list[dict]:
     """The lines of metrics.jsonl, without what depends on the clock."""
     lines = [json.loads(line) for line in (Path(settings.output_dir) / "metrics.jsonl").read_text().splitlines()]
-    assert all(line.pop("tokens_per_second") > 0 for line in lines)
+    assert all(line.pop("eval_runtime" if "eval_loss" in line else "tokens_per_second") > 0 for line in lines)
     return lines
 
 
@@ -121,13 +121,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start(settings: pretrain.Settings, slowly: bool = False) -> subprocess.Popen:
+def flags_of(settings: pretrain.Settings) -> list[str]:
     flags = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if value != "":
             flags += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
-    command = [sys.executable, *(["-c", SLOWLY] if slowly else []), str(ROOT / "train" / "pretrain.py"), *flags]
+    return flags
+
+
+def start(settings: pretrain.Settings, slowly: bool = False) -> subprocess.Popen:
+    script = str(ROOT / "train" / "pretrain.py")
+    command = [sys.executable, *(["-c", SLOWLY] if slowly else []), script, *flags_of(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with open(f"{settings.output_dir}.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
@@ -280,7 +285,7 @@ def test_the_loss_goes_down(make):
 
 def test_what_a_run_leaves(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"run.json", "settings.json", "metrics.jsonl", "tensorboard", "result.json", "model"}
+    assert names == {"run.json", "settings.json", "metrics.jsonl", "metrics.png", "tensorboard", "result.json", "model"}
     line = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
     # learning_rate decays from its peak of 5e-3, which the first update has.
     assert (line["step"], line["learning_rate"], line["mlm_probability"]) == (1, 5e-3, 0.3)
@@ -303,17 +308,19 @@ def test_accumulation_changes_nothing(make, masking):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_two_processes_compute_what_one_does(make):
-    """gloo: two processes of 2 rows, with accumulation, against one of 8 rows."""
-    one, two = make("one", max_steps=6, per_device_batch_size=8), make("two", max_steps=6, per_device_batch_size=2)
+def test_two_processes_compute_what_one_does(make, held_out):
+    """gloo: two processes of 2 rows, with accumulation, against one of 8 rows; an odd number of rows is validated on."""
+    held_out = {"validation_dir": held_out, "eval_rows": 5, "eval_steps": 3}
+    one, two = (make(name, max_steps=6, per_device_batch_size=rows, **held_out) for name, rows in (("one", 8), ("two", 2)))
     two.gradient_accumulation_steps = 2
-    flags = [
-        f"--{field.name}={getattr(two, field.name)}" for field in dataclasses.fields(two) if getattr(two, field.name) != ""
-    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*launcher, str(ROOT / "train" / "pretrain.py"), *flags], capture_output=True, text=True, cwd=ROOT, env=environment
+        [*launcher, str(ROOT / "train" / "pretrain.py"), *flags_of(two)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.strip().splitlines()[-1])
