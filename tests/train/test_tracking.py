@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tiny import TINY
@@ -15,8 +16,16 @@ from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.flops import training_flops
 from zh_modernbert.train.tracking import Log, check_trackers, draw_metrics, keep_metrics, read_metrics
 
+pytestmark = pytest.mark.usefixtures("accelerate_state")
+
 CONFIG = ZhModernBertConfig(**TINY)
 PNG = b"\x89PNG"
+
+
+@pytest.fixture(scope="module")
+def accelerate_state():
+    """What an Accelerator makes, and its trackers want."""
+    PartialState(cpu=True)
 
 
 def batch(lengths: list[int], masked: int) -> dict:
