@@ -404,6 +404,8 @@ def main(settings: Settings) -> dict | None:
         if not main_process:
             continue
         log.add(result, batches)
+        if validated:
+            log.write_validation(done, validated)  # before the clock starts anew
         if done % settings.logging_steps == 0 or done == settings.max_steps:
             line = log.write(
                 done,
@@ -412,8 +414,6 @@ def main(settings: Settings) -> dict | None:
                 grad_norm=result["grad_norm"],
             )
             return_freed_memory()
-        if validated:
-            log.write_validation(done, validated)
         if done % settings.save_steps == 0 and done < settings.max_steps:
             save_checkpoint(output_dir, position | {"sums": log.sums}, model, optimizer, identity, settings.save_total_limit)
             log.draw()
