@@ -56,6 +56,7 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.dataloader import MicroBatches
 from zh_modernbert.train.files import write_json
+from zh_modernbert.train.flops import encoder_flops
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking
 
 # Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
@@ -181,14 +182,9 @@ class Workload:
         input_ids = batch["input_ids"][mask][None]
         return {"input_ids": input_ids.to(device), "cu_seqlens": cu_seqlens.to(device), "max_seqlen": max(self.lengths)}
 
-    def flops(self, shape: dict, window: int = 128) -> int:
-        """Floating-point operations of the matrix products of one forward over the real tokens (2 a multiply-add)."""
-        layers, hidden, intermediate = (shape[key] for key in ("num_hidden_layers", "hidden_size", "intermediate_size"))
-        linear = 2 * sum(self.lengths) * layers * (4 * hidden**2 + 3 * hidden * intermediate)
-        full_layers, half = len(range(0, layers, 3)), window // 2
-        full = sum(length**2 for length in self.lengths)
-        near = sum(int(np.minimum(np.arange(n), half).sum()) * 2 + n for n in self.lengths)  # keys before, after, itself
-        return linear + 4 * hidden * (full_layers * full + (layers - full_layers) * near)
+    def flops(self, shape: dict) -> float:
+        """Floating-point operations of one forward of an encoder of `shape` over the real tokens."""
+        return encoder_flops(self.lengths, ZhModernBertConfig(**shape))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -106,3 +106,15 @@ def stages(tmp_path_factory) -> Path:
     }
     (folder / "model.json").write_text(json.dumps(model))
     return folder
+
+
+@pytest.fixture(scope="session")
+def held_out(stages, tmp_path_factory) -> str:
+    """A packed folder of other documents than `stages`, by the same tokenizer."""
+    folder = tmp_path_factory.mktemp("held_out")
+    (folder / "corpus").mkdir()
+    write_corpus(folder / "corpus", make_documents(60, seed=1, longest=12))
+    settings = {"input_dir": str(folder / "corpus"), "tokenizer_dir": str(stages / "tokenizer")}
+    encode.main(encode.Settings(**settings, output_dir=str(folder / "encoded")))
+    pack.main(pack.Settings(input_dir=str(folder / "encoded"), output_dir=str(folder / "packed"), seq_len=256))
+    return str(folder / "packed")

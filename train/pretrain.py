@@ -4,11 +4,13 @@ Runs on one process or many. Each update takes the same rows with the same masks
 mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the
 last checkpoint and ends with the same weights, on CPU to the bit.
 
-Writes `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, and at the end `model/`, a folder for
-`from_pretrained`.
+Writes `checkpoints/`, `metrics.jsonl` and its plots in `metrics.png`, TensorBoard events in `tensorboard/`, and at the end
+`model/`, a folder for `from_pretrained`. With `--dry_run true` it writes nothing, and prints what the run would be: sizes,
+work, time and disk. That is for as many processes as are started, or as WORLD_SIZE says.
 
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
+    WORLD_SIZE=8 python train/pretrain.py train/configs/system_a/pretrain_1k.yaml --dry_run true --tokens_per_second 1e6
 """
 
 import contextlib
@@ -17,6 +19,8 @@ import dataclasses
 import inspect
 import json
 import math
+import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +29,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -35,14 +37,18 @@ from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates
+from zh_modernbert.train.encode import load_manifest
 from zh_modernbert.train.files import read_json, replacing, require_folder, sha256, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
 from zh_modernbert.train.pack import PackedRows
 from zh_modernbert.train.parallel import prepare, whole_model
+from zh_modernbert.train.plan import plan
 from zh_modernbert.train.schedules import build_schedule
 from zh_modernbert.train.tile import tile_model
+from zh_modernbert.train.tracking import TRACKERS, Log, check_trackers
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
+from zh_modernbert.train.validation import Validation
 
 
 @dataclass
@@ -93,6 +99,14 @@ class Settings(BaseSettings):
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
     save_total_limit: int = setting(2, "checkpoints kept", least=1, running=True)
+    # Showing.
+    report_to: list[str] = setting(["tensorboard"], "trackers beside metrics.jsonl", ("none", *TRACKERS), running=True)
+    peak_flops: float = setting(0.0, "of one device, in TFLOP/s: shows utilisation", least=0, running=True)
+    validation_dir: str = setting("", "packed folder of held-out documents, scored at the end", running=True)
+    eval_steps: int = setting(0, "updates between validations, beside the one at the end", least=0, running=True)
+    eval_rows: int = setting(256, "most rows of validation_dir that are scored", least=1, running=True)
+    dry_run: bool = setting(False, "print what the run would be, and do nothing", running=True)
+    tokens_per_second: float = setting(0.0, "dry_run: speed of all devices together, for the hours", least=0, running=True)
 
 
 def check(settings: Settings) -> None:
@@ -125,9 +139,16 @@ def check(settings: Settings) -> None:
         s.num_warmup_steps + s.num_decay_steps <= s.max_steps,
         f"num_warmup_steps + num_decay_steps is more than max_steps ({s.max_steps})",
     )
+    wsd = s.schedule == "warmup_stable_decay"
+    require(wsd or not s.num_decay_steps, f"num_decay_steps is for schedule warmup_stable_decay, not {s.schedule}")
+    require(not wsd or not s.warmup_lr_ratio, f"warmup_lr_ratio is for schedule damped_cosine, not {s.schedule}")
+    require(not s.eval_steps or bool(s.validation_dir), "eval_steps needs a validation_dir")
+    require(not s.tokens_per_second or s.dry_run, "tokens_per_second is stated for dry_run only")
+    require(s.report_to == ["none"] or "none" not in s.report_to, "report_to: 'none' excludes the others")
+    check_trackers(s.report_to)
 
 
-def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokenizer) -> ZhModernBertConfig:
+def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokenizer | None) -> ZhModernBertConfig:
     """The config in a JSON file of fields; a vocabulary that is not given is the data's, rounded up to a multiple of 64.
 
     The ids of the special tokens are the tokenizer's.
@@ -141,13 +162,43 @@ def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokeniz
         if field not in known:
             raise InputError(f"{path}: unknown field {field!r}; see configuration_zh_modernbert.py for the known ones")
     roles = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-    special = {role: getattr(tokenizer, role) for role in roles}
+    special = {role: getattr(tokenizer, role) for role in roles} if tokenizer else {}
     try:
-        return ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields, **special})
+        config = ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields, **special})
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise InputError(
             f"{path}: not a config: {error}; it has {', '.join(f'{k}={v!r}' for k, v in fields.items())}"
         ) from error
+    if config.hidden_activation not in ACT2FN:
+        raise InputError(f"{path}: unknown hidden_activation {config.hidden_activation!r}")
+    return config
+
+
+def require_model(settings: Settings, tokenizer: str) -> Path:
+    """The folder `init_from`.
+
+    Raises:
+        InputError: there is no model, or its tokenizer is not the data's, whose fingerprint is given.
+    """
+    folder = require_folder(settings.init_from, "config.json")
+    if fingerprint(folder) != tokenizer:
+        raise InputError(f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer")
+    return folder
+
+
+def check_fit(settings: Settings, config: ZhModernBertConfig, vocab_size: int, seq_len: int) -> None:
+    """
+    Raises:
+        InputError: vocabulary or length of the rows are more than the model has.
+    """
+    source = settings.model_config or settings.init_from
+    if vocab_size > config.vocab_size:
+        raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {vocab_size} entries")
+    if seq_len > config.max_position_embeddings:
+        raise InputError(
+            f"{settings.data_dir}: rows of {seq_len} tokens are longer than max_position_embeddings "
+            f"({config.max_position_embeddings}) of {source}; pack with a smaller seq_len, or raise it"
+        )
 
 
 def load_model(folder: Path) -> ZhModernBertForMaskedLM:
@@ -171,31 +222,16 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
     Raises:
         InputError: vocabulary, tokenizer, row length or, for tiling, sizes do not fit.
     """
-    vocab_size, seq_len = rows.vocab_size, rows.seq_len
     if settings.init_from:
-        folder = require_folder(settings.init_from, "config.json")
-        if fingerprint(folder) != rows.tokenizer:
-            raise InputError(
-                f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer"
-            )
-        start = load_model(folder)
+        start = load_model(require_model(settings, rows.tokenizer))
     if settings.model_config:
-        config = read_model_config(settings.model_config, vocab_size, tokenizer)
-        if config.hidden_activation not in ACT2FN:
-            raise InputError(f"{settings.model_config}: unknown hidden_activation {config.hidden_activation!r}")
-        model = ZhModernBertForMaskedLM(config)
+        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, rows.vocab_size, tokenizer))
         if settings.init_from:
             tile_model(start, model)
     else:
         model = start
-    config, source = model.config, settings.model_config or settings.init_from
-    if vocab_size > config.vocab_size:
-        raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {vocab_size} entries")
-    if seq_len > config.max_position_embeddings:
-        raise InputError(
-            f"{settings.data_dir}: rows of {seq_len} tokens are longer than max_position_embeddings "
-            f"({config.max_position_embeddings}) of {source}; pack with a smaller seq_len, or raise it"
-        )
+    config = model.config
+    check_fit(settings, config, rows.vocab_size, rows.seq_len)
     if settings.global_rope_theta:
         config.global_rope_theta = settings.global_rope_theta
     try:
@@ -227,15 +263,6 @@ def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: Packe
     return sha256(json.dumps([recipe_of(settings), shapes, config, rows.content], sort_keys=True).encode())
 
 
-def keep_metrics(path: Path, step: int) -> None:
-    """Drops what was logged after update `step`, before a resumed run logs it again."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in lines))
-        temporary.replace(path)
-
-
 def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict[str, float]:
     """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
 
@@ -259,46 +286,6 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
     loss, correct = accelerator.reduce(total, "sum").tolist()
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
     return {"loss": loss, "correct": correct, "masked": masked, "tokens": tokens, "grad_norm": norm}
-
-
-class Log:
-    """`metrics.jsonl` and TensorBoard: means over the updates since the last line.
-
-    Args:
-        sums: what a checkpoint caught between two lines, so that a resumed run logs what an unbroken one does.
-    """
-
-    def __init__(self, output_dir: Path, step: int, sums: dict):
-        keep_metrics(output_dir / "metrics.jsonl", step)
-        self.file = (output_dir / "metrics.jsonl").open("a", encoding="utf-8")  # until `close`
-        self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
-        self.sums, self.started, self.timed_tokens = dict(sums), time.perf_counter(), 0
-
-    def add(self, result: dict) -> None:
-        for name in ("loss", "correct", "masked", "tokens"):
-            self.sums[name] = self.sums.get(name, 0) + result[name]
-        self.timed_tokens += result["tokens"]
-
-    def write(self, step: int, **values: float) -> dict:
-        masked, tokens = max(self.sums["masked"], 1), self.sums["tokens"]
-        line = {
-            "step": step,
-            "loss": self.sums["loss"] / masked,
-            "masked_accuracy": self.sums["correct"] / masked,
-            "masked_share": self.sums["masked"] / tokens,
-            **values,
-            "tokens_per_second": round(self.timed_tokens / (time.perf_counter() - self.started), 1),
-        }
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        for name, value in line.items():
-            self.board.add_scalar(name, value, step)
-        self.sums, self.started, self.timed_tokens = {}, time.perf_counter(), 0
-        return line
-
-    def close(self) -> None:
-        self.file.close()
-        self.board.close()
 
 
 def return_freed_memory() -> None:
@@ -338,11 +325,47 @@ def seed_update(seed: int, step: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
 
 
+def check_processes(settings: Settings, rows: int, num_processes: int) -> None:
+    """
+    Raises:
+        InputError: there is not a row for each process.
+    """
+    if num_processes > rows:
+        raise InputError(f"{settings.data_dir}: {rows} rows for {num_processes} processes; start fewer, or pack more text")
+
+
+def dry_run(settings: Settings) -> dict | None:
+    """What the run would be. Reads the model's config and the data's manifest where they are, and writes nothing."""
+    packed = config = tokenizer = None
+    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    if Path(settings.data_dir).exists():
+        packed, tokenizer = load_manifest(settings.data_dir, "pack")["result"], load_tokenizer(f"{settings.data_dir}/tokenizer")
+        check_processes(settings, packed["rows"], num_processes)
+    if settings.model_config:
+        config = read_model_config(settings.model_config, packed["vocab_size"] if packed else 64, tokenizer)
+        if not packed and "vocab_size" not in read_json(settings.model_config):
+            config = None  # the data will tell; the other fields are checked
+    elif Path(settings.init_from).exists():
+        folder = require_model(settings, packed["tokenizer"]) if packed else require_folder(settings.init_from, "config.json")
+        config = ZhModernBertConfig.from_pretrained(folder)
+    if packed and config:
+        check_fit(settings, config, packed["vocab_size"], packed["seq_len"])
+    if os.environ.get("RANK", "0") != "0":
+        return None
+    for path in (settings.data_dir, settings.init_from):
+        if path and not Path(path).exists():
+            print(f"{path}: not there yet; what depends on it is null", file=sys.stderr)
+    return plan(settings, config, packed, num_processes)
+
+
 def main(settings: Settings) -> dict | None:
     check(settings)
+    if settings.dry_run:
+        return dry_run(settings)
     rows = PackedRows(settings.data_dir)
     tokenizer = load_tokenizer(rows.tokenizer_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    check_processes(settings, len(rows), accelerator.num_processes)
     main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
     torch.manual_seed(settings.seed)
     model = build_model(settings, rows, tokenizer)
@@ -366,6 +389,7 @@ def main(settings: Settings) -> dict | None:
     )
     identity = run_identity(settings, model, rows)
     claim_output(output_dir, identity)
+    validation = Validation(settings, rows, tokenizer, model.config) if settings.validation_dir else None
     accelerator.wait_for_everyone()
     if (output_dir / "model").is_dir():
         return read_json(output_dir / "result.json") if main_process else None
@@ -404,8 +428,7 @@ def main(settings: Settings) -> dict | None:
         position = load_checkpoint(saved[-1], model, optimizer, identity)
     first_step = position["step"]
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
-    log = Log(output_dir, first_step, position["sums"]) if main_process else None
-    progress = tqdm(total=settings.max_steps, initial=first_step, desc=output_dir.name, disable=not main_process)
+    log = Log(output_dir, settings, model.config, first_step, position["sums"]) if main_process else None
     started, first_token, line = time.perf_counter(), position["tokens"], {}
     for step in range(first_step, settings.max_steps):
         seed_update(settings.seed, step, accelerator.process_index)
@@ -421,14 +444,16 @@ def main(settings: Settings) -> dict | None:
         optimizer.step()
         optimizer.zero_grad()
         position = {"step": step + 1, "tokens": position["tokens"] + result["tokens"]}
-        progress.update()
-        saving = position["step"] % settings.save_steps == 0 and position["step"] < settings.max_steps
+        done = position["step"]
+        saving = done % settings.save_steps == 0 and done < settings.max_steps
+        validated = validation(wrapped, accelerator) if validation and validation.due(done) else None
         if not main_process:
             if saving:  # its shards, where it has any
                 save_checkpoint(output_dir, position, model, optimizer, identity, settings.save_total_limit)
             continue
-        log.add(result)
-        done = position["step"]
+        log.add(result, batches)
+        if validated:
+            log.write_validation(done, validated)  # before the clock starts anew
         if done % settings.logging_steps == 0 or done == settings.max_steps:
             line = log.write(
                 done,
@@ -436,12 +461,10 @@ def main(settings: Settings) -> dict | None:
                 mlm_probability=mlm_probability_at(step, *rate),
                 grad_norm=result["grad_norm"],
             )
-            shown = {"loss": "loss", "acc": "masked_accuracy", "lr": "learning_rate", "tokens/s": "tokens_per_second"}
             return_freed_memory()
-            progress.set_postfix({short: f"{line[name]:.4g}" for short, name in shown.items()})
         if saving:
             save_checkpoint(output_dir, position | {"sums": log.sums}, model, optimizer, identity, settings.save_total_limit)
-    progress.close()
+            log.draw()
     model = whole_model(model)
     if not main_process:
         return None

@@ -9,9 +9,11 @@ import torch
 from transformers import DataCollatorForLanguageModeling
 
 from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import throughput
 from zh_modernbert.eval.throughput import Settings, Workload, check_backends
 from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.flops import encoder_flops
 
 TINY = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -48,14 +50,9 @@ def test_padded_and_packed_hold_the_same_texts():
     assert (padded["input_ids"][padded["attention_mask"] == 0] == 7).all()
 
 
-def test_operations_are_counted():
-    lengths, window = [1, 5, 40], 8
-    position = torch.arange(40)
-    near = ((position[:, None] - position).abs() <= 4).sum()  # of the longest
-    near = int(near) + 1 + 25  # the shorter two see all of themselves
-    linear = 46 * 2 * 4 * (3 * 32 * 32 + 32 * 32 + 32 * 96 + 48 * 32)
-    attention = 2 * 2 * 32 * (2 * (1 + 25 + 1600) + 2 * near)  # layers 0 and 3 are full
-    assert Workload("", lengths).flops(TINY, window) == linear + attention
+def test_operations_are_those_of_the_texts():
+    config = ZhModernBertConfig(**TINY)
+    assert Workload("", [1, 5, 400]).flops(TINY) == encoder_flops([1, 5, 400], config)
 
 
 def test_backends_agree():

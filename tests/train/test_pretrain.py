@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def finished(stages, tmp_path_factory) -> Path:
 def metrics(settings: pretrain.Settings) -> list[dict]:
     """The lines of metrics.jsonl, without what depends on the clock."""
     lines = [json.loads(line) for line in (Path(settings.output_dir) / "metrics.jsonl").read_text().splitlines()]
-    assert all(line.pop("tokens_per_second") > 0 for line in lines)
+    assert all(line.pop("eval_runtime" if "eval_loss" in line else "tokens_per_second") > 0 for line in lines)
     return lines
 
 
@@ -121,13 +122,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start(settings: pretrain.Settings, slowly: bool = False) -> subprocess.Popen:
+def flags_of(settings: pretrain.Settings) -> list[str]:
     flags = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if value != "":
             flags += [f"--{field.name}", *map(str, value if isinstance(value, list) else [value])]
-    command = [sys.executable, *(["-c", SLOWLY] if slowly else []), str(ROOT / "train" / "pretrain.py"), *flags]
+    return flags
+
+
+def start(settings: pretrain.Settings, slowly: bool = False) -> subprocess.Popen:
+    script = str(ROOT / "train" / "pretrain.py")
+    command = [sys.executable, *(["-c", SLOWLY] if slowly else []), script, *flags_of(settings)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with open(f"{settings.output_dir}.log", "a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
@@ -176,11 +182,12 @@ def test_sigkill_leaves_no_trace(make):
 
 
 @pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw"])
-def test_cut_after_any_update_leaves_no_trace(make, monkeypatch, optimizer):
+def test_cut_after_any_update_leaves_no_trace(make, monkeypatch, optimizer, held_out):
     """The same inside one process, at more moments: a run that ends after 1, 3, 4, 7 and 11 updates, and goes on each time."""
-    unbroken = make("unbroken", fields=DROPOUT, optimizer=optimizer)
+    same = {"optimizer": optimizer, "validation_dir": held_out, "eval_rows": 3, "eval_steps": 2}
+    unbroken = make("unbroken", fields=DROPOUT, **same)
     pretrain.main(unbroken)
-    broken = make("broken", optimizer=optimizer, model_config=unbroken.model_config)
+    broken = make("broken", model_config=unbroken.model_config, **same)
     update, write = pretrain.update, pretrain.save_model
     for last in (1, 3, 4, 7, 11):
         done = [int(path.name.removeprefix("step-")) for path in pretrain.checkpoints(Path(broken.output_dir))]
@@ -208,6 +215,7 @@ def test_cut_after_any_update_leaves_no_trace(make, monkeypatch, optimizer):
     monkeypatch.setattr(pretrain, "save_model", write)
     pretrain.main(broken)
     assert_same_run(broken, unbroken)
+    assert [line["step"] for line in metrics(broken) if "eval_loss" in line] == [2, 4, 6, 8, 10, 12]
     assert not (Path(broken.output_dir) / "model" / "rubbish").exists()
 
 
@@ -280,7 +288,7 @@ def test_the_loss_goes_down(make):
 
 def test_what_a_run_leaves(finished):
     names = {path.name for path in finished.iterdir()}
-    assert names == {"run.json", "settings.json", "metrics.jsonl", "tensorboard", "result.json", "model"}
+    assert names == {"run.json", "settings.json", "metrics.jsonl", "metrics.png", "tensorboard", "result.json", "model"}
     line = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
     # learning_rate decays from its peak of 5e-3, which the first update has.
     assert (line["step"], line["learning_rate"], line["mlm_probability"]) == (1, 5e-3, 0.3)
@@ -335,18 +343,15 @@ def test_a_batch_warm_up_is_cut_without_a_trace(make, monkeypatch):
     assert_same_run(broken, unbroken)
 
 
-def test_two_processes_compute_what_one_does(make):
-    """gloo: two processes of 2 rows, with accumulation, against one of 8 rows."""
-    one, two = make("one", max_steps=6, per_device_batch_size=8), make("two", max_steps=6, per_device_batch_size=2)
+def test_two_processes_compute_what_one_does(make, held_out):
+    """gloo: two processes of 2 rows, with accumulation, against one of 8 rows; an odd number of rows is validated on."""
+    held_out = {"validation_dir": held_out, "eval_rows": 5, "eval_steps": 3}
+    one, two = (make(name, max_steps=6, per_device_batch_size=rows, **held_out) for name, rows in (("one", 8), ("two", 2)))
     two.gradient_accumulation_steps = 2
-    flags = [
-        f"--{field.name}={getattr(two, field.name)}" for field in dataclasses.fields(two) if getattr(two, field.name) != ""
-    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launcher, str(ROOT / "train" / "pretrain.py"), *flags], capture_output=True, text=True, cwd=ROOT, env=environment
-    )
+    command = [*launcher, str(ROOT / "train" / "pretrain.py"), *flags_of(two)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert result["tokens"] == pretrain.main(one)["tokens"]
@@ -355,6 +360,17 @@ def test_two_processes_compute_what_one_does(make):
     ours, theirs = weights(two), weights(one)
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_showing_changes_nothing(make, held_out):
+    plain = make("plain", fields=DROPOUT, max_steps=4, report_to=["none"])
+    shown = make("shown", max_steps=4, model_config=plain.model_config, validation_dir=held_out, eval_steps=1, peak_flops=0.1)
+    for settings in (plain, shown):
+        pretrain.main(settings)
+    lines = [line for line in metrics(shown) if "eval_loss" not in line]
+    assert all(0 < line.pop("utilisation") < 1 for line in lines)
+    assert lines == metrics(plain)
+    assert all(torch.equal(value, weights(plain)[name]) for name, value in weights(shown).items())
 
 
 def test_gradient_checkpointing_changes_nothing(make):
@@ -425,7 +441,14 @@ def refused(settings: pretrain.Settings) -> str:
         ({"mask_replace_prob": 0.8, "random_replace_prob": 0.3}, "mask_replace_prob"),
         ({"random_replace_prob": -0.1}, "random_replace_prob"),
         ({"num_warmup_steps": 8, "num_decay_steps": 8}, "num_warmup_steps"),
+        ({"num_decay_steps": 2}, "num_decay_steps"),
+        ({"schedule": "warmup_stable_decay", "warmup_lr_ratio": 0.5}, "warmup_lr_ratio"),
         ({"num_warmup_steps": -1}, "num_warmup_steps"),
+        ({"eval_steps": 2}, "validation_dir"),
+        ({"validation_dir": "nowhere"}, "nowhere"),
+        ({"report_to": ["none", "tensorboard"]}, "report_to"),
+        ({"report_to": ["tensorbord"]}, "report_to"),
+        ({"tokens_per_second": 1.0}, "dry_run"),
         ({"seed": -1}, "seed"),
         ({"learning_rate": -1e-3}, "learning_rate"),
         ({"adam_beta2": 1.5}, "adam_beta2"),
@@ -474,6 +497,17 @@ def test_a_model_config_that_is_no_object(make, text):
     settings = make()
     Path(settings.model_config).write_text(text)
     assert settings.model_config in refused(settings)
+
+
+def test_validation_on_the_training_rows(make, stages):
+    assert "validation_dir" in refused(make(validation_dir=str(stages / "packed")))
+
+
+def test_more_processes_than_rows(make, monkeypatch, stages):
+    rows = len(pack.PackedRows(stages / "packed"))
+    processes = SimpleNamespace(num_processes=rows + 1, is_main_process=True)
+    monkeypatch.setattr(pretrain, "Accelerator", lambda **_: processes)
+    assert f"{rows} rows for {rows + 1} processes" in refused(make())
 
 
 def test_data_of_another_stage(make, stages):

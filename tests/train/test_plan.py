@@ -1,0 +1,95 @@
+"""A plan is what the run then does; it is made of what is there, and leaves no trace."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from zh_modernbert.train import pretrain
+from zh_modernbert.train.checkpoint import checkpoints
+from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.flops import training_flops
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def make(stages, tmp_path):
+    def make(**changes) -> pretrain.Settings:
+        settings = {
+            "data_dir": str(stages / "packed"),
+            "output_dir": str(tmp_path / "run"),
+            "model_config": str(stages / "model.json"),
+            "max_steps": 4,
+            "per_device_batch_size": 4,
+            "dry_run": True,
+        }
+        return pretrain.Settings(**settings | changes)
+
+    return make
+
+
+def test_a_plan_is_what_the_run_does(make, tmp_path):
+    plan = pretrain.main(make(tokens_per_second=10.0))
+    assert list(tmp_path.iterdir()) == []
+    json.dumps(plan)
+    result = pretrain.main(make(dry_run=False, save_steps=3, save_total_limit=1, optimizer="adamw"))
+    assert plan["parameters"] == result["parameters"]
+    assert plan["tokens"] == pytest.approx(result["tokens"], rel=0.02)
+    assert plan["tokens_per_update"] == pytest.approx(plan["tokens"] / 4, abs=1)
+    assert (plan["rows"], plan["updates"], plan["rows_per_update"]) == (16, 4, 4)
+    assert plan["hours"] == pytest.approx(plan["tokens"] / 36_000, abs=0.01)
+    assert plan["embedding_share"] == round(512 * 32 / plan["parameters"], 4)
+    (saved,) = checkpoints(tmp_path / "run")
+    tensors = [tensor for path in saved.glob("*.safetensors") for tensor in load_file(path).values()]
+    bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.ndim)
+    assert plan["checkpoint_bytes"] == bytes_
+    assert plan["disk_bytes"] == 3 * bytes_ + 4 * plan["parameters"]
+
+
+def test_work_lies_between_that_of_even_documents_and_of_whole_rows(make, stages):
+    settings, rows = make(max_steps=50), pretrain.PackedRows(stages / "packed")
+    plan = pretrain.main(settings)
+    config = pretrain.read_model_config(settings.model_config, rows.vocab_size, pretrain.load_tokenizer(rows.tokenizer_dir))
+    lengths = [rows.row(i % len(rows))[2] for i in range(plan["rows"])]
+    lengths = [int(length) for bounds in lengths for length in bounds[1:] - bounds[:-1]]
+    exact = training_flops(lengths, 0.3 * sum(lengths), config)
+    assert 0.95 * plan["flops"] < exact < 1.05 * plan["flops_at_most"]
+    assert plan["flops"] < plan["flops_at_most"]
+
+
+def test_before_the_data_is_there(make, stages, tmp_path, capsys):
+    settings = make(data_dir=str(tmp_path / "nowhere"))
+    plan = pretrain.main(settings)
+    assert (plan["rows"], plan["tokens"], plan["flops"], plan["parameters"]) == (16, None, None, None)
+    assert f"{settings.data_dir}: not there yet" in capsys.readouterr().err
+    fields = json.loads(Path(settings.model_config).read_text()) | {"vocab_size": 512}
+    (tmp_path / "whole.json").write_text(json.dumps(fields))
+    known = pretrain.main(make(data_dir=settings.data_dir, model_config=str(tmp_path / "whole.json")))
+    assert known["parameters"] == pretrain.main(make())["parameters"]
+    assert known["tokens"] is None
+    stage_two = pretrain.main(make(model_config="", init_from=str(tmp_path / "model")))
+    assert (stage_two["parameters"], stage_two["tokens"] > 0) == (None, True)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole.json"}
+
+
+def test_for_many_processes(make, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert pretrain.main(make())["rows_per_update"] == 32
+    monkeypatch.setenv("RANK", "1")
+    assert pretrain.main(make()) is None
+    monkeypatch.setenv("WORLD_SIZE", "100000")
+    with pytest.raises(InputError, match="rows for 100000 processes"):
+        pretrain.main(make())
+
+
+def test_what_the_run_refuses(make, tmp_path):
+    (tmp_path / "short.json").write_text(json.dumps({"max_position_embeddings": 64}))
+    with pytest.raises(InputError, match="max_position_embeddings"):
+        pretrain.main(make(model_config=str(tmp_path / "short.json")))
+    with pytest.raises(InputError, match="tokens_per_second"):
+        pretrain.main(make(dry_run=False, tokens_per_second=1.0))
+    (tmp_path / "wrong.json").write_text(json.dumps({"hiden_size": 64}))
+    with pytest.raises(InputError, match="hiden_size"):
+        pretrain.main(make(model_config=str(tmp_path / "wrong.json"), data_dir="nowhere"))
