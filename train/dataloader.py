@@ -4,6 +4,8 @@ Micro-batch m of a run always holds the same rows with the same masks, whatever 
 workers: resuming is starting at another number. Rows are shuffled anew each epoch; masks come from (seed, epoch, row).
 """
 
+import signal
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +22,7 @@ class MicroBatches(Dataset):
 
     Args:
         rate: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
+        start: `(update, row)`: where in the stream that update begins, if those before it took other numbers of rows.
     """
 
     def __init__(
@@ -32,11 +35,12 @@ class MicroBatches(Dataset):
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
+        start: tuple[int, int] = (0, 0),
     ):
         self.rows, self.masking, self.rate, self.seed = rows, masking, rate, seed
         self.batch_size = per_device_batch_size
         self.accumulation = gradient_accumulation_steps
-        self.process_index, self.num_processes = process_index, num_processes
+        self.process_index, self.num_processes, self.start = process_index, num_processes, start
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     @property
@@ -55,8 +59,11 @@ class MicroBatches(Dataset):
     def positions(self, index: int) -> list[tuple[int, int]]:
         """(epoch, row) of each row of micro-batch `index`."""
         update, micro = divmod(index, self.accumulation)
-        share = self.process_index * self.accumulation + micro
-        first = update * self.rows_per_update + share * self.batch_size
+        return self.share(update, self.process_index * self.accumulation + micro)
+
+    def share(self, update: int, number: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of a micro-batch of an update, numbered over all processes."""
+        first = self.start[1] + (update - self.start[0]) * self.rows_per_update + number * self.batch_size
         places = (divmod(place, len(self.rows)) for place in range(first, first + self.batch_size))
         return [(epoch, int(self.epoch_order(epoch)[place])) for epoch, place in places]
 
@@ -79,7 +86,20 @@ class MicroBatches(Dataset):
         }
 
 
+def ignore_signals(worker: int) -> None:
+    """A worker ends with its process, which may have an update to finish when all of them are told to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> DataLoader:
     """The micro-batches from update `first_update` on, in order."""
     indices = range(first_update * dataset.accumulation, len(dataset))
-    return DataLoader(dataset, batch_size=None, sampler=indices, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=indices,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+    )
