@@ -2,10 +2,11 @@
 
 Runs on one process or many. Each update takes the same rows with the same masks wherever it is computed; the loss is the
 mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the
-last checkpoint and ends with the same weights, on CPU to the bit.
+last checkpoint and ends with the same weights, on CPU to the bit. SIGTERM or SIGINT save one first. On another number of
+processes it goes on at the same row of the data.
 
 Writes `checkpoints/`, `metrics.jsonl`, TensorBoard events in `tensorboard/`, and at the end `model/`, a folder for
-`from_pretrained`.
+`from_pretrained`. An update whose loss or gradient is not finite is skipped, and its rows are noted in `skipped.jsonl`.
 
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
@@ -17,6 +18,9 @@ import dataclasses
 import inspect
 import json
 import math
+import os
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -32,7 +37,7 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from zh_modernbert.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint, writing
 from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches
 from zh_modernbert.train.files import read_json, replacing, require_folder, sha256, write_json
@@ -52,8 +57,8 @@ class Settings(BaseSettings):
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
     max_steps: int = setting(1000, "updates", least=1)
-    per_device_batch_size: int = setting(16, "rows a process takes at once", least=1)
-    gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1)
+    per_device_batch_size: int = setting(16, "rows a process takes at once", least=1, running=True)
+    gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1, running=True)
     seed: int = setting(0, "of weights, order, masks and dropout", least=0)
     # Masking.
     masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
@@ -84,7 +89,9 @@ class Settings(BaseSettings):
     num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
-    save_total_limit: int = setting(2, "checkpoints kept", least=1, running=True)
+    save_total_limit: int = setting(2, "checkpoints kept: the newest", least=1, running=True)
+    keep_every_steps: int = setting(0, "beside them, those of every so many updates are kept; 0: none", least=0, running=True)
+    max_skipped_updates: int = setting(10, "updates in a row without a finite gradient that end the run", least=1, running=True)
 
 
 def check(settings: Settings) -> None:
@@ -196,17 +203,17 @@ def keep_metrics(path: Path, step: int) -> None:
         temporary.replace(path)
 
 
-def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict[str, float]:
+def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
     """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
 
     Returns:
-        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); and `grad_norm`
-        before clipping.
+        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); `grad_norm` before
+        clipping; and `losses`, what this process's batches add to the mean.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
     masked, tokens = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
-    total = torch.zeros(2, device=device, dtype=torch.float64)
+    total, losses = torch.zeros(2, device=device, dtype=torch.float64), []
     for number, batch in enumerate(batches, 1):
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
         with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
@@ -214,10 +221,94 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
             accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
         labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
         correct = (outputs.logits.argmax(-1) == labels).sum()
+        losses.append(outputs.loss.detach())
         total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
     loss, correct = accelerator.reduce(total, "sum").tolist()
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
-    return {"loss": loss, "correct": correct, "masked": masked, "tokens": tokens, "grad_norm": norm}
+    counts = {"masked": masked, "tokens": tokens}
+    return {"loss": loss, "correct": correct, **counts, "grad_norm": norm, "losses": torch.stack(losses)}
+
+
+class StopSignals(contextlib.ContextDecorator):
+    """SIGTERM and SIGINT become a wish to stop, which the loop grants after the update; a second one kills at once.
+
+    What follows within `SAME` seconds is no second one: a launcher passes on what its processes were sent themselves.
+    """
+
+    SAME = 2.0
+
+    def __enter__(self):
+        self.received, self.first = 0, 0.0
+        self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def receive(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self.first = number, now
+        elif now - self.first > self.SAME:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def __exit__(self, *exception):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def leave(self, step: int, saved: bool, main_process: bool) -> None:
+        """Ends the process with 128 + the signal's number, as a shell reports that signal.
+
+        Status 0 would let Slurm start what waits for the finished run, and keep Kubernetes from starting this one again.
+        """
+        number = signal.Signals(self.received or signal.SIGTERM)  # another process may have got it
+        if main_process:
+            what = "saved" if saved else "not saved, as updates are being skipped"
+            print(f"stopped by {number.name} after update {step}, {what}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+stopping = StopSignals()
+
+
+def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Whether each flag is up on any process: the same answer on all."""
+    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
+
+
+def find_checkpoint(accelerator: Accelerator, output_dir: Path, identity: str) -> Path | None:
+    """What the main process finds to be the newest whole checkpoint, for all.
+
+    Raises:
+        InputError: as `newest_whole`.
+    """
+    found: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = newest_whole(output_dir, identity)
+        except InputError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1]:
+        raise InputError(found[1])
+    return found[0]
+
+
+def compare_layout(before: list[int], now: list[int]) -> None:
+    """Says on stderr what it means that a run goes on with other `[processes, rows, accumulation steps]` than before."""
+    if before != now:
+        words = ["{} processes x {} rows x {} accumulation steps".format(*layout) for layout in (before, now)]
+        print(f"note: {words[1]}, before: {words[0]}. The run goes on at the right row, but not to the bit", file=sys.stderr)
+    if math.prod(before) != math.prod(now):
+        print(f"warning: {math.prod(now)} rows per update, before: {math.prod(before)}", file=sys.stderr)
+
+
+def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, losses: torch.Tensor) -> list[tuple[int, int]]:
+    """(epoch, row) of the micro-batches of an update whose loss is not finite, or of all where only the gradient is not.
+
+    Args:
+        losses: `(accumulation steps,)` of this process.
+    """
+    bad = (~torch.isfinite(accelerator.gather(losses))).tolist()
+    return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.share(step, number)]
 
 
 class Log:
@@ -228,7 +319,9 @@ class Log:
     """
 
     def __init__(self, output_dir: Path, step: int, sums: dict):
-        keep_metrics(output_dir / "metrics.jsonl", step)
+        self.folder, self.skipped = output_dir, output_dir / "skipped.jsonl"
+        for path in (output_dir / "metrics.jsonl", self.skipped):
+            keep_metrics(path, step)
         self.file = (output_dir / "metrics.jsonl").open("a", encoding="utf-8")  # until `close`
         self.board = SummaryWriter(str(output_dir / "tensorboard"), purge_step=step + 1)
         self.sums, self.started, self.timed_tokens = dict(sums), time.perf_counter(), 0
@@ -238,7 +331,15 @@ class Log:
             self.sums[name] = self.sums.get(name, 0) + result[name]
         self.timed_tokens += result["tokens"]
 
-    def write(self, step: int, **values: float) -> dict:
+    def skip(self, step: int, result: dict, rows: list[tuple[int, int]]) -> None:
+        """Notes an update that was not made, and shows it."""
+        self.timed_tokens += result["tokens"]
+        line = {"step": step, "finite_loss": math.isfinite(result["loss"]), "epoch_and_row": rows}
+        with writing(self.folder), self.skipped.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        tqdm.write(f"warning: update {step} skipped: its loss or gradient is not finite; see {self.skipped}", file=sys.stderr)
+
+    def write(self, step: int, **values: float | None) -> dict:
         masked, tokens = max(self.sums["masked"], 1), self.sums["tokens"]
         line = {
             "step": step,
@@ -248,10 +349,12 @@ class Log:
             **values,
             "tokens_per_second": round(self.timed_tokens / (time.perf_counter() - self.started), 1),
         }
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        with writing(self.folder):
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
         for name, value in line.items():
-            self.board.add_scalar(name, value, step)
+            if value is not None:
+                self.board.add_scalar(name, value, step)
         self.sums, self.started, self.timed_tokens = {}, time.perf_counter(), 0
         return line
 
@@ -273,7 +376,7 @@ def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModern
     """The trained model and its tokenizer, written aside and renamed."""
     model.config.sparse_prediction = False
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with replacing(folder) as temporary:
+    with writing(folder), replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
@@ -298,6 +401,7 @@ def seed_update(seed: int, step: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
 
 
+@stopping
 def main(settings: Settings) -> dict | None:
     check(settings)
     rows = PackedRows(settings.data_dir)
@@ -334,9 +438,12 @@ def main(settings: Settings) -> dict | None:
         settings.num_cycles,
         settings.damping,
     )
-    position = {"step": 0, "tokens": 0, "sums": {}}
-    if saved := checkpoints(output_dir):
-        position = load_checkpoint(saved[-1], model, optimizer, identity)
+    layout = [accelerator.num_processes, settings.per_device_batch_size, settings.gradient_accumulation_steps]
+    position = {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "layout": layout, "sums": {}}
+    if saved := find_checkpoint(accelerator, output_dir, identity):
+        position = load_checkpoint(saved, model, optimizer)
+        if main_process:
+            compare_layout(position["layout"], layout)
     first_step = position["step"]
     rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
     dataset = MicroBatches(
@@ -355,43 +462,78 @@ def main(settings: Settings) -> dict | None:
         settings.seed,
         accelerator.process_index,
         accelerator.num_processes,
+        (first_step, position["rows"]),
     )
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
     wrapped = accelerator.prepare_model(model)
     log = Log(output_dir, first_step, position["sums"]) if main_process else None
     progress = tqdm(total=settings.max_steps, initial=first_step, desc=output_dir.name, disable=not main_process)
-    started, first_token, line = time.perf_counter(), position["tokens"], {}
+    started, first_token, line = time.perf_counter(), position["tokens"], {"loss": None, "masked_accuracy": None}
+    decay_start = settings.max_steps - settings.num_decay_steps if settings.schedule == "warmup_stable_decay" else 0
+    skipped_in_a_row, stop = 0, False
     for step in range(first_step, settings.max_steps):
+        if stop:
+            accelerator.wait_for_everyone()  # the main process may be saving still
+            progress.close()
+            stopping.leave(step, not skipped_in_a_row, main_process)
         seed_update(settings.seed, step, accelerator.process_index)
         learning_rate = settings.learning_rate * schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         batches = [next(stream) for _ in range(settings.gradient_accumulation_steps)]
         result = update(accelerator, wrapped, batches, list(model.parameters()), settings.max_grad_norm)
-        if not math.isfinite(result["loss"]) or not math.isfinite(result["grad_norm"]):
-            raise InputError(
-                f"update {step + 1}: the loss or its gradient is not finite; lower learning_rate (now {learning_rate:.2e})"
-            )
-        optimizer.step()
+        finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
+        skip, stop = agree(accelerator, not finite, stopping.received)
+        skipped_in_a_row = skipped_in_a_row + 1 if skip else 0
+        rows_of_skipped = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
+        if not skip:
+            optimizer.step()
         optimizer.zero_grad()
-        position = {"step": step + 1, "tokens": position["tokens"] + result["tokens"]}
+        position = {
+            "step": step + 1,
+            "rows": position["rows"] + dataset.rows_per_update,
+            "tokens": position["tokens"] + result["tokens"],
+            "skipped": position["skipped"] + skip,
+            "layout": layout,
+        }
+        done = position["step"]
+        if skip and main_process:
+            log.skip(done, result, rows_of_skipped)
+        if skipped_in_a_row == settings.max_skipped_updates:
+            raise InputError(
+                f"updates {step + 2 - skipped_in_a_row} to {done}: the loss or its gradient is not finite; the rows are in "
+                f"{output_dir / 'skipped.jsonl'}, (epoch, row) of the last ones: {str(rows_of_skipped[:4])[1:-1]}; "
+                f"mend the data, or lower learning_rate (now {learning_rate:.2e})"
+            )
         progress.update()
         if not main_process:
             continue
-        log.add(result)
-        done = position["step"]
-        if done % settings.logging_steps == 0 or done == settings.max_steps:
+        if not skip:
+            log.add(result)
+        if log.sums and (done % settings.logging_steps == 0 or done == settings.max_steps):
             line = log.write(
                 done,
                 learning_rate=learning_rate,
                 mlm_probability=mlm_probability_at(step, *rate),
-                grad_norm=result["grad_norm"],
+                grad_norm=None if skip else result["grad_norm"],
+                skipped=position["skipped"],
             )
             shown = {"loss": "loss", "acc": "masked_accuracy", "lr": "learning_rate", "tokens/s": "tokens_per_second"}
             return_freed_memory()
             progress.set_postfix({short: f"{line[name]:.4g}" for short, name in shown.items()})
-        if done % settings.save_steps == 0 and done < settings.max_steps:
-            save_checkpoint(output_dir, position | {"sums": log.sums}, model, optimizer, identity, settings.save_total_limit)
+        due = stop or done == decay_start or any(e and done % e == 0 for e in (settings.save_steps, settings.keep_every_steps))
+        # Not while updates are skipped: if it is the weights that are not finite, rotation must not drop the good ones.
+        if due and done < settings.max_steps and not skipped_in_a_row:
+            save_checkpoint(
+                output_dir,
+                position | {"sums": log.sums},
+                model,
+                optimizer,
+                identity,
+                settings.save_total_limit,
+                settings.keep_every_steps,
+                decay_start,
+            )
     progress.close()
     if not main_process:
         return None
@@ -401,6 +543,7 @@ def main(settings: Settings) -> dict | None:
         "loss": line["loss"],
         "masked_accuracy": line["masked_accuracy"],
         "tokens": position["tokens"],
+        "skipped_updates": position["skipped"],
         "tokens_per_second": round((position["tokens"] - first_token) / (time.perf_counter() - started), 1),
         "parameters": model.num_parameters(),
         "output_dir": settings.output_dir,
