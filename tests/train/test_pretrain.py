@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import checkpoint, cli, dataloader, pack, pretrain, train_tokenizer
@@ -134,6 +136,7 @@ def start(settings: pretrain.Settings, processes: int = 1) -> list[int]:
                 os.dup2(log, 1)
                 os.dup2(log, 2)
                 sys.stderr = os.fdopen(2, "w", closefd=False)  # pytest's would keep it
+                tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the other processes: who is killed may hold it
                 if processes > 1:
                     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
                     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
@@ -226,7 +229,7 @@ def test_sigkill_leaves_no_trace(make, monkeypatch):
     [
         {},
         {"optimizer": "adamw", "schedule": "warmup_stable_decay", "num_decay_steps": 5, "masking": "ngram"},
-        {"per_device_batch_size": 20, "gradient_accumulation_steps": 2},
+        {"per_device_batch_size": 8, "gradient_accumulation_steps": 2},
         {"init_from": "stage one", "global_rope_theta": 123456.0},
     ],
     ids=["damped_cosine", "warmup_stable_decay", "several_epochs", "stage_two"],
