@@ -328,14 +328,15 @@ def test_how_a_run_is_run_may_change_on_resumption(make, monkeypatch):
 
 
 @forking
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
 def test_a_signal_saves_and_stops(make, monkeypatch, number, workers):
-    """Sent to the workers too, as a terminal or Slurm does."""
-    unbroken, settings = (make(name, fields=DROPOUT, save_steps=1000, logging_steps=1) for name in ("unbroken", "run"))
+    """Sent to the workers too, as a terminal or Slurm does, while the update waits for them."""
+    changes = {"save_steps": 1000, "logging_steps": 1, "per_device_batch_size": 1, "gradient_accumulation_steps": 4}
+    unbroken, settings = (make(name, fields=DROPOUT, **changes) for name in ("unbroken", "run"))
     settings.model_config = unbroken.model_config
     pretrain.main(unbroken)
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "update", slow(pretrain.update, 0.05))
+        patch.setattr(dataloader.MicroBatches, "__getitem__", slow(dataloader.MicroBatches.__getitem__, 0.05))
         (child,) = start(dataclasses.replace(settings, num_workers=workers))
         assert wait_until(lambda: logged(settings) >= 3, child), log_of(settings)
         os.killpg(child, number)
