@@ -1,10 +1,15 @@
 """Training checkpoints: weights, optimizer and position, as safetensors and JSON, each folder whole or absent.
 
-`checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`. Nothing is pickled. Order,
-masks and dropout are functions of the update's number, so that number is all the position there is.
+`checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`, which has the hashes of all
+three. Nothing is pickled. Order, masks and dropout are functions of row and update, so the position is a few numbers.
 """
 
+import contextlib
+import json
+import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,13 +18,47 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.files import read_json, replacing, write_json
+from zh_modernbert.train.files import read_json, replacing, sha256, write_json
 from zh_modernbert.train.parallel import is_main_process, shard_like, whole
+from zh_modernbert.train.stage import describe_files
+
+
+class DamagedError(InputError):
+    """A checkpoint that is not what was written."""
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints of a run, oldest first."""
+    """The checkpoints of a run, oldest first."""
     return sorted((output_dir / "checkpoints").glob("step-*"))
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a full or broken disk raises into one line that names `folder`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(
+            f"{folder}: cannot be written: {text}; make room and give the same command again, to go on from the last checkpoint"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Sees to it that a file's content, or a folder's entries, are on the disk and outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
@@ -37,10 +76,11 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
     return tensors, values
 
 
-def tied_names(model: nn.Module) -> set[str]:
-    """Names in the state dict whose tensor is another one's too."""
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Names in the state dict whose tensor is another one's too, with that one's name."""
     state = model.state_dict(keep_vars=True)
-    return {name for name, source in (getattr(model, "_tied_weights_keys", None) or {}).items() if state[name] is state[source]}
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    return {name: source for name, source in tied.items() if state[name] is state[source]}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
@@ -56,16 +96,46 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
     optimizer.load_state_dict({"state": {int(index): entries for index, entries in state.items()}, "param_groups": groups})
 
 
+def hash_state(state: dict) -> str:
+    return sha256(json.dumps(state, sort_keys=True).encode())
+
+
+def rotate(output_dir: Path, newest: int, limit: int, keep_every_steps: int, decay_start: int) -> None:
+    """Drops all checkpoints but the last `limit`, the milestones, and the last one before the decay.
+
+    Those after update `newest` are dropped too: the run has gone back behind them because they are damaged.
+    """
+    there = {step_of(path): path for path in checkpoints(output_dir)}
+    whole = [step for step in there if step <= newest]
+    kept = {*whole[-limit:], *[step for step in whole if step <= decay_start][-1:]}
+    kept |= {step for step in whole if keep_every_steps and step % keep_every_steps == 0}
+    for step in there.keys() - kept:
+        shutil.rmtree(there[step])
+
+
 def save_checkpoint(
-    output_dir: Path, position: dict, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str, save_total_limit: int
+    output_dir: Path,
+    position: dict,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    save_total_limit: int,
+    keep_every_steps: int = 0,
+    decay_start: int = 0,
 ) -> Path:
-    """Writes `step-NNNNNN` aside and renames it, then drops the oldest beyond `save_total_limit`.
+    """Writes `step-NNNNNN` aside, renames it when it is on the disk, and only then drops old ones.
 
     The main process writes; where tensors are sharded, every process has to call this.
 
     Args:
         position: `step`, the updates done, and whatever else of plain numbers the loop needs back.
         identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
+        save_total_limit: how many are kept, the newest; beside them stay
+        keep_every_steps: those of every so many updates (0: none), and
+        decay_start: the last one up to this update, from which a decay of the learning rate can be started again.
+
+    Raises:
+        InputError: it cannot be written; what was there stays.
     """
     final = output_dir / "checkpoints" / f"step-{position['step']:08d}"
     tied = tied_names(model)
@@ -73,37 +143,66 @@ def save_checkpoint(
     tensors, values = flatten_optimizer(optimizer)
     if not is_main_process():
         return final
-    with replacing(final) as folder:
-        save_file(weights, folder / "model.safetensors")
-        save_file(tensors, folder / "optimizer.safetensors")
-        write_json(folder / "state.json", {"position": position, "identity": identity, "optimizer": values})
-    for old in checkpoints(output_dir)[:-save_total_limit]:
-        shutil.rmtree(old)
+    with writing(output_dir):
+        with replacing(final) as folder:
+            save_file(weights, folder / "model.safetensors")
+            save_file(tensors, folder / "optimizer.safetensors")
+            state = {"position": position, "identity": identity, "optimizer": values, "files": describe_files(folder)}
+            write_json(folder / "state.json", state | {"sha256": hash_state(state)})
+            for path in (*folder.iterdir(), folder):
+                sync(path)
+        sync(final.parent)
+        rotate(output_dir, position["step"], save_total_limit, keep_every_steps, decay_start)
     return final
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, identity: str) -> dict:
-    """Restores weights and optimizer, and returns the position.
+def verify(path: Path, identity: str) -> None:
+    """Reads a checkpoint and compares it with its hashes.
 
     Raises:
-        InputError: the checkpoint belongs to another run, or is damaged.
+        DamagedError: it is not what was written.
+        InputError: it is, but by another run.
     """
-    state = read_json(path / "state.json")
-    if not {"identity", "position", "optimizer"} <= state.keys():
-        raise InputError(f"{path / 'state.json'}: not the state of a checkpoint; delete the folder to fall back")
+    try:
+        state = read_json(path / "state.json")
+        if state.pop("sha256", None) != hash_state(state):
+            raise DamagedError(f"{path / 'state.json'}: not what was written")
+        files = describe_files(path)
+    except (InputError, OSError) as error:
+        raise DamagedError(str(error)) from error
     if state["identity"] != identity:
         raise InputError(
             f"{path}: a checkpoint of another run: its settings, model config or data differ from this one's; "
             "choose another output_dir, or delete this folder to start anew"
         )
-    try:
-        own, weights = model.state_dict(), load_file(path / "model.safetensors")
-        weights = {name: shard_like(tensor, own.get(name)) for name, tensor in weights.items()}
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        tied = tied_names(model)
-        if set(missing) - tied or unexpected:
-            raise InputError(f"{path}: its weights are of another model: {(sorted(set(missing) - tied) + unexpected)[:3]}")
-        restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be loaded: {' '.join(str(error).split())}; delete it to fall back") from error
+    for name, written in state["files"].items():
+        if files.get(name) != written:
+            raise DamagedError(f"{path / name}: not what was written")
+
+
+def newest_whole(output_dir: Path, identity: str) -> Path | None:
+    """The newest checkpoint that is whole, past damaged ones, which are named on stderr; None where there are none at all.
+
+    Raises:
+        InputError: all are damaged, or one belongs to another run.
+    """
+    paths = checkpoints(output_dir)
+    for path in reversed(paths):
+        try:
+            verify(path, identity)
+            return path
+        except DamagedError as error:
+            print(f"warning: damaged checkpoint: {error}; going on from the one before", file=sys.stderr)
+    if paths:
+        raise InputError(f"{paths[0].parent}: no checkpoint is whole; delete this folder to start anew from the first update")
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Restores weights and optimizer from a whole checkpoint, and returns the position."""
+    state, weights = read_json(path / "state.json"), load_file(path / "model.safetensors")
+    weights |= {name: weights[source] for name, source in tied_names(model).items()}
+    own = model.state_dict()
+    model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})
+    restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])
     return state["position"]

@@ -4,6 +4,8 @@ Micro-batch m of a run always holds the same rows with the same masks, whatever 
 workers: resuming is starting at another number. Rows are shuffled anew each epoch; masks come from (seed, epoch, row).
 """
 
+import signal
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -94,9 +96,12 @@ class MicroBatches(Dataset):
     def positions(self, index: int) -> list[tuple[int, int]]:
         """(epoch, row) of each row of micro-batch `index`."""
         update = self.update_of(index)
+        return self.share(update, self.process_index * int(self.counts[update]) + index - int(self.first_batches[update]))
+
+    def share(self, update: int, number: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of a micro-batch of an update, numbered over all processes."""
         first, end = self.first_rows[update : update + 2]
-        part = self.process_index * self.counts[update] + index - self.first_batches[update]
-        bounds = first + (end - first) * np.arange(part, part + 2) // (self.num_processes * self.counts[update])
+        bounds = first + (end - first) * np.arange(number, number + 2) // (self.num_processes * self.counts[update])
         epochs, places = np.divmod(np.arange(*bounds), len(self.rows))
         # Behind the seed comes the epoch, and for masks the row, which counts from 1: no stream is used twice.
         return [
@@ -104,6 +109,10 @@ class MicroBatches(Dataset):
             for epoch in np.unique(epochs)
             for row in shuffled(places[epochs == epoch], len(self.rows), (self.seed, int(epoch), 0))
         ]
+
+    def begin(self, update: int, row: int) -> None:
+        """Lets an update begin at a row of the stream, where those before it took other numbers of rows."""
+        self.first_rows += row - self.first_rows[update]
 
     def __getitem__(self, index: int) -> dict:
         probability = mlm_probability_at(self.update_of(index), *self.rate)
@@ -123,7 +132,20 @@ class MicroBatches(Dataset):
         }
 
 
+def ignore_signals(worker: int) -> None:
+    """A worker ends with its process, which may have an update to finish when all of them are told to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> DataLoader:
     """The micro-batches from update `first_update` on, in order."""
     indices = range(int(dataset.first_batches[first_update]), len(dataset))
-    return DataLoader(dataset, batch_size=None, sampler=indices, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=indices,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+    )

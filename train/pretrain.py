@@ -2,11 +2,13 @@
 
 Runs on one process or many. Each update takes the same rows with the same masks wherever it is computed; the loss is the
 mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the
-last checkpoint and ends with the same weights, on CPU to the bit.
+last checkpoint and ends with the same weights, on CPU to the bit. SIGTERM or SIGINT save one first. On another number of
+processes it goes on at the same row of the data.
 
 Writes `checkpoints/`, `metrics.jsonl` and its plots in `metrics.png`, TensorBoard events in `tensorboard/`, and at the end
-`model/`, a folder for `from_pretrained`. With `--dry_run true` it writes nothing, and prints what the run would be: sizes,
-work, time and disk. That is for as many processes as are started, or as WORLD_SIZE says.
+`model/`, a folder for `from_pretrained`. An update whose loss or gradient is not finite is skipped, and its rows are noted in
+`skipped.jsonl`. With `--dry_run true` it writes nothing, and prints what the run would be: sizes, work, time and disk. That is
+for as many processes as are started, or as WORLD_SIZE says.
 
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
@@ -20,6 +22,7 @@ import inspect
 import json
 import math
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -28,13 +31,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from zh_modernbert.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint, writing
 from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates
 from zh_modernbert.train.encode import load_manifest
@@ -62,8 +66,8 @@ class Settings(BaseSettings):
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
     max_steps: int = setting(1000, "updates", least=1)
-    per_device_batch_size: int = setting(16, "rows a process takes at once", least=1)
-    gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1)
+    per_device_batch_size: int = setting(16, "rows a process takes at once", least=1, running=True)
+    gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1, running=True)
     tokens_per_update: int = setting(0, "in place of gradient_accumulation_steps: tokens of full rows in an update", least=0)
     num_batch_warmup_steps: int = setting(0, "updates over which their rows grow to the full number", least=0)
     warmup_batch_ratio: float = setting(1.0, "where that starts, of the full number", least=0, most=1)
@@ -98,7 +102,9 @@ class Settings(BaseSettings):
     num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
-    save_total_limit: int = setting(2, "checkpoints kept", least=1, running=True)
+    save_total_limit: int = setting(2, "checkpoints kept: the newest", least=1, running=True)
+    keep_every_steps: int = setting(0, "beside them, those of every so many updates are kept; 0: none", least=0, running=True)
+    max_skipped_updates: int = setting(10, "updates in a row without a finite gradient that end the run", least=1, running=True)
     # Showing.
     report_to: list[str] = setting(["tensorboard"], "trackers beside metrics.jsonl", ("none", *TRACKERS), running=True)
     peak_flops: float = setting(0.0, "of one device, in TFLOP/s: shows utilisation", least=0, running=True)
@@ -263,17 +269,17 @@ def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: Packe
     return sha256(json.dumps([recipe_of(settings), shapes, config, rows.content], sort_keys=True).encode())
 
 
-def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict[str, float]:
+def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
     """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
 
     Returns:
-        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); and `grad_norm`
-        before clipping.
+        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); `grad_norm` before
+        clipping; and `losses`, what this process's batches add to the mean.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
     masked, tokens = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
-    total = torch.zeros(2, device=device, dtype=torch.float64)
+    total, losses = torch.zeros(2, device=device, dtype=torch.float64), []
     for number, batch in enumerate(batches, 1):
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
         with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
@@ -282,10 +288,93 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
             accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
         labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
         correct = (outputs.predictions == labels).sum()
+        losses.append(outputs.loss.detach())
         total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
     loss, correct = accelerator.reduce(total, "sum").tolist()
     norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
-    return {"loss": loss, "correct": correct, "masked": masked, "tokens": tokens, "grad_norm": norm}
+    counts = {"masked": masked, "tokens": tokens}
+    return {"loss": loss, "correct": correct, **counts, "grad_norm": norm, "losses": torch.stack(losses)}
+
+
+class StopSignals(contextlib.ContextDecorator):
+    """SIGTERM and SIGINT become a wish to stop, which the loop grants after the update; a second one kills at once.
+
+    What follows within `SAME` seconds is no second one: a launcher passes on what its processes were sent themselves.
+    """
+
+    SAME = 2.0
+
+    def __enter__(self):
+        self.received, self.first = 0, 0.0
+        self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def receive(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self.first = number, now
+        elif now - self.first > self.SAME:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def __exit__(self, *exception):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def leave(self, step: int, saved: bool, main_process: bool) -> None:
+        """Ends the process with 128 + the signal's number, as a shell reports that signal.
+
+        Status 0 would let Slurm start what waits for the finished run, and keep Kubernetes from starting this one again.
+        """
+        number = signal.Signals(self.received or signal.SIGTERM)  # another process may have got it
+        if main_process:
+            what = "saved" if saved else "not saved, as updates are being skipped"
+            print(f"stopped by {number.name} after update {step}, {what}; the same command goes on", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+stopping = StopSignals()
+
+
+def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Whether each flag is up on any process: the same answer on all."""
+    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
+
+
+def find_checkpoint(accelerator: Accelerator, output_dir: Path, identity: str) -> Path | None:
+    """What the main process finds to be the newest whole checkpoint, for all.
+
+    Raises:
+        InputError: as `newest_whole`.
+    """
+    found: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = newest_whole(output_dir, identity)
+        except InputError as error:
+            found[1] = str(error)
+    broadcast_object_list(found)
+    if found[1]:
+        raise InputError(found[1])
+    return found[0]
+
+
+def compare_layout(before: dict, now: dict) -> None:
+    """Says on stderr what it means that a run goes on with other processes or rows than before."""
+    if before != now:
+        form = "{processes} processes x {per_device_batch_size} rows, {rows_per_update} an update"
+        note = f"{form.format(**now)}; before: {form.format(**before)}. The run goes on at the right row, but not to the bit"
+        print(f"note: {note}", file=sys.stderr)
+
+
+def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, losses: torch.Tensor) -> list[tuple[int, int]]:
+    """(epoch, row) of the micro-batches of an update whose loss is not finite, or of all where only the gradient is not.
+
+    Args:
+        losses: `(accumulation steps,)` of this process.
+    """
+    bad = (~torch.isfinite(accelerator.gather(losses))).tolist()
+    return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.share(step, number)]
 
 
 def return_freed_memory() -> None:
@@ -300,7 +389,7 @@ def return_freed_memory() -> None:
 def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModernBertTokenizer) -> None:
     """The trained model and its tokenizer, written aside and renamed."""
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with replacing(folder) as temporary:
+    with writing(folder), replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
@@ -358,6 +447,7 @@ def dry_run(settings: Settings) -> dict | None:
     return plan(settings, config, packed, num_processes)
 
 
+@stopping
 def main(settings: Settings) -> dict | None:
     check(settings)
     if settings.dry_run:
@@ -423,48 +513,88 @@ def main(settings: Settings) -> dict | None:
         settings.damping,
     )
     wrapped = prepare(accelerator, model, optimizer, settings.compile)
-    position = {"step": 0, "tokens": 0, "sums": {}}
-    if saved := checkpoints(output_dir):
-        position = load_checkpoint(saved[-1], model, optimizer, identity)
+    layout = {
+        "processes": accelerator.num_processes,
+        "per_device_batch_size": settings.per_device_batch_size,
+        "rows_per_update": int(dataset.first_rows[-1] - dataset.first_rows[-2]),
+    }
+    position = {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "layout": layout, "sums": {}}
+    if saved := find_checkpoint(accelerator, output_dir, identity):
+        position = load_checkpoint(saved, model, optimizer)
+        if main_process:
+            compare_layout(position["layout"], layout)
     first_step = position["step"]
+    dataset.begin(first_step, position["rows"])
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
     log = Log(output_dir, settings, model.config, first_step, position["sums"]) if main_process else None
-    started, first_token, line = time.perf_counter(), position["tokens"], {}
+    started, first_token, line = time.perf_counter(), position["tokens"], {"loss": None, "masked_accuracy": None}
+    decay_start = settings.max_steps - settings.num_decay_steps if settings.schedule == "warmup_stable_decay" else 0
+    skipped_in_a_row, stop = 0, False
     for step in range(first_step, settings.max_steps):
+        if stop:
+            accelerator.wait_for_everyone()  # the main process may be saving still
+            if main_process:
+                log.close()
+            stopping.leave(step, not skipped_in_a_row, main_process)
         seed_update(settings.seed, step, accelerator.process_index)
         learning_rate = settings.learning_rate * schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         batches = [next(stream) for _ in range(dataset.counts[step])]
         result = update(accelerator, wrapped, batches, list(model.parameters()), settings.max_grad_norm)
-        if not math.isfinite(result["loss"]) or not math.isfinite(result["grad_norm"]):
-            raise InputError(
-                f"update {step + 1}: the loss or its gradient is not finite; lower learning_rate (now {learning_rate:.2e})"
-            )
-        optimizer.step()
+        finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
+        skip, stop = agree(accelerator, not finite, stopping.received)
+        skipped_in_a_row = skipped_in_a_row + 1 if skip else 0
+        rows_of_skipped = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
+        if not skip:
+            optimizer.step()
         optimizer.zero_grad()
-        position = {"step": step + 1, "tokens": position["tokens"] + result["tokens"]}
+        position = {
+            "step": step + 1,
+            "rows": int(dataset.first_rows[step + 1]),
+            "tokens": position["tokens"] + result["tokens"],
+            "skipped": position["skipped"] + skip,
+            "layout": layout,
+        }
         done = position["step"]
-        saving = done % settings.save_steps == 0 and done < settings.max_steps
-        validated = validation(wrapped, accelerator) if validation and validation.due(done) else None
-        if not main_process:
-            if saving:  # its shards, where it has any
-                save_checkpoint(output_dir, position, model, optimizer, identity, settings.save_total_limit)
-            continue
-        log.add(result, batches)
-        if validated:
-            log.write_validation(done, validated)  # before the clock starts anew
-        if done % settings.logging_steps == 0 or done == settings.max_steps:
-            line = log.write(
-                done,
-                learning_rate=learning_rate,
-                mlm_probability=mlm_probability_at(step, *rate),
-                grad_norm=result["grad_norm"],
+        if skip and main_process:
+            log.skip(done, result, rows_of_skipped)
+        if skipped_in_a_row == settings.max_skipped_updates:
+            raise InputError(
+                f"updates {step + 2 - skipped_in_a_row} to {done}: the loss or its gradient is not finite; the rows are in "
+                f"{output_dir / 'skipped.jsonl'}, (epoch, row) of the last ones: {str(rows_of_skipped[:4])[1:-1]}; "
+                f"mend the data, or lower learning_rate (now {learning_rate:.2e})"
             )
-            return_freed_memory()
-        if saving:
-            save_checkpoint(output_dir, position | {"sums": log.sums}, model, optimizer, identity, settings.save_total_limit)
-            log.draw()
+        validated = validation(wrapped, accelerator) if validation and validation.due(done) else None
+        if main_process:
+            if not skip:
+                log.add(result, batches)
+            if validated:
+                log.write_validation(done, validated)  # before the clock starts anew
+            if log.sums and (done % settings.logging_steps == 0 or done == settings.max_steps):
+                line = log.write(
+                    done,
+                    learning_rate=learning_rate,
+                    mlm_probability=mlm_probability_at(step, *rate),
+                    grad_norm=None if skip else result["grad_norm"],
+                    skipped=position["skipped"],
+                )
+                return_freed_memory()
+        due = stop or done == decay_start or any(e and done % e == 0 for e in (settings.save_steps, settings.keep_every_steps))
+        # Not while updates are skipped: if it is the weights that are not finite, rotation must not drop the good ones.
+        if due and done < settings.max_steps and not skipped_in_a_row:
+            save_checkpoint(
+                output_dir,
+                position | {"sums": log.sums if main_process else {}},
+                model,
+                optimizer,
+                identity,
+                settings.save_total_limit,
+                settings.keep_every_steps,
+                decay_start,
+            )
+            if main_process:
+                log.draw()
     model = whole_model(model)
     if not main_process:
         return None
@@ -474,6 +604,7 @@ def main(settings: Settings) -> dict | None:
         "loss": line["loss"],
         "masked_accuracy": line["masked_accuracy"],
         "tokens": position["tokens"],
+        "skipped_updates": position["skipped"],
         "tokens_per_second": round((position["tokens"] - first_token) / (time.perf_counter() - started), 1),
         "parameters": model.num_parameters(),
         "output_dir": settings.output_dir,

@@ -6,7 +6,9 @@ with `eval_`, per validation. A resumed run writes the lines that an unbroken on
 
 import importlib.util
 import json
+import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.train.checkpoint import writing
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.flops import training_flops
 from zh_modernbert.train.masking import IGNORE_INDEX
@@ -70,6 +73,8 @@ def read_metrics(path: Path) -> list[dict]:
 
 def keep_metrics(path: Path, step: int) -> None:
     """Drops what was logged after update `step`, before a resumed run logs it again."""
+    if not path.exists():
+        return
     lines = [line for line in read_metrics(path) if line["step"] <= step]
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -116,7 +121,9 @@ class Log:
 
     def __init__(self, output_dir: Path, settings, config: ZhModernBertConfig, step: int, sums: dict):
         self.path, self.config, self.peak_flops = output_dir / "metrics.jsonl", config, settings.peak_flops * 1e12
-        keep_metrics(self.path, step)
+        self.skipped = output_dir / "skipped.jsonl"
+        for path in (self.path, self.skipped):
+            keep_metrics(path, step)
         self.trackers = start_trackers(settings.report_to, output_dir, step)
         self.progress = tqdm(total=settings.max_steps, initial=step, desc=output_dir.name)
         self.sums = dict(sums)
@@ -136,7 +143,16 @@ class Log:
                 self.timed_flops += training_flops(torch.diff(batch["cu_seqlens"]).cpu(), masked, self.config)
         self.progress.update()
 
-    def write(self, step: int, **values: float) -> dict:
+    def skip(self, step: int, result: dict, rows: list[tuple[int, int]]) -> None:
+        """Notes an update that was not made, and shows it."""
+        self.timed_tokens += result["tokens"]
+        self.progress.update()
+        line = {"step": step, "finite_loss": math.isfinite(result["loss"]), "epoch_and_row": rows}
+        with writing(self.path.parent), self.skipped.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        tqdm.write(f"warning: update {step} skipped: its loss or gradient is not finite; see {self.skipped}", file=sys.stderr)
+
+    def write(self, step: int, **values: float | None) -> dict:
         """The line of the updates since the last one, with `values` of the latest update."""
         masked, tokens, seconds = max(self.sums["masked"], 1), self.sums["tokens"], time.perf_counter() - self.started
         line = {
@@ -161,10 +177,11 @@ class Log:
         self.record({"step": step, **found})
 
     def record(self, line: dict) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        known = {name: value for name, value in line.items() if name != "step" and value is not None}
         for tracker in self.trackers:
-            tracker.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+            tracker.log(known, step=line["step"])
 
     def draw(self) -> None:
         draw_metrics(read_metrics(self.path), self.path.with_suffix(".png"))

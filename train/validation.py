@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mask_tokens
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mask_rows
 from zh_modernbert.train.pack import PackedRows
 
 MLM_PROBABILITY = 0.15
@@ -30,7 +30,7 @@ def ask_words(
     ids: np.ndarray, starts: np.ndarray, bounds: np.ndarray, masking: Masking, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masked ids, labels, and what each token of a row counts: whole words are masked, and count alike."""
-    masked_ids, labels = mask_tokens(ids, starts, MLM_PROBABILITY, masking, generator)
+    masked_ids, labels = mask_rows(ids, starts, np.array([0, len(ids)]), MLM_PROBABILITY, masking, [generator])
     return masked_ids, labels, np.ones(len(ids))
 
 

@@ -1,22 +1,33 @@
 """The pretraining loop: it learns, is cut anywhere without a trace, and refuses what cannot be right before it writes."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import cli, pack, pretrain, train_tokenizer
+from zh_modernbert.train import checkpoint, cli, dataloader, pack, pretrain, train_tokenizer
+from zh_modernbert.train.checkpoint import checkpoints, step_of
 from zh_modernbert.train.cli import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -104,22 +115,11 @@ def assert_same_run(settings: pretrain.Settings, expected: pretrain.Settings) ->
 
 # --- killed and started again ------------------------------------------------------------------------------------------
 
-# Runs train/pretrain.py as it is, but slowly where a kill is to fall, which changes no number.
-SLOWLY = """
-import runpy, sys, time
-from zh_modernbert.train import checkpoint, dataloader
 
-def slow(function, seconds):
-    def slowed(*arguments):
-        time.sleep(seconds)
-        return function(*arguments)
-    return slowed
-
-checkpoint.save_file = slow(checkpoint.save_file, 0.1)
-dataloader.MicroBatches.__getitem__ = slow(dataloader.MicroBatches.__getitem__, 0.02)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def flags_of(settings: pretrain.Settings) -> list[str]:
@@ -131,66 +131,134 @@ def flags_of(settings: pretrain.Settings) -> list[str]:
     return flags
 
 
-def start(settings: pretrain.Settings, slowly: bool = False) -> subprocess.Popen:
-    script = str(ROOT / "train" / "pretrain.py")
-    command = [sys.executable, *(["-c", SLOWLY] if slowly else []), script, *flags_of(settings)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    with open(f"{settings.output_dir}.log", "a") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
+def start(settings: pretrain.Settings, processes: int = 1) -> list[int]:
+    """Runs the loop in processes of their own, each the leader of a group; theirs is the log beside the run's folder.
+
+    A fork is much faster than a script, which has to import everything first; `launch` has the latter.
+    """
+    port, children = str(free_port()), []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                os.setsid()
+                log = os.open(f"{settings.output_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                sys.stderr = os.fdopen(2, "w", closefd=False)  # pytest's would keep it
+                tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the other processes: who is killed may hold it
+                if processes > 1:
+                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+                    AcceleratorState._reset_state(reset_partial_state=True)
+                pretrain.main(settings)
+                status = 0
+            except SystemExit as error:
+                status = error.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return children
+
+
+def wait(children: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 def log_of(settings: pretrain.Settings) -> str:
     return Path(f"{settings.output_dir}.log").read_text()[-3000:]
 
 
-def logged(settings: pretrain.Settings, step: int) -> bool:
+def logged(settings: pretrain.Settings) -> int:
+    """The last update in metrics.jsonl."""
     path = Path(settings.output_dir) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return bool(lines) and lines[-1].endswith("}") and json.loads(lines[-1])["step"] >= step
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    return json.loads(lines[-1])["step"] if lines else 0
 
 
-def kill_when(process: subprocess.Popen, condition, delay: float = 0.0) -> None:
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    process.wait()
+def wait_until(condition, child: int | None = None) -> bool:
+    """Whether it came true, before `child` ended."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        if child and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        time.sleep(0.001)
+    return condition()
 
 
-def test_sigkill_leaves_no_trace(make):
-    """Killed before the first checkpoint, while one is being written, and some updates after one."""
-    unbroken, broken = make("unbroken", fields=DROPOUT), make("broken", fields=DROPOUT)
-    # A model config is one of the things that make a run, so both read the same.
-    broken.model_config = unbroken.model_config
-    reference = start(unbroken)  # beside the others, on the second core
-    folder = Path(broken.output_dir) / "checkpoints"
-    moments = [
-        (lambda: logged(broken, 2), 0.0),
-        (lambda: (folder / ".step-00000006.tmp").exists(), random.uniform(0, 0.15)),
-        (lambda: logged(broken, 10), random.uniform(0, 0.05)),
-    ]
-    for condition, delay in moments:
-        process = start(broken, slowly=True)
-        kill_when(process, condition, delay)
-        assert process.returncode == -9, log_of(broken)
-        assert condition(), log_of(broken)
-    assert start(broken).wait(timeout=120) == 0, log_of(broken)
-    assert reference.wait(timeout=120) == 0, log_of(unbroken)
-    assert [line["step"] for line in metrics(unbroken)] == [2, 4, 6, 8, 10, 12]
+def slow(function, seconds: float):
+    def slowed(*arguments, **keywords):
+        time.sleep(seconds)
+        return function(*arguments, **keywords)
+
+    return slowed
+
+
+forking = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+
+
+@forking
+def test_sigkill_leaves_no_trace(make, monkeypatch):
+    """24 kills: at any time after the start, while a checkpoint is being written, and between or in updates after one."""
+    changes = {"max_steps": 160, "save_steps": 2, "logging_steps": 1, "per_device_batch_size": 2}
+    unbroken, broken = make("unbroken", fields=DROPOUT, **changes), make("broken", fields=DROPOUT, **changes)
+    broken.model_config = unbroken.model_config  # it is one of the things that make a run
+    for settings in (unbroken, broken):
+        settings.gradient_accumulation_steps = 2
+    pretrain.main(unbroken)
+    folder, generator = Path(broken.output_dir) / "checkpoints", random.Random(0)
+    torn = 0
+    with monkeypatch.context() as patch:  # slowly where a kill is to fall, which changes no number
+        patch.setattr(checkpoint, "save_file", slow(checkpoint.save_file, 0.01))
+        patch.setattr(dataloader.MicroBatches, "__getitem__", slow(dataloader.MicroBatches.__getitem__, 0.003))
+        for number in range(24):
+            (child,) = start(broken)
+            first = logged(broken)
+            if number % 3 == 0:
+                time.sleep(generator.uniform(0, 0.4))
+            elif number % 3 == 1:
+                wait_until(lambda: list(folder.glob(".step-*.tmp")), child)
+                time.sleep(generator.uniform(0, 0.03))
+            else:
+                wait_until(lambda first=first: logged(broken) > first, child)
+                time.sleep(generator.uniform(0, 0.05))
+            os.kill(child, signal.SIGKILL)
+            assert wait([child]) == [-9], log_of(broken)
+            torn += bool(list(folder.glob(".step-*.tmp")))
+    assert torn >= 4
+    assert 0 < step_of(checkpoints(folder.parent)[-1]) < 160
+    assert wait(start(broken)) == [0], log_of(broken)
     assert_same_run(broken, unbroken)
 
 
-@pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw"])
-def test_cut_after_any_update_leaves_no_trace(make, monkeypatch, optimizer, held_out):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer": "adamw", "schedule": "warmup_stable_decay", "num_decay_steps": 5, "masking": "ngram"},
+        {"per_device_batch_size": 8, "gradient_accumulation_steps": 2},
+        {"init_from": "stage one", "global_rope_theta": 123456.0},
+    ],
+    ids=["damped_cosine", "warmup_stable_decay", "several_epochs", "stage_two"],
+)
+def test_cut_after_any_update_leaves_no_trace(make, monkeypatch, finished, tmp_path, held_out, changes):
     """The same inside one process, at more moments: a run that ends after 1, 3, 4, 7 and 11 updates, and goes on each time."""
-    same = {"optimizer": optimizer, "validation_dir": held_out, "eval_rows": 3, "eval_steps": 2}
-    unbroken = make("unbroken", fields=DROPOUT, **same)
+    changes = changes | {"validation_dir": held_out, "eval_rows": 3, "eval_steps": 2}
+    if "init_from" in changes:
+        folder = shutil.copytree(finished / "model", tmp_path / "stage_one")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | DROPOUT))
+        changes = changes | {"init_from": str(folder)}
+    unbroken, broken = (make(name, fields=DROPOUT, **changes) for name in ("unbroken", "broken"))
+    broken.model_config = unbroken.model_config
     pretrain.main(unbroken)
-    broken = make("broken", model_config=unbroken.model_config, **same)
     update, write = pretrain.update, pretrain.save_model
     for last in (1, 3, 4, 7, 11):
-        done = [int(path.name.removeprefix("step-")) for path in pretrain.checkpoints(Path(broken.output_dir))]
+        done = [step_of(path) for path in checkpoints(Path(broken.output_dir))]
         left = iter(range(last - max(done, default=0)))
 
         def cut(*arguments, left=left):
@@ -267,6 +335,281 @@ def test_how_a_run_is_run_may_change_on_resumption(make, monkeypatch):
     monkeypatch.setattr(pretrain, "update", update)
     pretrain.main(dataclasses.replace(settings, save_steps=5, save_total_limit=1, num_workers=1))
     assert_same_run(settings, unbroken)
+
+
+# --- stopped, on other processes, with damage --------------------------------------------------------------------------
+
+
+@forking
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGINT, 0)])
+def test_a_signal_saves_and_stops(make, monkeypatch, number, workers):
+    """Sent to the workers too, as a terminal or Slurm does, while the update waits for them."""
+    changes = {"save_steps": 1000, "logging_steps": 1, "per_device_batch_size": 1, "gradient_accumulation_steps": 4}
+    unbroken, settings = (make(name, fields=DROPOUT, **changes) for name in ("unbroken", "run"))
+    settings.model_config = unbroken.model_config
+    pretrain.main(unbroken)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataloader.MicroBatches, "__getitem__", slow(dataloader.MicroBatches.__getitem__, 0.05))
+        (child,) = start(dataclasses.replace(settings, num_workers=workers))
+        assert wait_until(lambda: logged(settings) >= 3, child), log_of(settings)
+        os.killpg(child, number)
+        os.killpg(child, number)  # a launcher passes it on
+        assert wait([child]) == [128 + number], log_of(settings)
+    (saved,) = checkpoints(Path(settings.output_dir))
+    assert 3 <= step_of(saved) < STEPS
+    assert f"stopped by {number.name} after update {step_of(saved)}, saved" in log_of(settings)
+    pretrain.main(settings)
+    assert_same_run(settings, unbroken)
+
+
+@forking
+def test_a_second_signal_kills_at_once(make, monkeypatch):
+    settings = make()
+    monkeypatch.setattr(pretrain.StopSignals, "SAME", 0.05)
+    monkeypatch.setattr(pretrain, "update", slow(pretrain.update, 60))
+    (child,) = start(settings)
+    assert wait_until(lambda: (Path(settings.output_dir) / "settings.json").exists(), child), log_of(settings)
+    for _ in range(2):
+        os.kill(child, signal.SIGTERM)
+        time.sleep(0.2)
+    assert wait([child]) == [-signal.SIGTERM]
+    assert checkpoints(Path(settings.output_dir)) == []
+
+
+def test_signals_are_as_they_were_after_a_run(make):
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    pretrain.main(make(max_steps=1))
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@forking
+def test_two_processes_stop_together_and_go_on(make, monkeypatch):
+    """Only one is told to stop. On two processes again the run ends to the bit as it would have, on one nearly so."""
+    changes = {"fields": DROPOUT, "per_device_batch_size": 2, "save_steps": 1000, "logging_steps": 1}
+    unbroken, broken, other = (make(name, **changes) for name in ("unbroken", "broken", "other"))
+    broken.model_config = other.model_config = unbroken.model_config
+    assert wait(start(unbroken, 2)) == [0, 0], log_of(unbroken)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "update", slow(pretrain.update, 0.05))
+        children = start(broken, 2)
+        assert wait_until(lambda: logged(broken) >= 3, children[0]), log_of(broken)
+        os.kill(children[1], signal.SIGTERM)
+        assert wait(children) == [143, 143], log_of(broken)
+    assert len(checkpoints(Path(broken.output_dir))) == 1
+    shutil.copytree(broken.output_dir, other.output_dir)
+    assert wait(start(broken, 2)) == [0, 0], log_of(broken)
+    assert "not to the bit" not in log_of(broken)
+    assert_same_run(broken, unbroken)
+    assert wait(start(dataclasses.replace(other, per_device_batch_size=4))) == [0], log_of(other)
+    assert "1 processes x 4 rows, 4 an update; before: 2 processes x 2 rows, 4 an update" in log_of(other)
+    assert "rows per update" not in log_of(other)
+    ours, theirs = metrics(other), metrics(unbroken)
+    assert [line["masked_share"] for line in ours] == [line["masked_share"] for line in theirs]  # the same rows and masks
+    assert ours != theirs  # as dropout is another
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=0.05)
+
+
+@contextlib.contextmanager
+def ended_after(updates: int) -> Iterator[None]:
+    """A run in here is killed after so many updates."""
+    update, left = pretrain.update, iter(range(updates))
+
+    def cut(*arguments):
+        if next(left, None) is None:
+            raise Killed
+        return update(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(pretrain, "update", cut)
+        yield
+
+
+def test_other_numbers_of_rows_per_update_repeat_and_skip_nothing(make, monkeypatch, capsys):
+    """Each row of the stream is part of one update, in order."""
+    settings, seen, update = make(save_steps=1, logging_steps=1), [], dataloader.MicroBatches.__getitem__
+
+    def noting(self, index):
+        seen.append((self.update_of(index), self.positions(index)))
+        return update(self, index)
+
+    monkeypatch.setattr(dataloader.MicroBatches, "__getitem__", noting)
+    expected = []
+    for rows, accumulation, last in ((30, 1, 3), (3, 2, 8), (20, 1, STEPS)):
+        changes = {"per_device_batch_size": rows, "gradient_accumulation_steps": accumulation}
+        first = len(expected)
+        with ended_after(last - first):
+            pretrain.main(dataclasses.replace(settings, **changes))
+        expected += [rows * accumulation] * (last - first)
+        seen = [entry for entry in seen if entry[0] < last]  # not what was read for an update that was not made
+    seen = [place for _, places in seen for place in places]
+    packed = pack.PackedRows(settings.data_dir)
+    stream = dataloader.MicroBatches(
+        packed, None, ([0.3], 0, 1), sum(expected), np.array([sum(expected)]), settings.seed
+    ).positions(0)
+    assert sum(expected) > len(packed)
+    assert seen == stream
+    assert "1 processes x 20 rows, 20 an update; before: 1 processes x 3 rows, 6 an update" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_no_obstacle(make, capsys):
+    unbroken, broken = make("unbroken", fields=DROPOUT), make("broken", fields=DROPOUT)
+    broken.model_config = unbroken.model_config
+    pretrain.main(unbroken)
+    with ended_after(8):
+        pretrain.main(broken)
+    newest = checkpoints(Path(broken.output_dir))[-1]
+    assert step_of(newest) == 6
+    (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-1])
+    capsys.readouterr()
+    pretrain.main(broken)
+    assert f"damaged checkpoint: {newest / 'model.safetensors'}" in capsys.readouterr().err
+    assert_same_run(broken, unbroken)
+
+
+def test_milestones_and_the_start_of_the_decay_are_kept(make):
+    settings = make(schedule="warmup_stable_decay", num_decay_steps=4, save_steps=3, save_total_limit=1, keep_every_steps=5)
+    pretrain.main(settings)
+    assert [step_of(path) for path in checkpoints(Path(settings.output_dir))] == [5, 8, 10]
+
+
+def test_a_full_disk_stops_a_run_that_can_go_on(make, monkeypatch):
+    unbroken, broken, calls = make("unbroken"), make("broken"), iter(range(2))
+    broken.model_config = unbroken.model_config
+    pretrain.main(unbroken)
+    save_file = checkpoint.save_file
+
+    def full(*arguments):
+        if next(calls, None) is None:
+            raise OSError(28, "No space left on device")
+        save_file(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(InputError, match="No space left on device") as error:
+            pretrain.main(broken)
+    assert broken.output_dir in str(error.value)
+    assert [step_of(path) for path in checkpoints(Path(broken.output_dir))] == [3]
+    pretrain.main(broken)
+    assert_same_run(broken, unbroken)
+
+
+# --- losses and gradients that are not finite --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """`poison(places, gradient_only)`: micro-batches with one of these rows in that epoch have no finite loss, or gradient."""
+    item, forward = dataloader.MicroBatches.__getitem__, ZhModernBertForMaskedLM.forward
+
+    def poison(places: set[tuple[int, int]], gradient_only: bool = False):
+        poisoned = []
+
+        def noting(self, index):
+            batch = item(self, index)
+            if places & set(self.positions(index)):
+                poisoned.append(batch["input_ids"])
+            return batch
+
+        def poisoning(self, input_ids, **keywords):
+            outputs = forward(self, input_ids, **keywords)
+            if any(torch.equal(input_ids, ids) for ids in poisoned):
+                if gradient_only:
+                    outputs.loss.register_hook(lambda gradient: gradient * math.nan)
+                else:
+                    outputs.loss = outputs.loss * math.nan
+            return outputs
+
+        monkeypatch.setattr(dataloader.MicroBatches, "__getitem__", noting)
+        monkeypatch.setattr(ZhModernBertForMaskedLM, "forward", poisoning)
+
+    return poison
+
+
+def rows_of(settings: pretrain.Settings, update: int, number: int, rows: int) -> list[tuple[int, int]]:
+    """(epoch, row) of a micro-batch of `rows` rows, of which an update has two."""
+    packed = pack.PackedRows(settings.data_dir)
+    return dataloader.MicroBatches(packed, None, ([0.3], 0, 100), rows, np.full(100, 2 * rows), settings.seed).share(
+        update, number
+    )
+
+
+def skipped(settings: pretrain.Settings) -> list[dict]:
+    return [json.loads(line) for line in (Path(settings.output_dir) / "skipped.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_an_update_that_is_not_finite_is_skipped(make, poison, gradient_only):
+    """The sixth, at whose end a checkpoint is due. Cut before the next and after it, the run ends the same."""
+    changes = {"fields": DROPOUT, "per_device_batch_size": 2, "gradient_accumulation_steps": 2, "logging_steps": 1}
+    unbroken, broken = make("unbroken", **changes), make("broken", **changes)
+    broken.model_config = unbroken.model_config
+    bad = rows_of(unbroken, 5, 1, 2)
+    poison({bad[1]}, gradient_only)
+    assert pretrain.main(unbroken)["skipped_updates"] == 1
+    rows = rows_of(unbroken, 5, 0, 2) + bad if gradient_only else bad
+    assert skipped(unbroken) == [{"step": 6, "finite_loss": gradient_only, "epoch_and_row": [list(row) for row in rows]}]
+    assert [(line["step"], line["skipped"]) for line in metrics(unbroken)] == [
+        (step, int(step > 6)) for step in range(1, STEPS + 1) if step != 6
+    ]
+    assert all(value.isfinite().all() for value in weights(unbroken).values())
+    for updates in (8, 8):  # up to 8, from 3 to 11
+        with ended_after(updates):
+            pretrain.main(broken)
+    assert [step_of(path) for path in checkpoints(Path(broken.output_dir))] == [3, 9]
+    pretrain.main(broken)
+    assert skipped(broken) == skipped(unbroken)
+    assert_same_run(broken, unbroken)
+
+
+def test_too_many_in_a_row_stop_the_run(make, poison):
+    settings = make(per_device_batch_size=2, gradient_accumulation_steps=2, max_skipped_updates=3)
+    bad = [rows_of(settings, update, 1, 2) for update in (4, 6, 7, 8)]
+    poison({rows[0] for rows in bad})
+    with pytest.raises(InputError, match="updates 7 to 9") as error:
+        pretrain.main(settings)
+    assert str(bad[-1])[1:-1] in str(error.value)
+    assert str(Path(settings.output_dir) / "skipped.jsonl") in str(error.value)
+    assert [(line["step"], line["epoch_and_row"]) for line in skipped(settings)] == [
+        (step, [list(row) for row in rows]) for step, rows in zip((5, 7, 8, 9), bad, strict=True)
+    ]
+    assert [step_of(path) for path in checkpoints(Path(settings.output_dir))] == [3, 6]  # none while skipping
+
+
+@forking
+def test_two_processes_skip_together(make, poison):
+    """Only the second has the row."""
+    settings = make(per_device_batch_size=2, max_steps=5)
+    bad = rows_of(settings, 2, 1, 2)
+    poison({bad[0]})
+    assert wait(start(settings, 2)) == [0, 0], log_of(settings)
+    assert skipped(settings) == [{"step": 3, "finite_loss": False, "epoch_and_row": [list(row) for row in bad]}]
+    assert json.loads((Path(settings.output_dir) / "result.json").read_text())["skipped_updates"] == 1
+    assert all(value.isfinite().all() for value in weights(settings).values())
+
+
+# --- golden losses -----------------------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+
+
+@pytest.mark.parametrize("system", ["a", "b"])
+def test_golden_losses(make, system):
+    """What both systems' recipes gave when they were last changed on purpose. Written anew by
+
+    rm tests/train/golden_losses.json; pytest tests/train/test_pretrain.py -k golden
+    """
+    changes = {
+        "a": {"mlm_probability": [0.15, 0.3, 0.15], "num_warmup_steps": 3},
+        "b": {"optimizer": "adamw", "schedule": "warmup_stable_decay", "num_decay_steps": 4, "masking": "ngram"},
+    }[system]
+    settings = make(logging_steps=1, max_steps=20, **changes)
+    pretrain.main(settings)
+    losses = [line["loss"] for line in metrics(settings)]
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if system not in golden:
+        GOLDEN.write_text(json.dumps(golden | {system: losses}, indent=1) + "\n")
+        pytest.fail(f"{GOLDEN.name} was written; look at it and commit it")
+    assert losses == pytest.approx(golden[system], rel=1e-4)
 
 
 # --- what is computed --------------------------------------------------------------------------------------------------
