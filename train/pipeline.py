@@ -69,10 +69,10 @@ class CorpusReader(PipelineStep):
 
     def __init__(self, input_dir: str | Path, output_dir: Path):
         super().__init__()
-        self.input_dir, self.output_dir = str(input_dir), output_dir
+        self.shards, self.output_dir = corpus_shards(input_dir), output_dir  # checked once, not by every task
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
-        shard = corpus_shards(self.input_dir)[rank]
+        shard = self.shards[rank]
         quarantine = Quarantine(self.output_dir / QUARANTINE / f"{rank:05d}.jsonl")
         for document in read_corpus_shard(shard, quarantine):
             yield Document(text=document.pop("text"), id=document.pop("id"), metadata=document)
