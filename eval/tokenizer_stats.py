@@ -13,7 +13,6 @@ With one tokenizer the last line is its row, with several `rows`; `RESULTS_DIR/t
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,8 +28,7 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import open_binary, read_json, write_json
-from zh_modernbert.train.sources import Source, read_source
-from zh_modernbert.train.train_tokenizer import is_held_out
+from zh_modernbert.train.held_out import read_held_out
 
 BATCH = 256  # documents the tokenizer gets at once
 
@@ -181,20 +179,11 @@ def draw(rows: list[dict], path: Path) -> None:
     pyplot.close(figure)
 
 
-def read_documents(settings: Settings) -> Iterator[dict]:
-    for path in settings.text:
-        for document in read_source(Source(path=path)):
-            if not settings.held_out or is_held_out(document, settings.held_out):
-                yield document
-
-
 def main(settings: Settings) -> dict:
     answers = {Path(path).name.split(".")[0]: read_answers(path) for path in settings.answers}
     if len(answers) < len(settings.answers):
         raise InputError(f"tokenizer_stats: answers holds two files of one name: {', '.join(settings.answers)}")
-    documents = list(tqdm(read_documents(settings), desc="read", unit=" documents"))
-    if not documents:
-        raise InputError(f"{', '.join(settings.text)}: no text in it{' that is held out' if settings.held_out else ''}")
+    documents = read_held_out(settings.text, settings.held_out)
     rows = []
     for name in settings.tokenizer:
         print(name, file=sys.stderr)

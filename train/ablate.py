@@ -22,18 +22,19 @@ from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.train import pretrain
 from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
 from zh_modernbert.train.files import read_json, sha256, write_json
+from zh_modernbert.train.held_out import read_held_out
 from zh_modernbert.train.parallel import is_main_process
-from zh_modernbert.train.sources import Source, read_source
 
 
 @dataclass
 class Settings(BaseSettings):
     output_dir: str = setting(help="folder of the runs and of the table")
     variants: dict[str, str] = setting(help="name -> arguments of train/pretrain.py; {seed} in them is the run's")
-    held_out: list[str] = setting(help="text that no run was trained on, as for train/sources.py")
+    text: list[str] = setting(help="to score on, as for train/sources.py; no run may have been trained on it")
+    held_out: float = setting(0.0, "only the documents that train/encode.py leaves out; 0: all", least=0, most=1)
     seeds: list[int] = setting([0, 1, 2], "of the runs of each variant", least=0)
     characters: list[int] = setting([128], "lengths that documents are cut to; shorter ones are left out", least=1, most=2000)
-    max_documents: int = setting(200, "documents scored, the first that are long enough", least=1)
+    max_documents: int = setting(200, "documents scored, evenly spread over those long enough", least=1)
 
 
 def run_settings(settings: Settings, variant: str, seed: int) -> pretrain.Settings:
@@ -52,17 +53,18 @@ def run_settings(settings: Settings, variant: str, seed: int) -> pretrain.Settin
     return resolved
 
 
-def cut_documents(paths: list[str], characters: int, max_documents: int) -> list[dict]:
-    """The first `max_documents` that are long enough, cut to so many characters.
+def cut_documents(documents: list[dict], characters: int, max_documents: int) -> list[dict]:
+    """Up to `max_documents`, evenly spread over those that are long enough, cut to so many characters.
 
     Raises:
         InputError: there is none.
     """
-    texts = (document["text"] for path in paths for document in read_source(Source(path=path)))
-    cut = [text[:characters] for text in texts if len(text) >= characters][:max_documents]
-    if not cut:
-        raise InputError(f"{', '.join(paths)}: no document of {characters} characters or more; give fewer characters")
-    return [{"id": str(index), "text": text} for index, text in enumerate(cut)]
+    long_enough = [document for document in documents if len(document["text"]) >= characters]
+    if not long_enough:
+        raise InputError(f"text: no document of {characters} characters or more among {len(documents)}; give fewer characters")
+    count = min(max_documents, len(long_enough))
+    chosen = [long_enough[place * len(long_enough) // count] for place in range(count)]
+    return [{"id": document["id"], "text": document["text"][:characters]} for document in chosen]
 
 
 def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
@@ -122,7 +124,8 @@ def plot(rows: list[dict]) -> Figure:
 def main(settings: Settings) -> dict | None:
     output_dir = Path(settings.output_dir)
     runs = {(name, seed): run_settings(settings, name, seed) for name in settings.variants for seed in settings.seeds}
-    texts = {length: cut_documents(settings.held_out, length, settings.max_documents) for length in settings.characters}
+    documents = read_held_out(settings.text, settings.held_out)
+    texts = {length: cut_documents(documents, length, settings.max_documents) for length in settings.characters}
     for each in runs.values():
         pretrain.main(each)
     if not is_main_process():

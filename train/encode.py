@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from zh_modernbert.train.cli import InputError, run, setting
 from zh_modernbert.train.files import corpus_shards, read_json, replacing, write_json
+from zh_modernbert.train.held_out import is_held_out
 from zh_modernbert.train.pipeline import CorpusReader, ParallelSettings, run_pipeline
 from zh_modernbert.train.segment import word_boundaries
 from zh_modernbert.train.stage import check_manifest, run_stage
@@ -35,6 +36,13 @@ class Settings(ParallelSettings):
     input_dir: str = setting(help="corpus folder to read")
     tokenizer_dir: str = setting(help="tokenizer folder")
     output_dir: str = setting(help="encoded folder to write")
+    held_out: float = setting(0.0, "share of the documents that are not for training", least=0, most=0.5)
+    part: str = setting("training", "which documents are encoded: all others, or those", ("training", "held_out"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.part == "held_out" and not self.held_out:
+            raise InputError("encode: part is held_out, but held_out is 0; give the share that was held out of training")
 
 
 def token_bytes(backend) -> np.ndarray:
@@ -101,9 +109,13 @@ class Encoder(PipelineStep):
     type = "encoder"
     name = "encode"
 
-    def __init__(self, folder: Path, tokenizer_dir: str):
+    def __init__(self, folder: Path, settings: Settings):
         super().__init__()
-        self.folder, self.tokenizer = folder, (tokenizer_dir, fingerprint(tokenizer_dir))
+        self.folder, self.tokenizer = folder, (settings.tokenizer_dir, fingerprint(settings.tokenizer_dir))
+        self.held_out, self.part = settings.held_out, settings.part
+
+    def takes(self, document: Document) -> bool:
+        return is_held_out(document.id, self.held_out) == (self.part == "held_out")
 
     def run(self, data, rank: int = 0, world_size: int = 1) -> None:
         backend, bytes_of = load_backend(*self.tokenizer)
@@ -111,7 +123,7 @@ class Encoder(PipelineStep):
         offsets, sources, numbers, per_source, counts = [0], [], {}, Counter(), Counter()
         with replacing(self.folder / f"{rank:05d}") as shard:
             with open(shard / "input_ids.bin", "wb") as ids_file, open(shard / "word_starts.bin", "wb") as starts_file:
-                for documents in batches(data):
+                for documents in batches(filter(self.takes, data)):
                     encoded = encode([document.text for document in documents], backend, bytes_of)
                     for document, (ids, starts) in zip(documents, encoded, strict=True):
                         if not len(ids):
@@ -183,10 +195,12 @@ def tokens_per_source(shards: list[Path]) -> Counter:
 
 def build(settings: Settings, folder: Path) -> dict:
     tokenizer = load_tokenizer(settings.tokenizer_dir)
-    steps = [CorpusReader(settings.input_dir, folder), Encoder(folder, settings.tokenizer_dir)]
+    steps = [CorpusReader(settings.input_dir, folder), Encoder(folder, settings)]
     counts = run_pipeline(steps, len(corpus_shards(settings.input_dir)), settings, folder, "encode")
     if not counts["tokens"]:
-        raise InputError(f"{settings.input_dir}: an empty corpus: no text in it")
+        raise InputError(
+            f"{settings.input_dir}: an empty corpus: no text in it{' that is held out' if settings.part == 'held_out' else ''}"
+        )
     own = shutil.ignore_patterns("settings.json", "manifest.json")
     shutil.copytree(settings.tokenizer_dir, folder / "tokenizer", ignore=own, dirs_exist_ok=True)
     return {

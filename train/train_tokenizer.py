@@ -26,6 +26,7 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, SPLIT_PATTE
 from zh_modernbert.train.characters import HAN
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.files import read_corpus, read_json, require_folder, sha256
+from zh_modernbert.train.held_out import is_held_out
 from zh_modernbert.train.segment import split_words
 from zh_modernbert.train.stage import run_stage
 
@@ -46,7 +47,7 @@ class Settings(BaseSettings):
         0.5, "Simplified among the characters of the sample that are of either script; null: as the corpus has it"
     )
     source_weights: dict[str, float] = setting({}, "source: share of it to learn from, before the scripts are balanced")
-    held_out: float = setting(0.0, "share of the documents never learned from, for eval/tokenizer_stats.py", least=0)
+    held_out: float = setting(0.0, "share of the documents never learned from, see train/held_out.py", least=0)
     character_coverage: float = setting(
         0.9999, "the most frequent characters that make up so much of the sample are tokens", least=0, most=1
     )
@@ -70,11 +71,6 @@ class Settings(BaseSettings):
 
 
 # --- the sample -------------------------------------------------------------------------------------------------------
-
-
-def is_held_out(document: dict, share: float) -> bool:
-    """By a hash of the id alone: texts that are parallel under one id are held out together."""
-    return int(sha256(document["id"].encode())[:8], 16) < share * 2**32
 
 
 def stratum_of(document: dict) -> Stratum:
@@ -257,7 +253,7 @@ def fingerprint(folder: str | Path) -> str:
 def build(settings: Settings, folder: Path) -> dict:
     def documents(what: str) -> Iterator[dict]:
         stream = tqdm(read_corpus(settings.input_dir), desc=what, unit=" documents")
-        return (document for document in stream if not is_held_out(document, settings.held_out))
+        return (document for document in stream if not is_held_out(document["id"], settings.held_out))
 
     characters = Counter()
     for document in documents("weigh"):

@@ -19,7 +19,7 @@ from zh_modernbert.eval.tokenizer_stats import (
 )
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import read_jsonl
-from zh_modernbert.train.train_tokenizer import is_held_out
+from zh_modernbert.train.held_out import is_held_out
 
 
 def squad(*passages) -> dict:
@@ -147,7 +147,7 @@ def test_held_out_text_is_measured_and_drawn(stages, words_tokenizer, tmp_path):
     }
     ours = str(stages / "tokenizer")
     one = tokenizer_stats.main(tokenizer_stats.Settings(tokenizer=[ours], **settings))
-    held_out = [document for _, document in read_jsonl(tmp_path / "text.jsonl") if is_held_out(document, 0.3)]
+    held_out = [document for _, document in read_jsonl(tmp_path / "text.jsonl") if is_held_out(document["id"], 0.3)]
     assert one["documents"] == len(held_out) < 60
     assert one["characters"] == sum(len(document["text"]) for document in held_out)
     assert one["answers_on_token_edges"] == {"answers": 100.0}

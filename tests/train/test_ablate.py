@@ -10,6 +10,7 @@ from conftest import make_texts
 from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.train import ablate, cli, pretrain
 from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.held_out import read_held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,7 +29,7 @@ def settings(stages, tmp_path) -> ablate.Settings:
             "first": f"{common} --model_config {stages / 'model.json'}",
             "second": f"{common} --init_from {tmp_path / 'ablation'}/first-{{seed}}/model --learning_rate 1e-2",
         },
-        held_out=[str(tmp_path / "held_out.jsonl")],
+        text=[str(tmp_path / "held_out.jsonl")],
         seeds=[0, 1],
         characters=[12, 30],
         max_documents=3,
@@ -64,10 +65,14 @@ def test_every_run_once_and_a_table_that_adds_up(settings, monkeypatch):
 
 
 def test_what_is_scored_is_cut_alike(settings):
-    documents = ablate.cut_documents(settings.held_out, 30, 5)
-    assert [len(document["text"]) for document in documents] == [30] * 5
+    documents = read_held_out(settings.text, 0)
+    cut = ablate.cut_documents(documents, 30, 5)
+    assert [len(document["text"]) for document in cut] == [30] * 5
+    places = [[document["id"] for document in documents].index(document["id"]) for document in cut]
+    assert places == sorted(set(places))
+    assert places[-1] > len(documents) * 0.7  # from all over the text
     with pytest.raises(InputError, match="1999"):
-        ablate.cut_documents(settings.held_out, 1999, 5)
+        ablate.cut_documents(documents, 1999, 5)
 
 
 def test_a_table_of_known_numbers():
@@ -89,7 +94,7 @@ def test_a_bad_variant_is_named_before_any_run(settings):
 
 def test_the_preset_varies_one_thing_at_a_time(monkeypatch):
     monkeypatch.chdir(ROOT)
-    preset = cli.parse(ablate.Settings, ["train/configs/tiny/ablate.yaml", "--held_out", "text.jsonl"], "ablate")
+    preset = cli.parse(ablate.Settings, ["train/configs/tiny/ablate.yaml"], "ablate")
     runs = {name: pretrain.recipe_of(ablate.run_settings(preset, name, 1)) for name in preset.variants}
     first = runs["system_a"]
     changed = {name: {field for field in first if recipe[field] != first[field]} for name, recipe in runs.items()}

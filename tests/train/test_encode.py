@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -280,3 +281,17 @@ def test_output_never_replaces_an_input(stages, tmp_path):
             encode.main(settings)
     assert list(read_corpus(tmp_path / "corpus"))
     assert load_tokenizer(tmp_path / "tokenizer")
+
+
+def test_what_is_held_out_and_what_is_not_make_the_whole(stages, tmp_path):
+    def documents(name: str, **settings) -> Counter:
+        given = {"input_dir": str(stages / "corpus"), "tokenizer_dir": str(stages / "tokenizer")}
+        encode.main(Settings(**given, output_dir=str(tmp_path / name), **settings))
+        return Counter(ids.tobytes() for ids, _ in documents_of(load_encoded(tmp_path / name)))
+
+    everything, training = documents("all"), documents("training", held_out=0.3)
+    held_out = documents("held_out", held_out=0.3, part="held_out")
+    assert training + held_out == everything
+    assert 0.1 < held_out.total() / everything.total() < 0.5
+    with pytest.raises(InputError, match="held_out is 0"):
+        Settings("a", "b", "c", part="held_out")

@@ -12,12 +12,12 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train import train_tokenizer
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.files import read_corpus, write_corpus
+from zh_modernbert.train.held_out import is_held_out
 from zh_modernbert.train.train_tokenizer import (
     Settings,
     compose,
     fingerprint,
     frequent_characters,
-    is_held_out,
     load_tokenizer,
     mark_words,
     sampling_rates,
@@ -243,15 +243,15 @@ def test_settings_out_of_bounds(wrong):
 
 def test_held_out_documents_are_one_share_by_id_alone():
     documents = [{"id": f"article/{i}", "source": source} for source in ("a", "b") for i in range(5000)]
-    held_out = [is_held_out(document, 0.02) for document in documents]
+    held_out = [is_held_out(document["id"], 0.02) for document in documents]
     assert held_out[:5000] == held_out[5000:]
     assert 150 < 2 * sum(held_out[:5000]) < 250
-    assert not any(is_held_out(document, 0.0) for document in documents)
+    assert not any(is_held_out(document["id"], 0.0) for document in documents)
 
 
 def test_held_out_documents_are_not_learned_from(tmp_path):
     documents = [{"id": str(i), "source": "s", "text": SENTENCES[i % 4] * 5} for i in range(60)]
-    held_out = [document for document in documents if is_held_out(document, 0.2)]
+    held_out = [document for document in documents if is_held_out(document["id"], 0.2)]
     assert len(held_out) > 3
     for document in held_out:
         document["text"] = "囍囍囍"
