@@ -58,6 +58,7 @@ from zh_modernbert.train.dataloader import MicroBatches
 from zh_modernbert.train.files import write_json
 from zh_modernbert.train.flops import encoder_flops
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking
+from zh_modernbert.train.row_stream import RowStream
 
 # Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
 SHAPES = {
@@ -492,7 +493,7 @@ def show(row: dict, floor: float) -> str:
 
 
 class MadeRows:
-    """Packed rows in memory, each of documents in random words of 1 to 3 tokens: what `MicroBatches` reads of `PackedRows`."""
+    """Packed rows in memory, each of documents in random words of 1 to 3 tokens: what `RowStream` reads of `PackedRows`."""
 
     vocab_size = 32768
 
@@ -540,7 +541,7 @@ def compare_collators(rows: int, seq_len: int, settings: Settings) -> dict:
     )
     features, rate = made.features(), ([probability], 0, settings.repeats + 1)
     masking = Masking(made.vocab_size, "whole_word", mask_replace_prob=1, random_replace_prob=0)
-    ours = MicroBatches(made, masking, rate, rows, np.full(settings.repeats + 1, rows), seed=0)
+    ours = MicroBatches(RowStream({"made": made}), masking, rate, rows, np.full(settings.repeats + 1, rows), seed=0)
     numbers = iter(range(len(ours)))
 
     def timed(function):

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -100,16 +101,40 @@ def hash_state(state: dict) -> str:
     return sha256(json.dumps(state, sort_keys=True).encode())
 
 
-def rotate(output_dir: Path, newest: int, limit: int, keep_every_steps: int, decay_start: int) -> None:
-    """Drops all checkpoints but the last `limit`, the milestones, and the last one before the decay.
+@dataclass(frozen=True)
+class Rotation:
+    """When checkpoints are written, and which of them stay.
+
+    Attributes:
+        save_steps: updates between them. save_total_limit: how many are kept, the newest; beside them stay
+        keep_every_steps: those of every so many updates (0: none), and
+        decay_start: the last one up to this update (0: none), from which a decay of the learning rate can be started again.
+    """
+
+    save_steps: int
+    save_total_limit: int
+    keep_every_steps: int = 0
+    decay_start: int = 0
+
+    def due(self, step: int) -> bool:
+        """Whether there is one after so many updates."""
+        return step == self.decay_start or any(
+            every and step % every == 0 for every in (self.save_steps, self.keep_every_steps)
+        )
+
+    def kept(self, steps: list[int]) -> set[int]:
+        """Which of the checkpoints after `steps`, oldest first, stay."""
+        kept = {*steps[-self.save_total_limit :], *[step for step in steps if step <= self.decay_start][-1:]}
+        return kept | {step for step in steps if self.keep_every_steps and step % self.keep_every_steps == 0}
+
+
+def rotate(output_dir: Path, newest: int, rotation: Rotation) -> None:
+    """Drops all checkpoints that do not stay.
 
     Those after update `newest` are dropped too: the run has gone back behind them because they are damaged.
     """
     there = {step_of(path): path for path in checkpoints(output_dir)}
-    whole = [step for step in there if step <= newest]
-    kept = {*whole[-limit:], *[step for step in whole if step <= decay_start][-1:]}
-    kept |= {step for step in whole if keep_every_steps and step % keep_every_steps == 0}
-    for step in there.keys() - kept:
+    for step in there.keys() - rotation.kept([step for step in there if step <= newest]):
         shutil.rmtree(there[step])
 
 
@@ -119,9 +144,7 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     identity: str,
-    save_total_limit: int,
-    keep_every_steps: int = 0,
-    decay_start: int = 0,
+    rotation: Rotation,
 ) -> Path:
     """Writes `step-NNNNNN` aside, renames it when it is on the disk, and only then drops old ones.
 
@@ -130,9 +153,7 @@ def save_checkpoint(
     Args:
         position: `step`, the updates done, and whatever else of plain numbers the loop needs back.
         identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
-        save_total_limit: how many are kept, the newest; beside them stay
-        keep_every_steps: those of every so many updates (0: none), and
-        decay_start: the last one up to this update, from which a decay of the learning rate can be started again.
+        rotation: which older ones stay.
 
     Raises:
         InputError: it cannot be written; what was there stays.
@@ -152,16 +173,16 @@ def save_checkpoint(
             for path in (*folder.iterdir(), folder):
                 sync(path)
         sync(final.parent)
-        rotate(output_dir, position["step"], save_total_limit, keep_every_steps, decay_start)
+        rotate(output_dir, position["step"], rotation)
     return final
 
 
-def verify(path: Path, identity: str) -> None:
-    """Reads a checkpoint and compares it with its hashes.
+def verify(path: Path, identity: str | None) -> dict:
+    """Reads a checkpoint, compares it with its hashes, and returns its position.
 
     Raises:
         DamagedError: it is not what was written.
-        InputError: it is, but by another run.
+        InputError: it is, but by another run than `identity`, if that is given.
     """
     try:
         state = read_json(path / "state.json")
@@ -170,7 +191,7 @@ def verify(path: Path, identity: str) -> None:
         files = describe_files(path)
     except (InputError, OSError) as error:
         raise DamagedError(str(error)) from error
-    if state["identity"] != identity:
+    if identity and state["identity"] != identity:
         raise InputError(
             f"{path}: a checkpoint of another run: its settings, model config or data differ from this one's; "
             "choose another output_dir, or delete this folder to start anew"
@@ -178,6 +199,7 @@ def verify(path: Path, identity: str) -> None:
     for name, written in state["files"].items():
         if files.get(name) != written:
             raise DamagedError(f"{path / name}: not what was written")
+    return state["position"]
 
 
 def newest_whole(output_dir: Path, identity: str) -> Path | None:

@@ -36,7 +36,7 @@ class Settings(ParallelSettings):
     seq_len: int = setting(1024, "most tokens of a row", least=8, most=1 << 20)
     seed: int = setting(0, "of the documents' and the rows' order", least=0)
     mixture: dict[str, float] = setting(
-        {}, "share of the tokens per source; sources left out are not used; empty keeps all as it is"
+        {}, "source -> its share of the tokens, less of it where need be; those left out are not used; empty keeps all as it is"
     )
     group_tokens: int = setting(
         1 << 28, "documents are packed together in groups of about so many tokens, one task each", least=1
@@ -188,6 +188,7 @@ class PackedRows:
 
     Attributes:
         seq_len, vocab_size: of the rows, of the tokenizer. tokenizer: its fingerprint. tokenizer_dir: where it lies.
+        documents, tokens: how many there are, special tokens included.
         content: a hash of all that is in the folder.
 
     Raises:
@@ -198,6 +199,7 @@ class PackedRows:
         manifest = load_manifest(folder, "pack")
         result, self.content, self.tokenizer_dir = manifest["result"], manifest["content"], Path(folder) / "tokenizer"
         self.seq_len, self.vocab_size, self.tokenizer = (result[name] for name in ("seq_len", "vocab_size", "tokenizer"))
+        self.documents, self.tokens = result["documents"], result["tokens"]
         dtypes = {
             "input_ids": ids_dtype(self.vocab_size),
             "word_starts": np.uint8,

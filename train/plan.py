@@ -1,57 +1,76 @@
-"""What a run would be before it is one: sizes, work, time and disk, from settings, model config and the data's manifest."""
+"""What a run would be before it is one: sizes, work, time and disk, from settings, model, data and the rows of its updates."""
 
 import dataclasses
 
-import torch
+import numpy as np
 
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.train.checkpoint import Rotation
+from zh_modernbert.train.dataloader import rows_of_updates
 from zh_modernbert.train.flops import training_flops
 from zh_modernbert.train.masking import mlm_probability_at
+from zh_modernbert.train.row_stream import BLOCK, PackedStream
 
 BYTES_PER_WEIGHT = 4  # float32, whatever the precision of the computation
 BYTES_PER_STATE = 12  # of a checkpoint: the weight and the optimizer's two moments
 
 
-def plan(settings, config: ZhModernBertConfig | None, packed: dict | None, num_processes: int) -> dict:
+def plan(
+    settings,
+    model: ZhModernBertForMaskedLM | None,
+    stream: PackedStream | None,
+    rows_per_update: np.ndarray | None,
+    rotation: Rotation,
+    first_step: int,
+    num_processes: int,
+) -> dict:
     """What `--dry_run` prints; what depends on something that is not known yet is None.
 
-    Operations in all depend on the lengths of documents, of which the manifest has the mean: `flops` is what documents of
-    that length all take, the least there can be; `flops_at_most` what rows of one document each would.
+    Operations in all depend on the lengths of documents, of which the data's mean is known: `flops` is what documents of that
+    length all take, the least there can be; `flops_at_most` what rows of one document each would.
 
     Args:
-        settings: of train/pretrain.py.
-        config: of the model, where all of it is known.
-        packed: the result in the manifest of the packed folder.
+        settings: of train/pretrain.py. model: without memory for its weights. stream: the data.
+        rows_per_update: `(max_steps,)`. first_step: updates done before.
     """
-    rows_per_update = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
-    rows = rows_per_update * settings.max_steps
+    s, steps = settings, range(first_step, settings.max_steps)
     found = {
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(s),
         "num_processes": num_processes,
-        "updates": settings.max_steps,
-        "rows_per_update": rows_per_update,
-        "rows": rows,
-        **dict.fromkeys(("tokens_per_update", "tokens", "epochs", "hours", "parameters", "embedding_share")),
-        **dict.fromkeys(("flops", "flops_at_most", "checkpoint_bytes", "disk_bytes")),
+        "updates": len(steps),
+        **dict.fromkeys(("rows_per_update", "rows", "tokens_per_update", "tokens", "epochs", "hours")),
+        **dict.fromkeys(("parameters", "embedding_share", "flops", "flops_at_most", "checkpoint_bytes", "disk_bytes")),
     }
-    if packed:
-        found["tokens_per_update"] = round(rows_per_update * packed["tokens"] / packed["rows"])
-        found["tokens"] = tokens = round(rows * packed["tokens"] / packed["rows"])
-        found["epochs"] = round(rows / packed["rows"], 4)
-        if settings.tokens_per_second:
-            found["hours"] = round(tokens / settings.tokens_per_second / 3600, 2)
-    if config:
-        with torch.device("meta"):
-            model = ZhModernBertForMaskedLM(config)
+    if rows_per_update is not None:
+        found["rows_per_update"], found["rows"] = int(rows_per_update[-1]), int(rows_per_update[first_step:].sum())
+    if stream:
+        folders, shares = stream.folders, stream.block_rows / BLOCK
+        tokens_per_row, documents_per_row = (
+            sum(share * getattr(folder, field) / len(folder) for folder, share in zip(folders.values(), shares, strict=True))
+            for field in ("tokens", "documents")
+        )
+        found["tokens_per_update"] = round(found["rows_per_update"] * tokens_per_row)
+        found["tokens"] = round(found["rows"] * tokens_per_row)
+        found["epochs"] = {
+            name: round(found["rows"] * share / len(folder), 4)
+            for (name, folder), share in zip(folders.items(), shares, strict=True)
+        }
+    elif s.tokens_per_update:  # as if rows were full
+        sizes = rows_of_updates(s.tokens_per_update, s.max_steps, s.num_batch_warmup_steps, s.warmup_batch_ratio)
+        found["tokens_per_update"], found["tokens"] = s.tokens_per_update, int(sizes[first_step:].sum())
+    if found["tokens"] and s.tokens_per_second:
+        found["hours"] = round(found["tokens"] / s.tokens_per_second / 3600, 2)
+    if model:
         found["parameters"] = parameters = model.num_parameters()
         found["embedding_share"] = round(model.get_input_embeddings().weight.numel() / parameters, 4)
         found["checkpoint_bytes"] = BYTES_PER_STATE * parameters
         # A new checkpoint is whole before the oldest one goes.
-        found["disk_bytes"] = (settings.save_total_limit + 1) * found["checkpoint_bytes"] + BYTES_PER_WEIGHT * parameters
-        if packed:
-            rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
-            masked = tokens * sum(mlm_probability_at(step, *rate) for step in range(settings.max_steps)) / settings.max_steps
-            for name, documents in (("flops", rows * packed["documents"] / packed["rows"]), ("flops_at_most", rows)):
-                found[name] = documents * training_flops([tokens / documents], masked / documents, config)
+        checkpoints = len(rotation.kept([step for step in steps if step and rotation.due(step)])) + 1
+        found["disk_bytes"] = checkpoints * found["checkpoint_bytes"] + BYTES_PER_WEIGHT * parameters
+    if model and stream:
+        rate = (s.mlm_probability, s.num_warmup_steps, s.max_steps)
+        masked_rows = sum(int(rows_per_update[step]) * mlm_probability_at(step, *rate) for step in steps)
+        for name, documents in (("flops", found["rows"] * documents_per_row), ("flops_at_most", found["rows"])):
+            lengths, masked = [found["tokens"] / documents], masked_rows * tokens_per_row / documents
+            found[name] = documents * training_flops(lengths, masked, model.config)
     return found

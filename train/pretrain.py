@@ -38,16 +38,15 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.checkpoint import load_checkpoint, newest_whole, save_checkpoint, writing
+from zh_modernbert.train.checkpoint import Rotation, load_checkpoint, newest_whole, save_checkpoint, verify, writing
 from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
-from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates
-from zh_modernbert.train.encode import load_manifest
+from zh_modernbert.train.dataloader import MicroBatches, micro_batches, micro_batches_of_updates, rows_of_updates
 from zh_modernbert.train.files import read_json, replacing, require_folder, sha256, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
-from zh_modernbert.train.pack import PackedRows
 from zh_modernbert.train.parallel import prepare, whole_model
 from zh_modernbert.train.plan import plan
+from zh_modernbert.train.row_stream import PackedStream
 from zh_modernbert.train.schedules import build_schedule
 from zh_modernbert.train.tile import tile_model
 from zh_modernbert.train.tracking import TRACKERS, Log, check_trackers
@@ -57,12 +56,14 @@ from zh_modernbert.train.validation import Validation
 
 @dataclass
 class Settings(BaseSettings):
-    data_dir: str = setting(help="packed folder to read")
+    data_dir: str = setting(help="packed folder to read; with a mixture, the folder that the packed ones are in")
     output_dir: str = setting(help="run folder to write, or to go on with", running=True)
     model_config: str = setting("", "JSON file of ZhModernBertConfig's fields; vocab_size comes from the data where not given")
     init_from: str = setting(
         "", "model folder to start from, instead of random weights; tiled to the sizes of model_config, if given"
     )
+    resume_from: str = setting("", "checkpoint of another run to go on from, such as the last one before its decay")
+    mixture: dict[str, float] = setting({}, "packed folder in data_dir -> its share of the rows of every update")
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
     max_steps: int = setting(1000, "updates", least=1)
@@ -192,19 +193,22 @@ def require_model(settings: Settings, tokenizer: str) -> Path:
     return folder
 
 
-def check_fit(settings: Settings, config: ZhModernBertConfig, vocab_size: int, seq_len: int) -> None:
-    """
+def fit_config(settings: Settings, config: ZhModernBertConfig, rows: PackedStream) -> None:
+    """Sets in `config` what this stage changes, and checks it against the data.
+
     Raises:
         InputError: vocabulary or length of the rows are more than the model has.
     """
     source = settings.model_config or settings.init_from
-    if vocab_size > config.vocab_size:
-        raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {vocab_size} entries")
-    if seq_len > config.max_position_embeddings:
+    if rows.vocab_size > config.vocab_size:
+        raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {rows.vocab_size} entries")
+    if rows.seq_len > config.max_position_embeddings:
         raise InputError(
-            f"{settings.data_dir}: rows of {seq_len} tokens are longer than max_position_embeddings "
+            f"{settings.data_dir}: rows of {rows.seq_len} tokens are longer than max_position_embeddings "
             f"({config.max_position_embeddings}) of {source}; pack with a smaller seq_len, or raise it"
         )
+    if settings.global_rope_theta:
+        config.global_rope_theta = settings.global_rope_theta
 
 
 def load_model(folder: Path) -> ZhModernBertForMaskedLM:
@@ -222,7 +226,7 @@ def load_model(folder: Path) -> ZhModernBertForMaskedLM:
     return model
 
 
-def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
+def build_model(settings: Settings, rows: PackedStream, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
     """The model to train, from a config, from a folder or tiled from that to the config, checked against the data.
 
     Raises:
@@ -236,10 +240,7 @@ def build_model(settings: Settings, rows: PackedRows, tokenizer: ZhModernBertTok
             tile_model(start, model)
     else:
         model = start
-    config = model.config
-    check_fit(settings, config, rows.vocab_size, rows.seq_len)
-    if settings.global_rope_theta:
-        config.global_rope_theta = settings.global_rope_theta
+    fit_config(settings, model.config, rows)
     try:
         model.set_attn_implementation(settings.attn_implementation)
     except (ValueError, ImportError) as error:
@@ -261,12 +262,46 @@ def rows_per_update(settings: Settings, seq_len: int, num_processes: int) -> np.
     return rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
 
 
-def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedRows) -> str:
-    """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
+def made_with(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> dict:
+    """What a checkpoint is good for: a run with the same tokenizer, optimizer and model config; and what it was fed."""
     # What is left out says who wrote the config, or is a setting.
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
+    config = json.loads(json.dumps(config))  # as it is read back
+    return {"tokenizer": rows.tokenizer, "optimizer": settings.optimizer, "config": config, "data": rows.content}
+
+
+def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> str:
+    """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    return sha256(json.dumps([recipe_of(settings), shapes, config, rows.content], sort_keys=True).encode())
+    return sha256(json.dumps([recipe_of(settings), shapes, made_with(settings, model, rows)], sort_keys=True).encode())
+
+
+def start_of(settings: Settings, own: dict) -> dict | None:
+    """The position in the checkpoint `resume_from`, None where that is not set.
+
+    Of other data, a run takes the first row.
+
+    Args:
+        own: what this run is made with.
+
+    Raises:
+        InputError: there is no whole checkpoint, it is made with something else, or it is beyond max_steps.
+    """
+    if not settings.resume_from:
+        return None
+    path = require_folder(settings.resume_from, "state.json")
+    position = verify(path, identity=None)
+    before = position["made_with"]
+    for name in ("tokenizer", "optimizer"):
+        if before[name] != own[name]:
+            raise InputError(f"resume_from: {path} was made with {name} {before[name]}, this run has {own[name]}")
+    ours, theirs = own["config"], before["config"]
+    if differing := sorted(field for field in ours | theirs if ours.get(field) != theirs.get(field)):
+        field = differing[0]
+        raise InputError(f"resume_from: {path} has {field} {theirs.get(field)} in its model config, this run {ours.get(field)}")
+    if position["step"] >= settings.max_steps:
+        raise InputError(f"resume_from: {path} is after update {position['step']}, but max_steps is {settings.max_steps}")
+    return position | {"rows": position["rows"] if before["data"] == own["data"] else 0, "sums": {}}
 
 
 def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
@@ -359,6 +394,11 @@ def find_checkpoint(accelerator: Accelerator, output_dir: Path, identity: str) -
     return found[0]
 
 
+def rotation_of(settings: Settings) -> Rotation:
+    decay_start = settings.max_steps - settings.num_decay_steps if settings.schedule == "warmup_stable_decay" else 0
+    return Rotation(settings.save_steps, settings.save_total_limit, settings.keep_every_steps, decay_start)
+
+
 def compare_layout(before: dict, now: dict) -> None:
     """Says on stderr what it means that a run goes on with other processes or rows than before."""
     if before != now:
@@ -424,27 +464,39 @@ def check_processes(settings: Settings, rows: int, num_processes: int) -> None:
 
 
 def dry_run(settings: Settings) -> dict | None:
-    """What the run would be. Reads the model's config and the data's manifest where they are, and writes nothing."""
-    packed = config = tokenizer = None
-    num_processes = int(os.environ.get("WORLD_SIZE", 1))
+    """What the run would be, with the checks that it makes. Reads what is there, and writes nothing."""
+    rows = config = tokenizer = model = sizes = None
+    num_processes, first_step = int(os.environ.get("WORLD_SIZE", 1)), 0
     if Path(settings.data_dir).exists():
-        packed, tokenizer = load_manifest(settings.data_dir, "pack")["result"], load_tokenizer(f"{settings.data_dir}/tokenizer")
-        check_processes(settings, packed["rows"], num_processes)
+        rows = PackedStream(settings.data_dir, settings.mixture)
+        tokenizer = load_tokenizer(rows.tokenizer_dir)
+        check_processes(settings, len(rows), num_processes)
     if settings.model_config:
-        config = read_model_config(settings.model_config, packed["vocab_size"] if packed else 64, tokenizer)
-        if not packed and "vocab_size" not in read_json(settings.model_config):
+        config = read_model_config(settings.model_config, rows.vocab_size if rows else 64, tokenizer)
+        if not rows and "vocab_size" not in read_json(settings.model_config):
             config = None  # the data will tell; the other fields are checked
     elif Path(settings.init_from).exists():
-        folder = require_model(settings, packed["tokenizer"]) if packed else require_folder(settings.init_from, "config.json")
+        folder = require_model(settings, rows.tokenizer) if rows else require_folder(settings.init_from, "config.json")
         config = ZhModernBertConfig.from_pretrained(folder)
-    if packed and config:
-        check_fit(settings, config, packed["vocab_size"], packed["seq_len"])
+    if config:
+        with torch.device("meta"):
+            model = ZhModernBertForMaskedLM(config)
+    if rows or not settings.tokens_per_update:
+        sizes = rows_per_update(settings, rows.seq_len if rows else 0, num_processes)
+    if rows and model:
+        fit_config(settings, model.config, rows)
+        claim_output(Path(settings.output_dir), run_identity(settings, model, rows))
+        if start := start_of(settings, made_with(settings, model, rows)):
+            first_step = start["step"]
+        if settings.validation_dir:
+            Validation(settings, rows, tokenizer, model.config)
+        micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if os.environ.get("RANK", "0") != "0":
         return None
     for path in (settings.data_dir, settings.init_from):
         if path and not Path(path).exists():
             print(f"{path}: not there yet; what depends on it is null", file=sys.stderr)
-    return plan(settings, config, packed, num_processes)
+    return plan(settings, model, rows, sizes, rotation_of(settings), first_step, num_processes)
 
 
 @stopping
@@ -452,7 +504,7 @@ def main(settings: Settings) -> dict | None:
     check(settings)
     if settings.dry_run:
         return dry_run(settings)
-    rows = PackedRows(settings.data_dir)
+    rows = PackedStream(settings.data_dir, settings.mixture)
     tokenizer = load_tokenizer(rows.tokenizer_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
     check_processes(settings, len(rows), accelerator.num_processes)
@@ -477,8 +529,9 @@ def main(settings: Settings) -> dict | None:
         accelerator.process_index,
         accelerator.num_processes,
     )
-    identity = run_identity(settings, model, rows)
+    identity, own = run_identity(settings, model, rows), made_with(settings, model, rows)
     claim_output(output_dir, identity)
+    start = start_of(settings, own)
     validation = Validation(settings, rows, tokenizer, model.config) if settings.validation_dir else None
     accelerator.wait_for_everyone()
     if (output_dir / "model").is_dir():
@@ -518,17 +571,22 @@ def main(settings: Settings) -> dict | None:
         "per_device_batch_size": settings.per_device_batch_size,
         "rows_per_update": int(dataset.first_rows[-1] - dataset.first_rows[-2]),
     }
-    position = {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "layout": layout, "sums": {}}
+    position = start or {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "layout": layout, "sums": {}}
     if saved := find_checkpoint(accelerator, output_dir, identity):
         position = load_checkpoint(saved, model, optimizer)
         if main_process:
             compare_layout(position["layout"], layout)
+    elif start:
+        load_checkpoint(Path(settings.resume_from), model, optimizer)
+        if main_process:
+            where = f"row {start['rows']} of the same data" if start["rows"] else "the first row of other data"
+            print(f"going on from {settings.resume_from} with {where}", file=sys.stderr)
     first_step = position["step"]
     dataset.begin(first_step, position["rows"])
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
     log = Log(output_dir, settings, model.config, first_step, position["sums"]) if main_process else None
     started, first_token, line = time.perf_counter(), position["tokens"], {"loss": None, "masked_accuracy": None}
-    decay_start = settings.max_steps - settings.num_decay_steps if settings.schedule == "warmup_stable_decay" else 0
+    rotation = rotation_of(settings)
     skipped_in_a_row, stop = 0, False
     for step in range(first_step, settings.max_steps):
         if stop:
@@ -555,6 +613,7 @@ def main(settings: Settings) -> dict | None:
             "tokens": position["tokens"] + result["tokens"],
             "skipped": position["skipped"] + skip,
             "layout": layout,
+            "made_with": own,
         }
         done = position["step"]
         if skip and main_process:
@@ -580,19 +639,10 @@ def main(settings: Settings) -> dict | None:
                     skipped=position["skipped"],
                 )
                 return_freed_memory()
-        due = stop or done == decay_start or any(e and done % e == 0 for e in (settings.save_steps, settings.keep_every_steps))
         # Not while updates are skipped: if it is the weights that are not finite, rotation must not drop the good ones.
-        if due and done < settings.max_steps and not skipped_in_a_row:
-            save_checkpoint(
-                output_dir,
-                position | {"sums": log.sums if main_process else {}},
-                model,
-                optimizer,
-                identity,
-                settings.save_total_limit,
-                settings.keep_every_steps,
-                decay_start,
-            )
+        if (stop or rotation.due(done)) and done < settings.max_steps and not skipped_in_a_row:
+            position["sums"] = log.sums if main_process else {}
+            save_checkpoint(output_dir, position, model, optimizer, identity, rotation)
             if main_process:
                 log.draw()
     model = whole_model(model)

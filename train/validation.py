@@ -20,6 +20,7 @@ from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mask_rows
 from zh_modernbert.train.pack import PackedRows
+from zh_modernbert.train.row_stream import PackedStream
 
 MLM_PROBABILITY = 0.15
 # Documents of up to so many tokens, special ones included, and of more than the number before.
@@ -59,10 +60,10 @@ class Validation:
         InputError: the folder is that of the training rows, or does not fit their tokenizer or the model's length.
     """
 
-    def __init__(self, settings, training: PackedRows, tokenizer: ZhModernBertTokenizer, config: ZhModernBertConfig):
+    def __init__(self, settings, training: PackedStream, tokenizer: ZhModernBertTokenizer, config: ZhModernBertConfig):
         folder = settings.validation_dir
         self.settings, self.rows, self.config = settings, PackedRows(folder), config
-        if self.rows.content == training.content:
+        if self.rows.content in {rows.content for rows in training.folders.values()}:
             raise InputError(f"validation_dir: {folder} holds the very rows of data_dir; pack other documents")
         if self.rows.tokenizer != training.tokenizer:
             raise InputError(f"validation_dir: {folder} was encoded with another tokenizer than data_dir; encode it anew")

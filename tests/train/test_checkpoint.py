@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import checkpoint
-from zh_modernbert.train.checkpoint import checkpoints, load_checkpoint, newest_whole, save_checkpoint
+from zh_modernbert.train.checkpoint import Rotation, checkpoints, load_checkpoint, newest_whole, save_checkpoint
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.optimizer import build_optimizer
 
@@ -42,7 +42,7 @@ def saved(tmp_path):
     """The folder of a checkpoint after an update, and what is in it."""
     model, optimizer = make(0)
     step(model, optimizer, 0)
-    return save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", 2), model, optimizer
+    return save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", Rotation(1, 2)), model, optimizer
 
 
 @pytest.mark.parametrize("name", ["stable_adamw", "adamw"])
@@ -51,7 +51,7 @@ def test_round_trip_is_exact(tmp_path, name, tied):
     model, optimizer = make(0, name, tie_word_embeddings=tied)
     for seed in range(5):
         step(model, optimizer, seed)
-    path = save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", 2)
+    path = save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", Rotation(1, 2))
     again, its_optimizer = make(1, name, tie_word_embeddings=tied)
     assert not equal(again, model)
     assert load_checkpoint(path, again, its_optimizer) == POSITION
@@ -67,7 +67,7 @@ def test_round_trip_is_exact(tmp_path, name, tied):
 
 def test_a_checkpoint_before_the_first_update_is_exact(tmp_path):
     model, optimizer = make(0)
-    path = save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", 2)
+    path = save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", Rotation(1, 2))
     again, its_optimizer = make(1)
     load_checkpoint(path, again, its_optimizer)
     step(model, optimizer, 0)
@@ -83,7 +83,7 @@ def test_nothing_is_pickled(saved):
 def test_the_newest_are_kept(tmp_path, limit):
     model, optimizer = make(0)
     for number in (2, 9, 10, 100):
-        save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", limit)
+        save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", Rotation(1, limit))
     expected = ["step-00000002", "step-00000009", "step-00000010", "step-00000100"][-limit:]
     assert [path.name for path in checkpoints(tmp_path)] == expected
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == expected
@@ -96,7 +96,7 @@ def test_what_was_being_written_is_ignored(tmp_path, saved):
     (left / "model.safetensors").write_bytes(b"half")
     (left / "rubbish").write_bytes(b"")
     assert checkpoints(tmp_path) == [path]
-    newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", 2)
+    newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 2))
     assert checkpoints(tmp_path) == [path, newer]
     assert not left.exists()
     assert not (newer / "rubbish").exists()
@@ -127,7 +127,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize("how", ["truncated", "empty", "missing", "a bit"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, saved, capsys, file, how):
     path, model, optimizer = saved
-    newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", 2)
+    newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 2))
     assert newest_whole(tmp_path, "mine") == newer
     assert capsys.readouterr().err == ""
     damage(newer / file, how)
@@ -153,17 +153,17 @@ def test_what_was_fallen_behind_is_dropped_first(tmp_path, saved):
     """Else one damaged checkpoint would take the place of a whole one in the rotation."""
     _, model, optimizer = saved
     for number in (8, 9):
-        save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", 2)
+        save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", Rotation(1, 2))
     damage(tmp_path / "checkpoints" / "step-00000009" / "state.json", "truncated")
     assert newest_whole(tmp_path, "mine").name == "step-00000008"
-    newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", 1)
+    newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 1))
     assert checkpoints(tmp_path) == [newer]
 
 
 def test_milestones_are_kept(tmp_path):
     model, optimizer = make(0)
     for number in range(1, 14):
-        save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", 2, keep_every_steps=5, decay_start=9)
+        save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", Rotation(1, 2, 5, 9))
         steps = [int(path.name[-8:]) for path in checkpoints(tmp_path)]
         assert steps == sorted({number - 1, number, *range(5, number + 1, 5), min(number, 9)} - {0})
 
@@ -180,7 +180,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path, saved, monkeypatc
 
     monkeypatch.setattr(checkpoint, writer, full)
     with pytest.raises(InputError, match="No space left") as raised:
-        save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", 1)
+        save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 1))
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
@@ -194,7 +194,7 @@ def test_a_file_that_cannot_grow_is_a_full_disk(tmp_path, saved):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(InputError, match="cannot be written"):
-            save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", 1)
+            save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert newest_whole(tmp_path, "mine") == path

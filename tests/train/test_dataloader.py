@@ -8,9 +8,9 @@ import torch
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates, shuffled
+from zh_modernbert.train.dataloader import MicroBatches, micro_batches, rows_of_updates
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking
-from zh_modernbert.train.pack import PackedRows
+from zh_modernbert.train.row_stream import PackedStream, shuffled
 
 CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 RATE = ([0.15, 0.3, 0.15], 4, 12)
@@ -18,7 +18,7 @@ RATE = ([0.15, 0.3, 0.15], 4, 12)
 
 @pytest.fixture(scope="module")
 def rows(stages):
-    return PackedRows(stages / "packed")
+    return PackedStream(stages / "packed", {})
 
 
 def dataset(rows, batch=2, accumulation=1, seed=0, process=0, processes=1, rate=RATE) -> MicroBatches:
@@ -140,42 +140,6 @@ def test_the_masking_rate_follows_the_update(rows):
             batch = batches[index]
             maskable = (torch.where(batch["labels"] == IGNORE_INDEX, batch["input_ids"], batch["labels"]) > 4).sum()
             assert int((batch["labels"] != IGNORE_INDEX).sum()) / int(maskable) == pytest.approx(rate, rel=0.05)
-
-
-# --- the order of the rows ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4097])
-def test_every_order_is_a_permutation(count):
-    places = np.arange(count)
-    for seed in range(5):
-        found = shuffled(places, count, (seed,))
-        assert sorted(found) == list(range(count))
-        some = places[::-3]  # in any order, any part of it
-        assert (shuffled(some, count, (seed,)) == found[some]).all()
-
-
-def test_an_order_of_many_rows_needs_no_memory():
-    places = np.arange(10**12 - 50, 10**12)
-    found = shuffled(places, 10**12, (0, 1))
-    assert len(set(found)) == 50
-    assert 0 <= found.min() < 3e11
-    assert 7e11 < found.max() < 10**12
-    assert (found != shuffled(places, 10**12, (0, 2))).all()
-
-
-def test_orders_are_mixed():
-    """As in random permutations: one number in its own place and two pairs of neighbours in the mean, all places alike."""
-    count, orders = 200, 2000
-    found = np.array([shuffled(np.arange(count), count, (1, epoch)) for epoch in range(orders)])
-    assert (found == np.arange(count)).sum(1).mean() == pytest.approx(1, abs=0.12)
-    assert (abs(np.diff(found, axis=1)) == 1).sum(1).mean() == pytest.approx(2, abs=0.16)
-    for place in (0, 1, 100, 199):
-        tenths = np.bincount(found[:, place] // 20, minlength=10)
-        assert ((tenths - 200) ** 2 / 200).sum() < 34  # chi-square of 9 degrees: 1 in 10,000 is above
-    correlation = (found - 99.5) @ (np.arange(count) - 99.5) / ((count**2 - 1) / 12 * count)
-    assert correlation.mean() == pytest.approx(0, abs=4 / (count * orders) ** 0.5)
-    assert correlation.std() == pytest.approx(count**-0.5, rel=0.1)
 
 
 # --- updates of other sizes ------------------------------------------------------------------------------------------------

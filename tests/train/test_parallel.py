@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import AcceleratorState, DistributedType, PartialState
@@ -117,6 +118,44 @@ def assert_same_run(settings: pretrain.Settings, expected: pretrain.Settings) ->
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-5)
+
+
+def gradients(settings: pretrain.Settings) -> list[torch.Tensor]:
+    """Of the first update, by the main process."""
+    return torch.load(f"{settings.output_dir}.pt")
+
+
+@pytest.fixture
+def noted_gradients(monkeypatch):
+    update = pretrain.update
+
+    def noting(accelerator, model, batches, parameters, max_grad_norm):
+        result = update(accelerator, model, batches, parameters, max_grad_norm)
+        path = Path(f"{accelerator.noted}.pt")
+        if accelerator.is_main_process and not path.exists():
+            torch.save([parameter.grad.clone() for parameter in parameters], path)
+        return result
+
+    monkeypatch.setattr(pretrain, "update", noting)
+    claim = pretrain.claim_output
+    monkeypatch.setattr(
+        pretrain, "claim_output", lambda folder, identity: (setattr(Accelerator, "noted", folder), claim(folder, identity))
+    )
+
+
+@pytest.mark.parametrize(("rows", "accumulation"), [(4, 1), (2, 2)])
+def test_processes_have_the_gradients_of_one(make, noted_gradients, rows, accumulation):
+    """2 x 4 rows and 2 x 2 rows twice are 1 x 8 rows, though each micro-batch masks another number of tokens."""
+    one = make("one", max_steps=2, max_grad_norm=1e6)
+    two = dataclasses.replace(
+        one, output_dir=f"{one.output_dir}_two", per_device_batch_size=rows, gradient_accumulation_steps=accumulation
+    )
+    pretrain.main(one)
+    launch("cpu", two, ())
+    for ours, theirs in zip(metrics(two), metrics(one), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6)
+    for ours, theirs in zip(gradients(two), gradients(one), strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
 
 
 def test_shards_compute_what_one_process_does(make):

@@ -1,12 +1,13 @@
 """A plan is what the run then does; it is made of what is there, and leaves no trace."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from zh_modernbert.train import pretrain
+from zh_modernbert.train import pack, pretrain
 from zh_modernbert.train.checkpoint import checkpoints
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.flops import training_flops
@@ -31,10 +32,11 @@ def make(stages, tmp_path):
 
 
 def test_a_plan_is_what_the_run_does(make, tmp_path):
-    plan = pretrain.main(make(tokens_per_second=10.0))
+    changes = {"save_steps": 3, "save_total_limit": 1, "optimizer": "adamw"}
+    plan = pretrain.main(make(tokens_per_second=10.0, **changes))
     assert list(tmp_path.iterdir()) == []
     json.dumps(plan)
-    result = pretrain.main(make(dry_run=False, save_steps=3, save_total_limit=1, optimizer="adamw"))
+    result = pretrain.main(make(dry_run=False, **changes))
     assert plan["parameters"] == result["parameters"]
     assert plan["tokens"] == pytest.approx(result["tokens"], rel=0.02)
     assert plan["tokens_per_update"] == pytest.approx(plan["tokens"] / 4, abs=1)
@@ -45,11 +47,35 @@ def test_a_plan_is_what_the_run_does(make, tmp_path):
     tensors = [tensor for path in saved.glob("*.safetensors") for tensor in load_file(path).values()]
     bytes_ = sum(tensor.numel() * tensor.element_size() for tensor in tensors if tensor.ndim)
     assert plan["checkpoint_bytes"] == bytes_
-    assert plan["disk_bytes"] == 3 * bytes_ + 4 * plan["parameters"]
+    assert plan["disk_bytes"] == 2 * bytes_ + 4 * plan["parameters"]
+
+
+def test_growing_updates_and_kept_checkpoints_are_counted(make, stages):
+    changes = {"per_device_batch_size": 8, "max_steps": 20, "num_batch_warmup_steps": 4, "warmup_batch_ratio": 0.25}
+    changes |= {"save_steps": 3, "save_total_limit": 2, "keep_every_steps": 5}
+    changes |= {"schedule": "warmup_stable_decay", "num_decay_steps": 7}
+    plan = pretrain.main(make(**changes))
+    assert (plan["rows_per_update"], plan["rows"]) == (8, 2 + 4 + 5 + 6 + 16 * 8)
+    assert plan["disk_bytes"] == (5 + 1) * plan["checkpoint_bytes"] + 4 * plan["parameters"]  # 5, 10, 13, 15 and 18
+    rows = len(pretrain.PackedStream(stages / "packed", {}))
+    assert plan["epochs"] == {str(stages / "packed"): pytest.approx(plan["rows"] / rows, abs=1e-4)}
+    changes |= {"tokens_per_update": 8 * 128, "tokens_per_second": 10.0}
+    before, there = (pretrain.main(make(data_dir=folder, **changes)) for folder in ("nowhere", str(stages / "packed")))
+    assert (before["rows"], before["tokens"], there["rows"]) == (None, 145 * 128, 145)
+    assert before["hours"] == pytest.approx(there["hours"], rel=0.02)
+
+
+def test_each_folder_of_a_mixture_has_its_epochs(make, stages, tmp_path):
+    shutil.copytree(stages / "packed", tmp_path / "a")
+    pack.main(pack.Settings(input_dir=str(stages / "encoded"), output_dir=str(tmp_path / "b"), seq_len=128, seed=1))
+    plan = pretrain.main(make(data_dir=str(tmp_path), mixture={"a": 3, "b": 1}, max_steps=100))
+    rows = [len(pretrain.PackedStream(tmp_path / name, {})) for name in "ab"]
+    expected = {str(tmp_path / name): share * 400 / count for name, share, count in zip("ab", (0.75, 0.25), rows, strict=True)}
+    assert plan["epochs"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_work_lies_between_that_of_even_documents_and_of_whole_rows(make, stages):
-    settings, rows = make(max_steps=50), pretrain.PackedRows(stages / "packed")
+    settings, rows = make(max_steps=50), pretrain.PackedStream(stages / "packed", {})
     plan = pretrain.main(settings)
     config = pretrain.read_model_config(settings.model_config, rows.vocab_size, pretrain.load_tokenizer(rows.tokenizer_dir))
     lengths = [rows.row(i % len(rows))[2] for i in range(plan["rows"])]
@@ -79,12 +105,22 @@ def test_for_many_processes(make, monkeypatch):
     assert pretrain.main(make())["rows_per_update"] == 32
     monkeypatch.setenv("RANK", "1")
     assert pretrain.main(make()) is None
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(InputError, match="is too small, or uneven"):
+        pretrain.main(make(tokens_per_update=5 * 128))
     monkeypatch.setenv("WORLD_SIZE", "100000")
     with pytest.raises(InputError, match="rows for 100000 processes"):
         pretrain.main(make())
 
 
-def test_what_the_run_refuses(make, tmp_path):
+def test_what_the_run_refuses(make, tmp_path, stages):
+    pretrain.main(make(dry_run=False, max_steps=1))
+    with pytest.raises(InputError, match="holds another run"):
+        pretrain.main(make(max_steps=1, seed=1))
+    assert pretrain.main(make(max_steps=1))["updates"] == 1  # its own
+    with pytest.raises(InputError, match="validation_dir"):
+        pretrain.main(make(output_dir="elsewhere", validation_dir=str(stages / "packed")))
+
     (tmp_path / "short.json").write_text(json.dumps({"max_position_embeddings": 64}))
     with pytest.raises(InputError, match="max_position_embeddings"):
         pretrain.main(make(model_config=str(tmp_path / "short.json")))

@@ -7,10 +7,10 @@ import pytest
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train import cli, pretrain
+from zh_modernbert.train import sources as sources_script
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = sorted(path.parent.name for path in (ROOT / "train" / "configs").glob("*/pretrain_1k.yaml"))
-PROCESSES = 8
 # What the stages share: the recipe but for its length, its rows, and how its rate rises and falls.
 SHARED = ("masking", "mask_replace_prob", "random_replace_prob", "optimizer", "adam_beta1", "adam_beta2", "adam_epsilon")
 SHARED += ("weight_decay", "max_grad_norm", "schedule", "mixed_precision")
@@ -24,8 +24,11 @@ def stages(system: str) -> list[pretrain.Settings]:
     return settings
 
 
-def rows_per_update(settings: pretrain.Settings) -> int:
-    return PROCESSES * settings.per_device_batch_size * settings.gradient_accumulation_steps
+def tokens_per_update(settings: pretrain.Settings) -> int:
+    seq_len = int(Path(settings.data_dir).name.removeprefix("packed_"))
+    rows = pretrain.rows_per_update(settings, seq_len, 8)
+    assert pretrain.micro_batches_of_updates(rows, settings.per_device_batch_size, 8).all()  # can be shared by 8 GPUs
+    return int(rows[-1]) * seq_len
 
 
 def model_of(system: str) -> ZhModernBertConfig:
@@ -48,7 +51,7 @@ def test_stage_two_goes_on_from_stage_one(system):
 @pytest.mark.parametrize("system", ["base", "system_a"])
 def test_an_update_has_as_many_tokens_in_both_stages(system):
     one, two = stages(system)
-    assert rows_per_update(one) * 1024 == rows_per_update(two) * 8192
+    assert tokens_per_update(one) == tokens_per_update(two)
 
 
 def test_system_a_is_as_published():
@@ -63,11 +66,16 @@ def test_system_a_is_as_published():
     assert (one.schedule, one.learning_rate, one.warmup_lr_ratio * one.learning_rate) == ("damped_cosine", 8e-4, 5e-5)
     assert (two.learning_rate, two.min_lr_ratio * two.learning_rate) == (1e-4, 5e-5)
     assert one.mlm_probability == [0.15, 0.3, 0.15]
+    assert one.mixture == two.mixture
+    assert sorted(one.mixture.values()) == [0.03, 0.1, 0.1, 0.2, 0.57]
+    sources = cli.parse(sources_script.Settings, [str(ROOT / "train/configs/system_a/data.yaml")], "sources")
+    assert set(one.mixture) == {source.name for source in sources.input}
 
 
 def test_system_b_is_as_published():
     one, two = stages("system_b")
-    assert (one.max_steps, rows_per_update(one), two.max_steps, rows_per_update(two)) == (233000, 512, 40000, 512)
+    assert (one.max_steps, tokens_per_update(one)) == (233000, 512 * 1024)
+    assert (two.max_steps, tokens_per_update(two)) == (40000, 512 * 8192)
     assert (one.optimizer, one.adam_beta1, one.adam_beta2, one.adam_epsilon, one.weight_decay) == (
         "adamw",
         0.9,

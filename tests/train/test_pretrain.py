@@ -29,6 +29,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import checkpoint, cli, dataloader, pack, pretrain, train_tokenizer
 from zh_modernbert.train.checkpoint import checkpoints, step_of
 from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.row_stream import PackedStream
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -424,30 +425,35 @@ def ended_after(updates: int) -> Iterator[None]:
         yield
 
 
-def test_other_numbers_of_rows_per_update_repeat_and_skip_nothing(make, monkeypatch, capsys):
-    """Each row of the stream is part of one update, in order."""
-    settings, seen, update = make(save_steps=1, logging_steps=1), [], dataloader.MicroBatches.__getitem__
+@pytest.fixture
+def seen(monkeypatch) -> list[tuple[int, list]]:
+    """The update and the (epoch, row) of each micro-batch that is read."""
+    found, item = [], dataloader.MicroBatches.__getitem__
 
     def noting(self, index):
-        seen.append((self.update_of(index), self.positions(index)))
-        return update(self, index)
+        found.append((self.update_of(index), self.positions(index)))
+        return item(self, index)
 
     monkeypatch.setattr(dataloader.MicroBatches, "__getitem__", noting)
-    expected = []
+    return found
+
+
+def test_other_numbers_of_rows_per_update_repeat_and_skip_nothing(make, seen, capsys):
+    """Each row of the stream is part of one update, in order."""
+    settings, expected = make(save_steps=1, logging_steps=1), []
     for rows, accumulation, last in ((30, 1, 3), (3, 2, 8), (20, 1, STEPS)):
         changes = {"per_device_batch_size": rows, "gradient_accumulation_steps": accumulation}
         first = len(expected)
         with ended_after(last - first):
             pretrain.main(dataclasses.replace(settings, **changes))
         expected += [rows * accumulation] * (last - first)
-        seen = [entry for entry in seen if entry[0] < last]  # not what was read for an update that was not made
-    seen = [place for _, places in seen for place in places]
-    packed = pack.PackedRows(settings.data_dir)
+        seen[:] = [entry for entry in seen if entry[0] < last]  # not what was read for an update that was not made
+    packed = PackedStream(settings.data_dir, {})
     stream = dataloader.MicroBatches(
         packed, None, ([0.3], 0, 1), sum(expected), np.array([sum(expected)]), settings.seed
     ).positions(0)
     assert sum(expected) > len(packed)
-    assert seen == stream
+    assert [place for _, places in seen for place in places] == stream
     assert "1 processes x 20 rows, 20 an update; before: 1 processes x 3 rows, 6 an update" in capsys.readouterr().err
 
 
@@ -470,6 +476,79 @@ def test_milestones_and_the_start_of_the_decay_are_kept(make):
     settings = make(schedule="warmup_stable_decay", num_decay_steps=4, save_steps=3, save_total_limit=1, keep_every_steps=5)
     pretrain.main(settings)
     assert [step_of(path) for path in checkpoints(Path(settings.output_dir))] == [5, 8, 10]
+
+
+DECAYING = {"schedule": "warmup_stable_decay", "num_decay_steps": 4, "save_steps": 100, "report_to": ["none"]}
+
+
+def test_a_decay_is_started_again_from_its_checkpoint(make):
+    """With the same settings it is the same decay to the bit; with more updates another one, from the same weights."""
+    unbroken = make("unbroken", fields=DROPOUT, **DECAYING)
+    pretrain.main(unbroken)
+    (saved,) = checkpoints(Path(unbroken.output_dir))
+    assert step_of(saved) == STEPS - 4
+    again = dataclasses.replace(unbroken, output_dir=f"{unbroken.output_dir}_again", resume_from=str(saved))
+    pretrain.main(again)
+    assert metrics(again) == [line for line in metrics(unbroken) if line["step"] > step_of(saved)]
+    assert all(torch.equal(value, weights(unbroken)[name]) for name, value in weights(again).items())
+
+    longer = dataclasses.replace(again, output_dir=f"{again.output_dir}_longer", max_steps=STEPS + 4, num_decay_steps=8)
+    with ended_after(6):  # killed, it goes on from its own checkpoint
+        pretrain.main(dataclasses.replace(longer, save_steps=5))
+    assert [step_of(path) for path in checkpoints(Path(longer.output_dir))] == [10]
+    assert pretrain.main(longer)["steps"] == STEPS + 4
+    assert [line["step"] for line in metrics(longer)] == [10, 12, 14, 16]
+    assert metrics(longer)[0]["learning_rate"] > metrics(unbroken)[4]["learning_rate"]
+
+
+def test_a_decay_on_other_data_reads_it_from_its_first_row(make, stages, tmp_path, capsys, seen):
+    first = make("first", **DECAYING)
+    pretrain.main(first)
+    (saved,) = checkpoints(Path(first.output_dir))
+    pack.main(pack.Settings(input_dir=str(stages / "encoded"), output_dir=str(tmp_path / "other"), seq_len=128, seed=1))
+    other = dataclasses.replace(
+        first, output_dir=f"{first.output_dir}_other", resume_from=str(saved), data_dir=str(tmp_path / "other")
+    )
+    seen.clear()
+    pretrain.main(other)
+    read = [place for _, places in seen for place in places]
+    assert read == PackedStream(other.data_dir, {}).at(np.arange(4 * 4), other.seed)
+    assert "with the first row of other data" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(make, tmp_path):
+    first = make("first", **DECAYING)
+    pretrain.main(first)
+    (saved,) = checkpoints(Path(first.output_dir))
+    (tmp_path / "wider.json").write_text(json.dumps(MODEL | {"hidden_size": 64}))
+    for changes, said in (
+        ({"resume_from": str(tmp_path)}, "state.json"),
+        ({"optimizer": "adamw"}, "optimizer stable_adamw, this run has adamw"),
+        ({"model_config": str(tmp_path / "wider.json")}, "hidden_size 32 in its model config, this run 64"),
+        ({"max_steps": 8}, "after update 8, but max_steps is 8"),
+    ):
+        settings = dataclasses.replace(first, output_dir=f"{first.output_dir}_else", **{"resume_from": str(saved)} | changes)
+        assert said in refused(settings)
+    (saved / "model.safetensors").write_bytes(b"")
+    again = dataclasses.replace(first, output_dir=f"{first.output_dir}_again", resume_from=str(saved))
+    assert f"{saved / 'model.safetensors'}: not what was written" in refused(again)
+
+
+def test_every_update_has_the_shares_of_the_mixture(make, stages, tmp_path, seen):
+    """A killed run of a mixture ends as one that was not; it read each folder in its share."""
+    shutil.copytree(stages / "packed", tmp_path / "data" / "a")
+    pack.main(pack.Settings(input_dir=str(stages / "encoded"), output_dir=str(tmp_path / "data" / "b"), seq_len=128, seed=1))
+    mixed = {"data_dir": str(tmp_path / "data"), "mixture": {"a": 0.75, "b": 0.25}, "per_device_batch_size": 8}
+    unbroken, broken = make("unbroken", **mixed), make("broken", **mixed)
+    broken.model_config = unbroken.model_config
+    pretrain.main(unbroken)
+    rows_of_a = len(PackedStream(tmp_path / "data" / "a", {}))
+    assert [sum(row < rows_of_a for _, row in places) for _, places in seen] == [6] * STEPS
+    with ended_after(7):
+        pretrain.main(broken)
+    pretrain.main(broken)
+    assert_same_run(broken, unbroken)
+    assert "b: no such folder" in refused(make("other", data_dir=str(tmp_path / "data"), mixture={"a": 1, "bb": 1}))
 
 
 def test_a_full_disk_stops_a_run_that_can_go_on(make, monkeypatch):
@@ -527,7 +606,7 @@ def poison(monkeypatch):
 
 def rows_of(settings: pretrain.Settings, update: int, number: int, rows: int) -> list[tuple[int, int]]:
     """(epoch, row) of a micro-batch of `rows` rows, of which an update has two."""
-    packed = pack.PackedRows(settings.data_dir)
+    packed = PackedStream(settings.data_dir, {})
     return dataloader.MicroBatches(packed, None, ([0.3], 0, 100), rows, np.full(100, 2 * rows), settings.seed).share(
         update, number
     )
@@ -847,7 +926,7 @@ def test_validation_on_the_training_rows(make, stages):
 
 
 def test_more_processes_than_rows(make, monkeypatch, stages):
-    rows = len(pack.PackedRows(stages / "packed"))
+    rows = len(PackedStream(stages / "packed", {}))
     processes = SimpleNamespace(num_processes=rows + 1, is_main_process=True)
     monkeypatch.setattr(pretrain, "Accelerator", lambda **_: processes)
     assert f"{rows} rows for {rows + 1} processes" in refused(make())

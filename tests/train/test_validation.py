@@ -13,7 +13,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import encode, pack, train_tokenizer
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking
-from zh_modernbert.train.pack import PackedRows
+from zh_modernbert.train.row_stream import PackedStream
 from zh_modernbert.train.train_tokenizer import load_tokenizer
 from zh_modernbert.train.validation import LENGTHS, MLM_PROBABILITY, Validation, ask_single, summarise
 
@@ -37,7 +37,7 @@ def config():
 def make(stages, held_out, config):
     def make(folder=held_out, training=stages / "packed", **changes):
         settings = {"eval_steps": 2, "max_steps": 5, "eval_rows": 9, "per_device_batch_size": 4, "seed": 0}
-        rows = PackedRows(training)
+        rows = PackedStream(training, {})
         settings = SimpleNamespace(validation_dir=str(folder), **settings | changes)
         return Validation(settings, rows, load_tokenizer(rows.tokenizer_dir), config)
 
