@@ -11,7 +11,9 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable
@@ -262,6 +264,10 @@ def usage(settings_class: type, script: str, description: str) -> str:
     return "\n".join(lines)
 
 
+# Seconds. What all processes of a run find, the first of a machine says; the launcher then ends the others before they do.
+ONE_SPEAKS = 5.0
+
+
 def run(main: Callable, settings_class: type) -> None:
     """What every script does under `if __name__ == "__main__"`: parse, run, print the result as JSON."""
     module = sys.modules[main.__module__]
@@ -276,6 +282,8 @@ def run(main: Callable, settings_class: type) -> None:
         if not isinstance(error, InputError) and error.filename is None:
             raise  # not about a file of the user's
         text = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ONE_SPEAKS)
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

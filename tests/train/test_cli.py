@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from zh_modernbert.train import cli
 from zh_modernbert.train.cli import BaseSettings, InputError, parse, read_yaml, setting, usage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,6 +271,22 @@ def test_bad_runs_end_with_one_line(tmp_path, arguments, named):
     assert named in lines[0]
     assert done.stdout == ""
     assert not (tmp_path / "o").exists()
+
+
+def test_the_first_process_of_a_machine_speaks_before_the_others(monkeypatch, capsys):
+    def ended(local_rank: str) -> list[float]:
+        waited = []
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        monkeypatch.setattr(sys, "argv", ["x.py", "--nothing", "1"])
+        monkeypatch.setattr(cli.time, "sleep", waited.append)
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(lambda settings: None, Settings)
+        assert exit_.value.code == 2
+        assert capsys.readouterr().err.startswith("error: ")
+        return waited
+
+    assert ended("0") == []
+    assert ended("3") == [cli.ONE_SPEAKS]
 
 
 def test_last_line_of_a_good_run_is_json(tmp_path):
