@@ -165,6 +165,16 @@ def write_json(path: Path, value) -> None:
     temporary.replace(path)
 
 
+def put_in_place(folder: Path, path: Path) -> None:
+    """Renames `folder` to `path`; what was there is dropped when that is done."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.replace(old)
+    folder.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the place of `path` when the block ends well and vanishes when it does not.
@@ -172,16 +182,12 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         InputError: it cannot be written.
     """
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(temporary, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

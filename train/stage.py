@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from zh_modernbert.train.cli import InputError, recipe_of, script_of
-from zh_modernbert.train.files import check_files, read_json, require_folder, sha256, write_json
+from zh_modernbert.train.files import check_files, put_in_place, read_json, require_folder, sha256, write_json
 
 SCRATCH = "scratch"  # in the hidden folder: what a stage remembers of its work, but does not hand on
 
@@ -177,12 +177,7 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
                     shutil.rmtree(work)
             shutil.rmtree(work / SCRATCH, ignore_errors=True)  # only now: a killed run needs all of it or nothing
             (work / ".lock").unlink()
-            old = path.with_name(f".{path.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            if path.exists():
-                path.replace(old)
-            work.replace(path)
-            shutil.rmtree(old, ignore_errors=True)
+            put_in_place(work, path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror or error}; the same command goes on from here") from error
     return {**read_json(path / "manifest.json")["result"], "output_dir": settings.output_dir}
