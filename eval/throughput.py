@@ -8,57 +8,42 @@ device's own matrix product.
 
     python eval/throughput.py --device cpu
     python eval/throughput.py --device cuda
+    python eval/throughput.py --device cuda --modes pretraining
     python eval/throughput.py --workload collator
 
 Workloads are `TxB`, B texts of T tokens, or `TxB-KIND`, texts of at most T tokens whose lengths are even quantiles of a real
 distribution: `questions`, `articles` or `documents`. A training step is forward and backward, without the optimizer, which
-would be the same for all. `collator` is the masking of whole words alone, beside transformers' collator on the same rows.
+would be the same for all. The mode `pretraining` has the optimizer and all else that an update of train/pretrain.py does to B
+full packed rows of T tokens, beside stock ModernBERT in transformers' Trainer; it runs where it is asked for. `collator` is the
+masking of whole words alone, beside transformers' collator on the same rows.
 """
 
 import gc
-import os
 import re
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, product
+from itertools import pairwise, product
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines would stand between those of the table
-
 import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib import pyplot
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModel,
-    DataCollatorForLanguageModeling,
-    ModernBertConfig,
-    ModernBertModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AttentionInterface, AutoConfig, AutoModel, ModernBertModel
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
+from zh_modernbert.eval.measuring import LENGTHS, lengths_at, matmul_rate, peak_memory, synchronize, take_turns
+from zh_modernbert.eval.training_speed import MIXED_PRECISION, compare_collators, compare_updates, stock_config
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.dataloader import MicroBatches
 from zh_modernbert.train.files import write_json
 from zh_modernbert.train.flops import encoder_flops
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking
-from zh_modernbert.train.row_stream import RowStream
 
 # Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
 SHAPES = {
@@ -69,17 +54,8 @@ WORKLOADS = {
     "cpu": ["64x1", "128x1", "512x1", "512x16", "512x16-questions", "512x16-articles", "8192x1"],
     "cuda": ["512x32", "512x32-questions", "512x32-articles", "8192x8", "8192x8-documents"],
 }
+PRETRAINING_WORKLOADS = {"cpu": ["512x4"], "cuda": ["1024x64", "8192x8"]}
 DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["bfloat16"]}
-
-# Lengths of real texts, in tokens of 1.4 characters, at the middle of each tenth of them, the shortest first.
-LENGTHS = {
-    # C3's mixed development set: passage, question and longest choice; 1,991 questions. At most 512: 44% of 512 in the mean.
-    "questions": (33, 55, 82, 113, 184, 230, 283, 335, 402, 530),
-    # Chinese Wikipedia, 851 articles. At most 512: 58% of 512 in the mean.
-    "articles": (98, 121, 146, 176, 217, 288, 385, 576, 902, 2151),
-    # Mixed pretraining text, 58,873 documents of 52 sources in both scripts. At most 8,192: 23% of 8,192 in the mean.
-    "documents": (142, 252, 372, 518, 731, 1035, 1565, 2489, 4331, 8578),
-}
 
 # Peers at the sizes that are published; those of transformers' defaults have nothing to say here.
 OTHER_PEERS = {
@@ -119,7 +95,8 @@ STOCK = (
     "modernbert-packed",
 )
 PEERS = (*STOCK, *OTHER_PEERS)
-MODES = ("inference", "training", "curve")
+PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
+MODES = ("inference", "training", "curve", "pretraining")
 EAGER_LONGEST = 2048  # it keeps T x T weights a head; more does not fit
 
 
@@ -131,7 +108,9 @@ class Settings(BaseSettings):
     workload: list[str] = setting(
         [], "TxB or TxB-KIND, KIND one of questions, articles, documents; or collator; empty: those of the device"
     )
-    modes: list[str] = setting(list(MODES), "curve: cost against length", choices=MODES)
+    modes: list[str] = setting(
+        ["inference", "training", "curve"], "curve: cost against length; pretraining: whole updates", choices=MODES
+    )
     peers: list[str] = setting(list(PEERS), choices=PEERS)
     compile: bool = setting(False, "torch.compile for both sides")
     curve_lengths: list[int] = setting([128, 512, 2048, 8192, 32768], "tokens of the one text of the curve", least=1)
@@ -161,9 +140,8 @@ class Workload:
         longest, rows = int(match[1]), int(match[2])
         if not match[3]:
             return cls(name, [longest] * rows)
-        tenths = LENGTHS[match[3]]
-        lengths = np.interp((np.arange(rows) + 0.5) / rows, (np.arange(10) + 0.5) / 10, tenths)
-        return cls(name, [min(round(length), longest) for length in lengths])
+        lengths = lengths_at(match[3], (np.arange(rows) + 0.5) / rows)
+        return cls(name, np.minimum(lengths, longest).tolist())
 
     def padded(self, device, pad_token_id: int = 0) -> dict:
         """`input_ids` `(B, T)`, and `attention_mask` where there are pads."""
@@ -226,9 +204,7 @@ def build_peer(name: str, shape: dict, longest: int) -> tuple[nn.Module, int]:
         backend = name.removeprefix("modernbert-")
         if backend == "packed":
             AttentionInterface.register(backend, packed_attention)
-        special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
-        config = ModernBertConfig(**shape, vocab_size=32768, max_position_embeddings=max(longest, 8192), **special)
-        config._attn_implementation = backend
+        config = stock_config(shape, 32768, longest, backend)
         return ModernBertModel(config), EAGER_LONGEST if backend == "eager" else 10**9
     kind, changes = OTHER_PEERS[name]
     config = AutoConfig.for_model(kind, **changes)
@@ -249,32 +225,16 @@ class Contestant:
 
     def __call__(self) -> tuple[float, torch.Tensor]:
         """Seconds of one step, and its output `(B, T, H)`."""
-        self.synchronize()
+        synchronize(self.device)
         started = time.perf_counter()
         with torch.set_grad_enabled(self.training):
             output = self.step(**self.batch).last_hidden_state
             if self.training:
                 (output * self.weights).square().mean().backward()
-        self.synchronize()
+        synchronize(self.device)
         seconds = time.perf_counter() - started
         self.model.zero_grad()
         return seconds, output.detach()
-
-    def synchronize(self):
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-    def peak_memory(self) -> int:
-        """Bytes of tensors that one step holds at its peak, beyond what is held before it."""
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self()
-            return torch.cuda.max_memory_allocated() - before
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            self()
-        events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-        return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
 
 
 # --- correctness ------------------------------------------------------------------------------------------------------
@@ -358,40 +318,15 @@ def _share(actual: torch.Tensor, expected: torch.Tensor) -> float:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of this device's matrix product, the best of some shapes and runs."""
-    best = 0.0
-    size = 8192 if device == "cuda" else 2048
-    for rows, inner, columns in ((size, 768, 2304), (size, size, size), (size, 1024, 5248)):
-        left, right = torch.randn(rows, inner, device=device).to(dtype), torch.randn(columns, inner, device=device).to(dtype)
-        for _ in range(10):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            started = time.perf_counter()
-            F.linear(left, right)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
-    return best
-
-
-def take_turns(ours: Callable, peer: Callable, repeats: int, seconds: float) -> tuple[float, float, int]:
-    """Median seconds of both, and how often each ran: in turn, every second time the peer first."""
-    times, started = ([], []), time.perf_counter()
-    for turn in range(repeats):
-        for side in (0, 1) if turn % 2 else (1, 0):
-            times[side].append((ours, peer)[side]()[0])
-        if time.perf_counter() - started > seconds:
-            break
-    return statistics.median(times[0]), statistics.median(times[1]), len(times[0])
-
-
-def compare(peer_name: str, workload: Workload, dtype_name: str, training: bool, shape: dict, settings: Settings) -> dict:
+def compare(peer_name: str, workload: Workload, dtype_name: str, mode: str, shape: dict, settings: Settings) -> dict:
     """One row of the table. A peer that cannot run here, or memory that does not suffice, says so under `skipped`."""
-    row = {"workload": workload.name, "mode": "training" if training else "inference", "dtype": dtype_name, "peer": peer_name}
+    row = {"workload": workload.name, "mode": mode, "dtype": dtype_name, "peer": peer_name}
     torch.manual_seed(0)
     try:
-        return row | _compare(peer_name, workload, dtype_name, training, shape, settings)
+        if mode == "pretraining":
+            backend, lengths = peer_name.removeprefix("modernbert-"), workload.lengths
+            return row | compare_updates(backend, lengths[0], len(lengths), dtype_name, shape, settings)
+        return row | _compare(peer_name, workload, dtype_name, mode == "training", shape, settings)
     except torch.OutOfMemoryError as error:
         return row | {"skipped": f"out of memory: {str(error).splitlines()[0][:100]}"}
     finally:
@@ -437,10 +372,11 @@ def _compare(peer_name, workload, dtype_name, training, shape, settings) -> dict
     del our_output, peer_output
     if settings.compile:  # a graph may be compiled again where it is given the same shape a second time
         ours(), peer()
-    found["our_memory"], found["peer_memory"] = ours.peak_memory(), peer.peak_memory()
+    found["our_memory"], found["peer_memory"] = peak_memory(ours, device), peak_memory(peer, device)
     found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
     found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
     found["tokens_per_second"] = round(sum(workload.lengths) / found["our_seconds"])
+    found["flops"] = workload.flops(shape) * (3 if training else 1)  # a backward is two forwards' worth of matrix products
     return found
 
 
@@ -451,13 +387,13 @@ def measure_curve(shape: dict, settings: Settings) -> Iterator[dict]:
         workload = Workload(f"{length}x1", [length])
         row = {"skipped": "would take too long"}
         if not slow:
-            row = compare("modernbert-sdpa", workload, dtype, False, shape, settings)
+            row = compare("modernbert-sdpa", workload, dtype, "inference", shape, settings)
         # Four times the length is up to sixteen times the work.
         slow = slow or "skipped" in row or 16 * row["peer_seconds"] > settings.seconds
         if "skipped" in row:
             batch = workload.padded(device)
             ours = Contestant(build_ours(shape, length), batch, device, getattr(torch, dtype), training=False, compiled=False)
-            row["our_memory"] = ours.peak_memory()  # the warm-up
+            row["our_memory"] = peak_memory(ours, device)  # the warm-up
             row["our_seconds"] = ours()[0]
         yield {"length": length} | row
 
@@ -479,95 +415,39 @@ def draw_curve(curve: list[dict], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
-def show(row: dict, floor: float) -> str:
+def show(row: dict) -> str:
     """One line of the table."""
-    name = f"{row['workload']:<18}{row['mode']:<10}{row['dtype']:<9}{row['peer']:<30}"
+    name = f"{row['workload']:<18}{row['mode']:<12}{row['dtype']:<9}{row['peer']:<30}"
     if "skipped" in row:
         return f"{name}{row['skipped']}"
     memory = "".join(f"{row[key] / 2**20:>9,.0f}" for key in ("our_memory", "peer_memory"))
     times = f"{row['our_seconds'] * 1e3:>11,.1f}{row['peer_seconds'] * 1e3:>11,.1f}{row['ratio']:>8.2f}"
-    return f"{name}{times}{100 * floor / row['our_seconds']:>8.0f}{memory}"
+    return f"{name}{times}{100 * row['flop_utilisation']:>8.0f}{memory}"
 
 
-# --- the collator -----------------------------------------------------------------------------------------------------
+def pretraining_jobs(settings: Settings) -> list[tuple]:
+    """Workload, mode, dtype and peer of each comparison of whole updates.
 
+    Raises:
+        InputError: it cannot be made of these settings.
+    """
 
-class MadeRows:
-    """Packed rows in memory, each of documents in random words of 1 to 3 tokens: what `RowStream` reads of `PackedRows`."""
+    def require(condition: bool, message: str):
+        if not condition:
+            raise InputError(f"throughput: the mode pretraining {message}")
 
-    vocab_size = 32768
-
-    def __init__(self, count: int, seq_len: int):
-        generator = np.random.default_rng(0)
-        self.rows = []
-        for _ in range(count):
-            bounds = np.array([0, *sorted(generator.choice(np.arange(3, seq_len - 2, 3), 3, replace=False)), seq_len])
-            word_starts = np.zeros(seq_len, dtype=np.uint8)
-            words = np.cumsum(generator.integers(1, 4, size=seq_len))
-            word_starts[words[words < seq_len]] = 1
-            input_ids = generator.integers(len(SPECIAL_TOKENS), self.vocab_size, size=seq_len).astype(np.uint16)
-            for places, token in ((bounds[:-1], "[CLS]"), (bounds[1:] - 1, "[SEP]")):
-                input_ids[places], word_starts[places] = SPECIAL_TOKENS.index(token), 1
-            word_starts[bounds[:-1] + 1] = 1
-            self.rows.append((input_ids, word_starts, bounds))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.rows[index]
-
-    def features(self) -> list[dict]:
-        """The rows as a user of transformers has them. Its collator begins a word where a text has a gap; so have these."""
-        features = []
-        for input_ids, word_starts, _ in self.rows:
-            ends = np.cumsum(1 + word_starts.astype(int))
-            offsets = np.stack((ends - 1, ends), axis=1)
-            special = (input_ids < len(SPECIAL_TOKENS)).astype(int)
-            arrays = {"input_ids": input_ids, "special_tokens_mask": special, "offset_mapping": offsets}
-            features.append({name: array.tolist() for name, array in arrays.items()})
-        return features
-
-
-def compare_collators(rows: int, seq_len: int, settings: Settings) -> dict:
-    """Tokens a second of masking whole words in a micro-batch of `rows`, ours and transformers'."""
-    made, probability = MadeRows(rows, seq_len), 0.3
-    vocabulary = [*SPECIAL_TOKENS, *(str(index) for index in range(made.vocab_size - len(SPECIAL_TOKENS)))]
-    backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", mask_token="[MASK]")
-    # All become [MASK]: transformers has no random words here.
-    collator = DataCollatorForLanguageModeling(
-        tokenizer, whole_word_mask=True, mlm_probability=probability, mask_replace_prob=1, random_replace_prob=0
+    workloads = [Workload.parse(name) for name in settings.workload or PRETRAINING_WORKLOADS[settings.device]]
+    for workload in workloads:
+        require("-" not in workload.name, f"has full rows: the workload is TxB, not {workload.name}")
+    for dtype in settings.dtypes:
+        require(dtype in MIXED_PRECISION, f"is in {' or '.join(MIXED_PRECISION)}, not in {dtype}")
+    peers = [peer for peer in settings.peers if peer in PRETRAINING_PEERS]
+    require(bool(peers), f"has no peers but {' and '.join(PRETRAINING_PEERS)}")
+    require(
+        settings.device == "cpu" or torch.cuda.device_count() == 1,
+        "is of one GPU, and the Trainer would take all; set CUDA_VISIBLE_DEVICES=0",
     )
-    features, rate = made.features(), ([probability], 0, settings.repeats + 1)
-    masking = Masking(made.vocab_size, "whole_word", mask_replace_prob=1, random_replace_prob=0)
-    ours = MicroBatches(RowStream({"made": made}), masking, rate, rows, np.full(settings.repeats + 1, rows), seed=0)
-    numbers = iter(range(len(ours)))
-
-    def timed(function):
-        started = time.perf_counter()
-        batch = function()
-        return time.perf_counter() - started, batch
-
-    def our_turn():
-        return timed(lambda: ours[next(numbers)])
-
-    def peer_turn():
-        return timed(lambda: collator(features))
-
-    shares = [float((turn()[1]["labels"] != IGNORE_INDEX).float().mean()) for turn in (our_turn, peer_turn)]  # the warm-up
-    our_seconds, peer_seconds, runs = take_turns(our_turn, peer_turn, settings.repeats, settings.seconds)
-    return {
-        "rows": rows,
-        "seq_len": seq_len,
-        "ratio": round(peer_seconds / our_seconds, 2),
-        "our_tokens_per_second": round(rows * seq_len / our_seconds),
-        "peer_tokens_per_second": round(rows * seq_len / peer_seconds),
-        "our_masked_share": round(shares[0], 4),
-        "peer_masked_share": round(shares[1], 4),
-        "runs": runs,
-        "transformers": transformers.__version__,
-    }
+    return list(product(workloads, ["pretraining"], settings.dtypes, peers))
 
 
 def main(settings: Settings) -> dict:
@@ -582,7 +462,11 @@ def main(settings: Settings) -> dict:
     device = settings.device
     settings.dtypes = settings.dtypes or DTYPES[device]
     shape_name = settings.shape if settings.shape != "auto" else {"cpu": "12x768", "cuda": "28x1024"}[device]
+    modes = [mode for mode in settings.modes if mode in ("inference", "training")]
     workloads = [Workload.parse(name) for name in settings.workload or WORKLOADS[device]]
+    jobs = list(product(workloads, modes, settings.dtypes, settings.peers))
+    if "pretraining" in settings.modes:
+        jobs += pretraining_jobs(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     shape = SHAPES[shape_name]
@@ -598,7 +482,7 @@ def main(settings: Settings) -> dict:
     for name, rate in rates.items():
         print(f"matrix product in {name}: {rate / 1e12:.3f} TFLOP/s", file=sys.stderr)
     print(
-        f"\n{'workload':<18}{'mode':<10}{'dtype':<9}{'peer':<30}{'ours ms':>11}{'peer ms':>11}{'ratio':>8}{'% floor':>8}"
+        f"\n{'workload':<18}{'mode':<12}{'dtype':<9}{'peer':<30}{'ours ms':>11}{'peer ms':>11}{'ratio':>8}{'% floor':>8}"
         f"{'our MiB':>9}{'peer MiB':>9}",
         file=sys.stderr,
     )
@@ -610,7 +494,7 @@ def main(settings: Settings) -> dict:
         "compiled": settings.compile,
         "correctness": checks,
         "matmul_flops_per_second": rates,
-        "lengths": {workload.name: workload.lengths for workload in workloads if len(set(workload.lengths)) > 1},
+        "lengths": {workload.name: workload.lengths for workload, *_ in jobs if len(set(workload.lengths)) > 1},
         "rows": [],
         "curve": [],
         "ratio": {},
@@ -620,19 +504,17 @@ def main(settings: Settings) -> dict:
         result[kind].append(row)
         write_json(results_dir / f"throughput-{device}.json", result)  # each time: a run is long
 
-    modes = [mode for mode in settings.modes if mode != "curve"]
-    jobs = list(product(workloads, modes, settings.dtypes, settings.peers))
     with tqdm(jobs, unit=" comparisons", leave=False) as progress:
         for workload, mode, dtype, peer in progress:
             progress.set_postfix_str(f"{workload.name} {mode} {dtype} {peer}")
-            row = compare(peer, workload, dtype, mode == "training", shape, settings)
-            # A backward is two forwards' worth of matrix products.
-            flops = workload.flops(shape) * (3 if mode == "training" else 1)
+            row = compare(peer, workload, dtype, mode, shape, settings)
             if "ratio" in row:
-                row |= {"flops": flops, "floor_seconds": flops / rates[dtype]}
+                row["floor_seconds"] = row["flops"] / rates[dtype]
                 row["flop_utilisation"] = round(row["floor_seconds"] / row["our_seconds"], 3)
+                if "peer_flops" in row:
+                    row["peer_flop_utilisation"] = round(row["peer_flops"] / rates[dtype] / row["peer_seconds"], 3)
                 result["ratio"][f"{workload.name} {mode} {dtype} {peer}"] = row["ratio"]
-            progress.write(show(row, flops / rates[dtype]), file=sys.stderr)
+            progress.write(show(row), file=sys.stderr)
             keep("rows", row)
 
     for row in measure_curve(shape, settings) if "curve" in settings.modes else ():

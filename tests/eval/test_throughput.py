@@ -12,6 +12,7 @@ from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import throughput
 from zh_modernbert.eval.throughput import Settings, Workload, check_backends
+from zh_modernbert.eval.training_speed import MadeRows
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.flops import encoder_flops
 
@@ -114,7 +115,7 @@ def test_the_curve_leaves_out_what_takes_too_long(tiny, tmp_path):
 
 def test_collators_mask_words_whole_in_the_same_rows():
     """Where transformers sees words, and how many tokens both mask."""
-    made = throughput.MadeRows(4, 512)
+    made = MadeRows(4, 512)
     collator = DataCollatorForLanguageModeling
     for (input_ids, word_starts, bounds), features in zip(made.rows, made.features(), strict=True):
         assert features["input_ids"] == input_ids.tolist()

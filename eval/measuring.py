@@ -1,0 +1,74 @@
+"""How speed and memory are measured here: texts of real lengths, turns, peaks, and the rate of the device's matrix product."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from itertools import accumulate
+
+import numpy as np
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines would stand between those of a table
+
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+# Lengths of real texts, in tokens of 1.4 characters, at the middle of each tenth of them, the shortest first.
+LENGTHS = {
+    # C3's mixed development set: passage, question and longest choice; 1,991 questions. At most 512: 44% of 512 in the mean.
+    "questions": (33, 55, 82, 113, 184, 230, 283, 335, 402, 530),
+    # Chinese Wikipedia, 851 articles. At most 512: 58% of 512 in the mean.
+    "articles": (98, 121, 146, 176, 217, 288, 385, 576, 902, 2151),
+    # Mixed pretraining text, 58,873 documents of 52 sources in both scripts. At most 8,192: 23% of 8,192 in the mean.
+    "documents": (142, 252, 372, 518, 731, 1035, 1565, 2489, 4331, 8578),
+}
+
+
+def lengths_at(kind: str, quantiles: np.ndarray) -> np.ndarray:
+    """Tokens of the texts of a kind that stand at `quantiles`, from 0 to 1, when all are sorted by length."""
+    return np.rint(np.interp(quantiles, (np.arange(10) + 0.5) / 10, LENGTHS[kind])).astype(int)
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(function: Callable, device: str) -> int:
+    """Bytes of tensors that a call holds at its peak, beyond what is held before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
+
+
+def matmul_rate(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of this device's matrix product, the best of some shapes and runs."""
+    best = 0.0
+    size = 8192 if device == "cuda" else 2048
+    for rows, inner, columns in ((size, 768, 2304), (size, size, size), (size, 1024, 5248)):
+        left, right = torch.randn(rows, inner, device=device).to(dtype), torch.randn(columns, inner, device=device).to(dtype)
+        for _ in range(10):
+            synchronize(device)
+            started = time.perf_counter()
+            F.linear(left, right)
+            synchronize(device)
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def take_turns(ours: Callable, peer: Callable, repeats: int, seconds: float) -> tuple[float, float, int]:
+    """Median seconds of both, and how often each ran: in turn, every second time the peer first."""
+    times, started = ([], []), time.perf_counter()
+    for turn in range(repeats):
+        for side in (0, 1) if turn % 2 else (1, 0):
+            times[side].append((ours, peer)[side]()[0])
+        if time.perf_counter() - started > seconds:
+            break
+    return statistics.median(times[0]), statistics.median(times[1]), len(times[0])
