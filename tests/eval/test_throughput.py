@@ -3,16 +3,13 @@
 import json
 from itertools import product
 
-import numpy as np
 import pytest
 import torch
-from transformers import DataCollatorForLanguageModeling
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import throughput
 from zh_modernbert.eval.throughput import Settings, Workload, check_backends
-from zh_modernbert.eval.training_speed import MadeRows
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.flops import encoder_flops
 
@@ -111,24 +108,6 @@ def test_the_curve_leaves_out_what_takes_too_long(tiny, tmp_path):
     assert "peer_seconds" in first
     assert "peer_seconds" not in second
     assert second["our_seconds"] > 0
-
-
-def test_collators_mask_words_whole_in_the_same_rows():
-    """Where transformers sees words, and how many tokens both mask."""
-    made = MadeRows(4, 512)
-    collator = DataCollatorForLanguageModeling
-    for (input_ids, word_starts, bounds), features in zip(made.rows, made.features(), strict=True):
-        assert features["input_ids"] == input_ids.tolist()
-        assert bounds[0] == 0
-        assert np.diff(bounds).min() >= 3, "a document has a token between [CLS] and [SEP]"
-        offsets, special = np.array([features["offset_mapping"]]), np.array([features["special_tokens_mask"]])
-        word_ids, inside = collator._calc_word_ids_and_prob_mask(offsets, special)
-        assert ((special[0] == 1) == (word_ids[0] == -1)).all()
-        assert ((special[0] == 0) & (word_starts == 1) == ~inside[0]).all()
-    result = throughput.compare_collators(4, 512, Settings(repeats=1))
-    assert result["ratio"] == pytest.approx(result["our_tokens_per_second"] / result["peer_tokens_per_second"], rel=0.01)
-    for side in ("our", "peer"):
-        assert result[f"{side}_masked_share"] == pytest.approx(0.3, abs=0.05)
 
 
 def test_the_collator_is_measured_alone():
