@@ -274,11 +274,17 @@ def _varlen_attention_runs(query, dropout) -> bool:
     return varlen_attn is not None and half_on_cuda and size_fits and not dropout and _is_ampere_or_newer(query.device)
 
 
+def _copy_to_keep(value):
+    """What the kernels keep for the backward pass: a view of them would hold queries and keys, before they turned, too."""
+    return value.contiguous() if value.requires_grad else value
+
+
 def sdpa_attention(module, query, key, value, layout, half_window, dropout):
     """PyTorch's best exact kernel: varlen FlashAttention on CUDA in half precision, else SDPA on blocks or documents."""
     if _varlen_attention_runs(query, dropout):
         window = (-1, -1) if half_window is None else (half_window, half_window)
         cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
+        value = _copy_to_keep(value)
         return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=window), None
     if not layout.exported:
         return _attention_by_lengths(module, query, key, value, layout, half_window, dropout), None
@@ -313,7 +319,7 @@ def flash_attention(module, query, key, value, layout, half_window, dropout):
     window = (-1, -1) if half_window is None else (half_window, half_window)
     cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
     output = flash_attn_varlen_func(
-        query, key, value, cu_seqlens, cu_seqlens, longest, longest,
+        query, key, _copy_to_keep(value), cu_seqlens, cu_seqlens, longest, longest,
         dropout_p=dropout, window_size=window, deterministic=module.config.deterministic_flash_attn,
     )  # fmt: skip
     return output, None
@@ -427,9 +433,17 @@ class ZhModernBertMLP(nn.Module):
         self.act = ACT2FN[config.hidden_activation]
         self.drop = nn.Dropout(config.mlp_dropout)
         self.Wo = build_linear(config, config.intermediate_size, config.hidden_size, config.mlp_bias)
+        # Whether the backward pass computes what lies between the two products again, for a quarter of a layer's memory.
+        self.recompute = False
 
     def forward(self, hidden_states):
-        states, gate = self.Wi(hidden_states).chunk(2, dim=-1)
+        states = self.Wi(hidden_states)
+        if self.recompute and self.training:
+            return checkpoint(self.project_down, states, use_reentrant=False, preserve_rng_state=self.drop.p > 0)
+        return self.project_down(states)
+
+    def project_down(self, states):
+        states, gate = states.chunk(2, dim=-1)
         return self.Wo(self.drop(self.act(states) * gate))
 
 
@@ -493,7 +507,8 @@ class ZhModernBertPredictionHead(nn.Module):
         self.norm = build_norm(config)
 
     def forward(self, hidden_states):
-        return self.norm(self.act(self.dense(hidden_states)))
+        hidden_states = self.act(self.dense(hidden_states))
+        return self.norm(hidden_states.to(self.norm.weight.dtype))  # under autocast it would take a slow path
 
 
 class ZhModernBertPreTrainedModel(PreTrainedModel):

@@ -245,6 +245,45 @@ def test_gradient_checkpointing_gives_the_same_gradients(monkeypatch):
     assert_same_gradients(found[1], found[0], 1e-6)
 
 
+class CountProducts(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.products += function in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_recomputed_mlps_give_the_same_gradients_and_keep_less(dropout):
+    """Without a matrix product more, and with the same tokens dropped."""
+    batch, found = pad(make_documents((9, 30))), []
+    for recompute in (False, True):
+        model, kept = build(mlp_dropout=dropout).train(), {}
+        for layer in model.model.layers:
+            layer.mlp.recompute = recompute
+        parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+        def keep(tensor, parameters=parameters, kept=kept):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        torch.manual_seed(0)
+        with CountProducts() as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(**batch, labels=batch["input_ids"]).loss
+            bytes_kept = sum(kept.values())
+            loss.backward()
+        found.append((gradients(model), counter.products, bytes_kept))
+    (plain, products, most), (ours, same, less) = found
+    assert_same_gradients(ours, plain, 1e-6)
+    assert same == products
+    config, tokens = model.config, int(batch["attention_mask"].sum())
+    assert most - less >= 2 * 4 * config.num_hidden_layers * tokens * config.intermediate_size  # gate's product and factor
+
+
 # --- pads -------------------------------------------------------------------------------------------------------------
 
 

@@ -98,7 +98,12 @@ class Settings(BaseSettings):
     # Running.
     mixed_precision: str = setting("no", "no computes in float32", ("no", "bf16"))
     attn_implementation: str = setting("sdpa", "attention backend")
-    gradient_checkpointing: bool = setting(False, "recompute layers in the backward pass, for less memory")
+    gradient_checkpointing: str = setting(
+        "none",
+        "what the backward pass computes again, for less memory: what the MLPs have between their products, or whole layers",
+        ("none", "mlp", "layers"),
+        running=True,
+    )
     compile: bool = setting(False, "torch.compile the layers; wants a C compiler")
     num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
@@ -542,8 +547,10 @@ def main(settings: Settings) -> dict | None:
         write_json(output_dir / "settings.json", dataclasses.asdict(settings))
 
     model.to(accelerator.device).train()
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing == "layers":
         model.gradient_checkpointing_enable()
+    for layer in model.model.layers:
+        layer.mlp.recompute = settings.gradient_checkpointing == "mlp"
     betas = (settings.adam_beta1, settings.adam_beta2)
     optimizer = build_optimizer(
         settings.optimizer,

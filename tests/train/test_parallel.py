@@ -160,7 +160,10 @@ def test_processes_have_the_gradients_of_one(make, noted_gradients, rows, accumu
 
 def test_shards_compute_what_one_process_does(make):
     """FSDP2 with accumulation, gradients clipped and layers recomputed; its checkpoint is one of DDP's too."""
-    one, shards = make("one", max_grad_norm=0.5), two_processes(make("shards", max_grad_norm=0.5, gradient_checkpointing=True))
+    one, shards = (
+        make("one", max_grad_norm=0.5),
+        two_processes(make("shards", max_grad_norm=0.5, gradient_checkpointing="layers")),
+    )
     pretrain.main(one)
     launch("fsdp2", shards, (2,))
     assert_same_run(shards, one)
@@ -191,7 +194,8 @@ def test_matrices_that_do_not_divide_are_sharded_too(make, stages, tmp_path, opt
 
 def test_shards_within_a_machine_and_replicas_between(make):
     one = make("one", max_steps=2)
-    both = dataclasses.replace(one, output_dir=f"{one.output_dir}_nodes", per_device_batch_size=2)
+    changes = {"per_device_batch_size": 2, "gradient_checkpointing": "mlp"}
+    both = dataclasses.replace(one, output_dir=f"{one.output_dir}_nodes", **changes)
     pretrain.main(one)
     sizes = ["--parallelism_config_dp_replicate_size", "2", "--parallelism_config_dp_shard_size", "2"]
     launch("nodes", both, (2, 2), *sizes)
