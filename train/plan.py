@@ -6,10 +6,10 @@ import numpy as np
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.checkpoint import Rotation
-from zh_modernbert.train.dataloader import rows_of_updates
+from zh_modernbert.train.files import read_json
 from zh_modernbert.train.flops import training_flops
 from zh_modernbert.train.masking import mlm_probability_at
-from zh_modernbert.train.row_stream import BLOCK, PackedStream
+from zh_modernbert.train.row_stream import PackedStream
 
 BYTES_PER_WEIGHT = 4  # float32, whatever the precision of the computation
 BYTES_PER_STATE = 12  # of a checkpoint: the weight and the optimizer's two moments
@@ -27,7 +27,8 @@ def plan(
     """What `--dry_run` prints; what depends on something that is not known yet is None.
 
     Operations in all depend on the lengths of documents, of which the data's mean is known: `flops` is what documents of that
-    length all take, the least there can be; `flops_at_most` what rows of one document each would.
+    length all take, the least there can be; `flops_at_most` what rows of one document each would. Before the data is there,
+    rows are taken to be full, of one document, and the vocabulary to have the usual size: see `assumed`.
 
     Args:
         settings: of train/pretrain.py. model: without memory for its weights. stream: the data.
@@ -40,26 +41,24 @@ def plan(
         "updates": len(steps),
         **dict.fromkeys(("rows_per_update", "rows", "tokens_per_update", "tokens", "epochs", "hours")),
         **dict.fromkeys(("parameters", "embedding_share", "flops", "flops_at_most", "checkpoint_bytes", "disk_bytes")),
+        "assumed": {},
     }
+    tokens_per_row, documents_per_row = s.seq_len, 1.0
+    if stream:
+        tokens_per_row, documents_per_row = stream.mean("tokens"), stream.mean("documents")
+    else:
+        if tokens_per_row:
+            found["assumed"] |= {"tokens_per_row": tokens_per_row, "documents_per_row": documents_per_row}
+        if model and "vocab_size" not in read_json(s.model_config or f"{s.init_from}/config.json"):
+            found["assumed"]["vocab_size"] = model.config.vocab_size
     if rows_per_update is not None:
         found["rows_per_update"], found["rows"] = int(rows_per_update[-1]), int(rows_per_update[first_step:].sum())
-    if stream:
-        folders, shares = stream.folders, stream.block_rows / BLOCK
-        tokens_per_row, documents_per_row = (
-            sum(share * getattr(folder, field) / len(folder) for folder, share in zip(folders.values(), shares, strict=True))
-            for field in ("tokens", "documents")
-        )
         found["tokens_per_update"] = round(found["rows_per_update"] * tokens_per_row)
         found["tokens"] = round(found["rows"] * tokens_per_row)
-        found["epochs"] = {
-            name: round(found["rows"] * share / len(folder), 4)
-            for (name, folder), share in zip(folders.items(), shares, strict=True)
-        }
-    elif s.tokens_per_update:  # as if rows were full
-        sizes = rows_of_updates(s.tokens_per_update, s.max_steps, s.num_batch_warmup_steps, s.warmup_batch_ratio)
-        found["tokens_per_update"], found["tokens"] = s.tokens_per_update, int(sizes[first_step:].sum())
-    if found["tokens"] and s.tokens_per_second:
-        found["hours"] = round(found["tokens"] / s.tokens_per_second / 3600, 2)
+        if s.tokens_per_second:
+            found["hours"] = round(found["tokens"] / s.tokens_per_second / 3600, 2)
+    if stream:
+        found["epochs"] = {name: round(found["rows"] * share, 4) for name, share in stream.epochs_per_row().items()}
     if model:
         found["parameters"] = parameters = model.num_parameters()
         found["embedding_share"] = round(model.get_input_embeddings().weight.numel() / parameters, 4)
@@ -67,7 +66,7 @@ def plan(
         # A new checkpoint is whole before the oldest one goes.
         checkpoints = len(rotation.kept([step for step in steps if step and rotation.due(step)])) + 1
         found["disk_bytes"] = checkpoints * found["checkpoint_bytes"] + BYTES_PER_WEIGHT * parameters
-    if model and stream:
+    if model and rows_per_update is not None:
         rate = (s.mlm_probability, s.num_warmup_steps, s.max_steps)
         masked_rows = sum(int(rows_per_update[step]) * mlm_probability_at(step, *rate) for step in steps)
         for name, documents in (("flops", found["rows"] * documents_per_row), ("flops_at_most", found["rows"])):

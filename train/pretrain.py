@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     )
     resume_from: str = setting("", "checkpoint of another run to go on from, such as the last one before its decay")
     mixture: dict[str, float] = setting({}, "packed folder in data_dir -> its share of the rows of every update")
+    seq_len: int = setting(0, "most tokens of a row that data_dir has to be packed with; 0: any", least=0)
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
     max_steps: int = setting(1000, "updates", least=1)
@@ -459,13 +460,18 @@ def seed_update(seed: int, step: int, process: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
 
 
-def check_processes(settings: Settings, rows: int, num_processes: int) -> None:
+def check_rows(settings: Settings, rows: PackedStream, num_processes: int) -> None:
     """
     Raises:
-        InputError: there is not a row for each process.
+        InputError: they are of another length than the settings say, or there is not one for each process.
     """
-    if num_processes > rows:
-        raise InputError(f"{settings.data_dir}: {rows} rows for {num_processes} processes; start fewer, or pack more text")
+    if settings.seq_len not in (0, rows.seq_len):
+        raise InputError(
+            f"{settings.data_dir}: packed with seq_len {rows.seq_len}, but this run is to have {settings.seq_len}; "
+            f"pack with --seq_len {settings.seq_len}, or choose another preset"
+        )
+    if num_processes > len(rows):
+        raise InputError(f"{settings.data_dir}: {len(rows)} rows for {num_processes} processes; start fewer, or pack more text")
 
 
 def dry_run(settings: Settings) -> dict | None:
@@ -475,19 +481,19 @@ def dry_run(settings: Settings) -> dict | None:
     if Path(settings.data_dir).exists():
         rows = PackedStream(settings.data_dir, settings.mixture)
         tokenizer = load_tokenizer(rows.tokenizer_dir)
-        check_processes(settings, len(rows), num_processes)
+        check_rows(settings, rows, num_processes)
     if settings.model_config:
-        config = read_model_config(settings.model_config, rows.vocab_size if rows else 64, tokenizer)
-        if not rows and "vocab_size" not in read_json(settings.model_config):
-            config = None  # the data will tell; the other fields are checked
+        vocab_size = rows.vocab_size if rows else ZhModernBertConfig().vocab_size
+        config = read_model_config(settings.model_config, vocab_size, tokenizer)
     elif Path(settings.init_from).exists():
         folder = require_model(settings, rows.tokenizer) if rows else require_folder(settings.init_from, "config.json")
         config = ZhModernBertConfig.from_pretrained(folder)
     if config:
         with torch.device("meta"):
             model = ZhModernBertForMaskedLM(config)
-    if rows or not settings.tokens_per_update:
-        sizes = rows_per_update(settings, rows.seq_len if rows else 0, num_processes)
+    if seq_len := rows.seq_len if rows else settings.seq_len:
+        sizes = rows_per_update(settings, seq_len, num_processes)
+        micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if rows and model:
         fit_config(settings, model.config, rows)
         claim_output(Path(settings.output_dir), run_identity(settings, model, rows))
@@ -495,12 +501,11 @@ def dry_run(settings: Settings) -> dict | None:
             first_step = start["step"]
         if settings.validation_dir:
             Validation(settings, rows, tokenizer, model.config)
-        micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if os.environ.get("RANK", "0") != "0":
         return None
     for path in (settings.data_dir, settings.init_from):
         if path and not Path(path).exists():
-            print(f"{path}: not there yet; what depends on it is null", file=sys.stderr)
+            print(f"{path}: not there yet; see 'assumed', and what depends on more is null", file=sys.stderr)
     return plan(settings, model, rows, sizes, rotation_of(settings), first_step, num_processes)
 
 
@@ -512,7 +517,7 @@ def main(settings: Settings) -> dict | None:
     rows = PackedStream(settings.data_dir, settings.mixture)
     tokenizer = load_tokenizer(rows.tokenizer_dir)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision)
-    check_processes(settings, len(rows), accelerator.num_processes)
+    check_rows(settings, rows, accelerator.num_processes)
     main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
     torch.manual_seed(settings.seed)
     model = build_model(settings, rows, tokenizer)

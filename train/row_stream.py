@@ -119,3 +119,15 @@ class PackedStream(RowStream):
         self.seq_len, self.vocab_size, self.tokenizer = first.seq_len, first.vocab_size, first.tokenizer
         self.tokenizer_dir = first.tokenizer_dir
         self.content = sha256(" ".join(rows.content for rows in packed.values()).encode()) if mixture else first.content
+
+    def mean(self, field: str) -> float:
+        """`documents` or `tokens` of a row of the stream, in the mean."""
+        means = [getattr(rows, field) / len(rows) for rows in self.folders.values()]
+        return float(np.dot(means, self.block_rows) / BLOCK)
+
+    def epochs_per_row(self) -> dict[str, float]:
+        """How much of an epoch of each folder a row of the stream is, in the mean."""
+        return {
+            name: int(rows) / BLOCK / len(folder)
+            for (name, folder), rows in zip(self.folders.items(), self.block_rows, strict=True)
+        }

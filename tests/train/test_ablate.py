@@ -106,7 +106,7 @@ def test_the_preset_varies_one_thing_at_a_time(monkeypatch):
     assert changed["all_global"] == {"model_config"}
     assert changed["wsd"] == {"schedule", "warmup_lr_ratio", "num_decay_steps"}
     two, more = runs["stage_two"], runs["more_of_stage_one"]
-    assert {field for field in two if two[field] != more[field]} == {"data_dir"}  # and the rows that make an update
+    assert {field for field in two if two[field] != more[field]} == {"data_dir", "seq_len"}  # and the rows that make an update
     assert two["init_from"] == f"{preset.output_dir}/system_a-1/model"
     models = [json.loads(Path(name).read_text()) for name in (first["model_config"], runs["all_global"]["model_config"])]
     assert models[0] | {"global_attn_every_n_layers": 1} == models[1]

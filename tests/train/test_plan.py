@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -60,8 +59,10 @@ def test_growing_updates_and_kept_checkpoints_are_counted(make, stages):
     rows = len(pretrain.PackedStream(stages / "packed", {}))
     assert plan["epochs"] == {str(stages / "packed"): pytest.approx(plan["rows"] / rows, abs=1e-4)}
     changes |= {"tokens_per_update": 8 * 128, "tokens_per_second": 10.0}
-    before, there = (pretrain.main(make(data_dir=folder, **changes)) for folder in ("nowhere", str(stages / "packed")))
-    assert (before["rows"], before["tokens"], there["rows"]) == (None, 145 * 128, 145)
+    before, there = (
+        pretrain.main(make(data_dir=folder, seq_len=128, **changes)) for folder in ("nowhere", str(stages / "packed"))
+    )
+    assert (before["rows"], before["tokens"], there["rows"]) == (145, 145 * 128, 145)
     assert before["hours"] == pytest.approx(there["hours"], rel=0.02)
 
 
@@ -86,15 +87,20 @@ def test_work_lies_between_that_of_even_documents_and_of_whole_rows(make, stages
 
 
 def test_before_the_data_is_there(make, stages, tmp_path, capsys):
-    settings = make(data_dir=str(tmp_path / "nowhere"))
-    plan = pretrain.main(settings)
-    assert (plan["rows"], plan["tokens"], plan["flops"], plan["parameters"]) == (16, None, None, None)
-    assert f"{settings.data_dir}: not there yet" in capsys.readouterr().err
-    fields = json.loads(Path(settings.model_config).read_text()) | {"vocab_size": 512}
+    nowhere = str(tmp_path / "nowhere")
+    unknown = pretrain.main(make(data_dir=nowhere))
+    assert (unknown["rows"], unknown["tokens"], unknown["flops"]) == (None, None, None)
+    assert unknown["assumed"] == {"vocab_size": 32768}
+    assert f"{nowhere}: not there yet" in capsys.readouterr().err
+    fields = json.loads((stages / "model.json").read_text()) | {"vocab_size": 512}
     (tmp_path / "whole.json").write_text(json.dumps(fields))
-    known = pretrain.main(make(data_dir=settings.data_dir, model_config=str(tmp_path / "whole.json")))
-    assert known["parameters"] == pretrain.main(make())["parameters"]
-    assert known["tokens"] is None
+    known = pretrain.main(make(data_dir=nowhere, seq_len=128, model_config=str(tmp_path / "whole.json")))
+    there = pretrain.main(make())
+    assert known["assumed"] == {"tokens_per_row": 128, "documents_per_row": 1.0}
+    assert there["assumed"] == {}
+    assert (known["parameters"], known["rows"]) == (there["parameters"], there["rows"])
+    assert known["tokens"] == pytest.approx(there["tokens"], rel=0.02)
+    assert known["flops"] == known["flops_at_most"] == pytest.approx(there["flops_at_most"], rel=0.04)
     stage_two = pretrain.main(make(model_config="", init_from=str(tmp_path / "model")))
     assert (stage_two["parameters"], stage_two["tokens"] > 0) == (None, True)
     assert {path.name for path in tmp_path.iterdir()} == {"whole.json"}
@@ -118,6 +124,8 @@ def test_what_the_run_refuses(make, tmp_path, stages):
     with pytest.raises(InputError, match="holds another run"):
         pretrain.main(make(max_steps=1, seed=1))
     assert pretrain.main(make(max_steps=1))["updates"] == 1  # its own
+    with pytest.raises(InputError, match="packed with seq_len 128, but this run is to have 1024"):
+        pretrain.main(make(seq_len=1024))
     with pytest.raises(InputError, match="validation_dir"):
         pretrain.main(make(output_dir="elsewhere", validation_dir=str(stages / "packed")))
 

@@ -25,10 +25,9 @@ def stages(system: str) -> list[pretrain.Settings]:
 
 
 def tokens_per_update(settings: pretrain.Settings) -> int:
-    seq_len = int(Path(settings.data_dir).name.removeprefix("packed_"))
-    rows = pretrain.rows_per_update(settings, seq_len, 8)
+    rows = pretrain.rows_per_update(settings, settings.seq_len, 8)
     assert pretrain.micro_batches_of_updates(rows, settings.per_device_batch_size, 8).all()  # can be shared by 8 GPUs
-    return int(rows[-1]) * seq_len
+    return int(rows[-1]) * settings.seq_len
 
 
 def model_of(system: str) -> ZhModernBertConfig:
@@ -41,6 +40,7 @@ def test_stage_two_goes_on_from_stage_one(system):
     assert two.init_from == f"{one.output_dir}/model"
     assert (Path(one.data_dir).parent, Path(one.data_dir).name) == (Path(two.data_dir).parent, "packed_1024")
     assert Path(two.data_dir).name == "packed_8192"
+    assert (one.seq_len, two.seq_len) == (1024, 8192)
     assert {name: getattr(one, name) for name in SHARED} == {name: getattr(two, name) for name in SHARED}
     assert two.learning_rate < one.learning_rate
     assert two.mlm_probability == one.mlm_probability[-1:]

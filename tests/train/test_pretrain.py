@@ -853,6 +853,7 @@ def refused(settings: pretrain.Settings) -> str:
         ({"max_steps": 0}, "max_steps"),
         ({"per_device_batch_size": 0}, "per_device_batch_size"),
         ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps"),
+        ({"seq_len": 256}, "packed with seq_len 128, but this run is to have 256"),
         ({"tokens_per_update": 1000}, "multiple of the rows' 128 tokens"),
         ({"tokens_per_update": 1024, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
         ({"warmup_batch_ratio": 1.5}, "warmup_batch_ratio"),
