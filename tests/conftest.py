@@ -1,5 +1,6 @@
 """Small things that tests share: text they make themselves, and each stage's output for it, made once a session."""
 
+import gc
 import json
 import os
 import random
@@ -65,6 +66,12 @@ def run_script(script: str, *arguments, check: bool = True, **environment) -> su
 
 def last_json(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def pytest_collection_finish():
+    """Each Trainer and Accelerator collects garbage at its end, most of whose time went over what imports made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
