@@ -15,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # threads only slow tiny models down
 import opencc
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from zh_modernbert.train import encode, pack, train_tokenizer
 from zh_modernbert.train.files import write_corpus
@@ -86,6 +87,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def unrendered_plots():
+    """Plots are made and written as ever, but as files of nothing: to render one takes longer than tens of tiny updates."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda figure, path, **options: Path(path).write_bytes(b""))
+        yield
 
 
 @pytest.fixture(scope="session")

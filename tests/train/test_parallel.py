@@ -22,7 +22,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer
 from zh_modernbert.train import pretrain
 from zh_modernbert.train.checkpoint import checkpoints
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "unrendered_plots")
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "train" / "configs" / "accelerate"

@@ -31,7 +31,7 @@ from zh_modernbert.train.checkpoint import checkpoints, step_of
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.row_stream import PackedStream
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "unrendered_plots")
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = {
