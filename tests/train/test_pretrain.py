@@ -210,7 +210,7 @@ def test_sigkill_leaves_no_trace(make, monkeypatch):
     broken.model_config = unbroken.model_config  # it is one of the things that make a run
     for settings in (unbroken, broken):
         settings.gradient_accumulation_steps = 2
-    pretrain.main(unbroken)
+    pretrain.main(dataclasses.replace(unbroken, save_steps=160))
     folder, generator = Path(broken.output_dir) / "checkpoints", random.Random(0)
     torn = 0
     with monkeypatch.context() as patch:  # slowly where a kill is to fall, which changes no number
