@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # threads only slow tiny models down
 
+import multiprocess
 import opencc
 import pytest
 import torch
@@ -20,6 +21,8 @@ from matplotlib.figure import Figure
 from zh_modernbert.train import encode, pack, train_tokenizer
 from zh_modernbert.train.files import write_corpus
 
+# What the workers of the corpus stages are forked from has what is slow to import, and nothing of this project.
+multiprocess.set_forkserver_preload(["datatrove.executor.local", "opencc", "transformers"])
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS = ["老师", "学生", "工程师", "我们的邻居", "图书馆", "这家公司", "软件开发人员", "中国代表团", "气象台"]
 VERBS = ["研究", "讨论了", "正在准备", "发表", "认真地修改", "计划参加", "终于完成了", "怀疑"]
