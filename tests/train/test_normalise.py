@@ -73,12 +73,10 @@ def test_repair_leaves_alone_what_is_not_surely_broken(text):
     assert repair_encoding(text) == text
 
 
-# --- markup ---
+# --- one rule at a time ---
 
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+EXAMPLES = {
+    strip_html: [
         ("<p>一</p><p>二</p>", "\n一\n\n二\n"),
         ("一<br>二<br/>三<BR />四", "一\n二\n三\n四"),
         ('<a href="x?a=1&b=2">链接</a>', "链接"),
@@ -93,14 +91,7 @@ def test_repair_leaves_alone_what_is_not_surely_broken(text):
         ("用 <div> 元素包住它。", "用 <div> 元素包住它。"),
         ("std::vector<int> 与 List<String>，</p>", "std::vector<int> 与 List<String>，\n"),
     ],
-)
-def test_strip_html(text, expected):
-    assert strip_html(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+    strip_wiki: [
         ("[[北京]]是[[中华人民共和国|中国]]首都", "北京是中国首都"),
         ("[[File:a.jpg|thumb|[[北京]]街景]]正文[[分类:城市]][[Category:城市]][[檔案:b.png]]", "正文"),
         ("{{NoteTA|zh-hans:软件}}{{来源请求}}正文{{cite web|url=x|title=y}}", "正文"),
@@ -111,30 +102,13 @@ def test_strip_html(text, expected):
         ("{{ message }} 是模板变量，a == b", "{{ message }} 是模板变量，a == b"),
         ("s = '' + 'a'", "s = '' + 'a'"),
     ],
-)
-def test_strip_wiki(text, expected):
-    assert strip_wiki(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+    strip_bbcode: [
         ("[b]粗[/b][url=http://a.b]链接[/url]", "粗链接"),
         ("看图[img]http://a.b/c.jpg[/img]，[color=#ff0000][size=4]红[/size][/color]", "看图，红"),
         ("[attach]12345[/attach]下载", "下载"),
         ("a[i] = b[u]", "a[i] = b[u]"),
     ],
-)
-def test_strip_bbcode(text, expected):
-    assert strip_bbcode(text) == expected
-
-
-# --- characters and spaces ---
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+    normalise_unicode: [
         ("e\u0301", "é"),
         ("ＡＢｃ１２", "ABc12"),
         ("第１２頁", "第12頁"),
@@ -148,24 +122,8 @@ def test_strip_bbcode(text, expected):
         (PUNCTUATION, PUNCTUATION),
         ("𠮷野家𪚥㗎嘅😀🇹🇼𰻝", "𠮷野家𪚥㗎嘅😀🇹🇼𰻝"),
     ],
-)
-def test_normalise_unicode(text, expected):
-    assert normalise_unicode(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("  一   二 \n\n \n三 ", "一 二\n三"), ("一二", "一二"), ("\n\n", ""), ("", "")]
-)
-def test_normalise_whitespace(text, expected):
-    assert normalise_whitespace(text) == expected
-
-
-# --- references ---
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+    normalise_whitespace: [("  一   二 \n\n \n三 ", "一 二\n三"), ("一二", "一二"), ("\n\n", ""), ("", "")],
+    strip_urls: [
         ("見https://zh.wikipedia.org/wiki/%E4%B8%AD?a=1#b。完", "見。完"),
         ("见 www.example.com，好", "见 ，好"),
         ("文件（http://a.b/c）在此", "文件在此"),
@@ -174,14 +132,7 @@ def test_normalise_whitespace(text, expected):
         ('请看[文档](https://a.b/c "题")和![图](http://a.b/d.png)。', "请看文档和。"),
         ("FTP://A.B/c 与 ftp://x.y", " 与 "),
     ],
-)
-def test_strip_urls(text, expected):
-    assert strip_urls(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
+    strip_citations: [
         ("事實[1]。事实[23][註 4][来源请求]", "事實。事实"),
         ("说法［2］，又说[3][4]；[0-9]匹配数字，形状为[2, 3]", "说法，又说；[0-9]匹配数字，形状为[2, 3]"),
         ("历史[编辑]\n起源", "历史\n起源"),
@@ -190,9 +141,16 @@ def test_strip_urls(text, expected):
         ("数组a[1]与x[0][2]与区间[甲]与[1000]", "数组a[1]与x[0][2]与区间[甲]与[1000]"),
         ("x = [1]", "x = [1]"),
     ],
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "expected"),
+    [(rule, *example) for rule, examples in EXAMPLES.items() for example in examples],
+    ids=lambda value: getattr(value, "__name__", None),
 )
-def test_strip_citations(text, expected):
-    assert strip_citations(text) == expected
+def test_examples(rule, text, expected):
+    assert rule(text) == expected
 
 
 # --- all together ---
