@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,7 +19,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from zh_modernbert.train import encode, pack, train_tokenizer
+from tiny import TINY
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.train import encode, pack, publish, train_tokenizer
 from zh_modernbert.train.files import write_corpus
 
 # What the workers of the corpus stages are forked from has what is slow to import, and nothing of this project.
@@ -137,3 +141,19 @@ def held_out(stages, tmp_path_factory) -> str:
     encode.main(encode.Settings(**settings, output_dir=str(folder / "encoded")))
     pack.main(pack.Settings(input_dir=str(folder / "encoded"), output_dir=str(folder / "packed"), seq_len=256))
     return str(folder / "packed")
+
+
+@pytest.fixture(scope="session")
+def publish_random(stages, tmp_path_factory) -> Callable[..., Path]:
+    """`publish_random(name, **changes)`: a published folder of a tiny model, random, for texts of up to 128 tokens."""
+
+    def publish_random(name: str, **changes) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        torch.manual_seed(0)
+        shape = TINY | {"vocab_size": 512, "num_hidden_layers": 2, "max_position_embeddings": 128}
+        ZhModernBertForMaskedLM(ZhModernBertConfig(**shape | changes)).save_pretrained(folder / "model")
+        train_tokenizer.load_tokenizer(stages / "tokenizer").save_pretrained(folder / "model")
+        publish.main(publish.Settings(model_dir=str(folder / "model"), output_dir=str(folder / f"zh-{name}")))
+        return folder / f"zh-{name}"
+
+    return publish_random

@@ -6,12 +6,8 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
 
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import clue
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import publish, train_tokenizer
 from zh_modernbert.train.cli import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -31,22 +27,8 @@ FIELDS = {
 
 
 @pytest.fixture(scope="module")
-def model(stages, tmp_path_factory) -> str:
-    """A published folder with random weights, for texts of up to 128 tokens."""
-    folder = tmp_path_factory.mktemp("clue")
-    torch.manual_seed(0)
-    config = ZhModernBertConfig(
-        vocab_size=512,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-    )
-    ZhModernBertForMaskedLM(config).save_pretrained(folder / "model")
-    train_tokenizer.load_tokenizer(stages / "tokenizer").save_pretrained(folder / "model")
-    publish.main(publish.Settings(model_dir=str(folder / "model"), output_dir=str(folder / "zh-clue")))
-    return str(folder / "zh-clue")
+def model(publish_random) -> str:
+    return str(publish_random("clue"))
 
 
 def write_table(path: Path, count: int, seed: int, separator: str = "\t") -> Path:

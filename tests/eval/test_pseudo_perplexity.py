@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import publish, train_tokenizer
+from zh_modernbert.train import train_tokenizer
 from zh_modernbert.train.cli import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,24 +20,9 @@ TEXTS = ["今天天气很好。", "老师研究经济发展的问题，但是没
 
 
 @pytest.fixture(scope="module")
-def model_dir(stages, tmp_path_factory) -> Path:
-    """A published folder with random weights so large that its probabilities are far from even."""
-    folder = tmp_path_factory.mktemp("perplexity")
-    torch.manual_seed(0)
-    config = ZhModernBertConfig(
-        vocab_size=512,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        local_attention=8,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-    )
-    ZhModernBertForMaskedLM(config).save_pretrained(folder / "model")
-    train_tokenizer.load_tokenizer(stages / "tokenizer").save_pretrained(folder / "model")
-    publish.main(publish.Settings(model_dir=str(folder / "model"), output_dir=str(folder / "zh-perplexity")))
-    return folder / "zh-perplexity"
+def model_dir(publish_random) -> Path:
+    """With weights so large that its probabilities are far from even."""
+    return publish_random("perplexity", local_attention=8, initializer_range=0.3)
 
 
 @pytest.fixture(scope="module")

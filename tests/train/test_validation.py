@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tiny import TINY
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import encode, pack, train_tokenizer
@@ -22,15 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def config():
-    return ZhModernBertConfig(
-        vocab_size=512,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=256,
-        sparse_prediction=True,
-    )
+    shape = TINY | {"vocab_size": 512, "num_hidden_layers": 2, "max_position_embeddings": 256}
+    return ZhModernBertConfig(**shape, sparse_prediction=True)
 
 
 @pytest.fixture
