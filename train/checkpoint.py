@@ -7,6 +7,7 @@ three. Nothing is pickled. Order, masks and dropout are functions of row and upd
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -29,8 +30,9 @@ class DamagedError(InputError):
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted((output_dir / "checkpoints").glob("step-*"))
+    """The checkpoints of a run, oldest first; whatever else somebody put beside them is left alone."""
+    names = (output_dir / "checkpoints").glob("step-*")
+    return sorted(path for path in names if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
 
 
 def step_of(path: Path) -> int:

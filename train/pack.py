@@ -188,7 +188,7 @@ class PackedRows:
 
     Attributes:
         seq_len, vocab_size: of the rows, of the tokenizer. tokenizer: its fingerprint. tokenizer_dir: where it lies.
-        documents, tokens: how many there are, special tokens included.
+        documents, tokens: how many there are, of documents that were cut the pieces; special tokens included.
         content: a hash of all that is in the folder.
 
     Raises:
@@ -199,7 +199,7 @@ class PackedRows:
         manifest = load_manifest(folder, "pack")
         result, self.content, self.tokenizer_dir = manifest["result"], manifest["content"], Path(folder) / "tokenizer"
         self.seq_len, self.vocab_size, self.tokenizer = (result[name] for name in ("seq_len", "vocab_size", "tokenizer"))
-        self.documents, self.tokens = result["documents"], result["tokens"]
+        self.tokens = result["tokens"]
         dtypes = {
             "input_ids": ids_dtype(self.vocab_size),
             "word_starts": np.uint8,
@@ -211,6 +211,7 @@ class PackedRows:
             for path in sorted(Path(folder).glob("*/row_offsets.bin"))
         ]
         self.first_rows = np.cumsum([0, *(len(shard.row_offsets) - 1 for shard in self.shards)])
+        self.documents = sum(len(shard.document_offsets) - 1 for shard in self.shards)
 
     def __len__(self) -> int:
         return int(self.first_rows[-1])

@@ -17,9 +17,7 @@ for as many processes as are started, or as WORLD_SIZE says.
 
 import contextlib
 import ctypes
-import dataclasses
 import inspect
-import json
 import math
 import os
 import signal
@@ -38,17 +36,18 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.checkpoint import Rotation, load_checkpoint, newest_whole, save_checkpoint, verify, writing
-from zh_modernbert.train.cli import BaseSettings, InputError, recipe_of, run, setting
+from zh_modernbert.train.checkpoint import Rotation, load_checkpoint, newest_whole, save_checkpoint, writing
+from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches, micro_batches_of_updates, rows_of_updates
-from zh_modernbert.train.files import read_json, replacing, require_folder, sha256, write_json
+from zh_modernbert.train.files import read_json, replacing, require_folder, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
 from zh_modernbert.train.parallel import prepare, whole_model
 from zh_modernbert.train.plan import plan
 from zh_modernbert.train.row_stream import PackedStream
+from zh_modernbert.train.run_folder import check_output, claim_output, made_with, run_identity, start_of
 from zh_modernbert.train.schedules import build_schedule
-from zh_modernbert.train.tile import tile_model
+from zh_modernbert.train.tile import check_sizes, tile_model
 from zh_modernbert.train.tracking import TRACKERS, Log, check_trackers
 from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
 from zh_modernbert.train.validation import Validation
@@ -73,7 +72,7 @@ class Settings(BaseSettings):
     tokens_per_update: int = setting(0, "in place of gradient_accumulation_steps: tokens of full rows in an update", least=0)
     num_batch_warmup_steps: int = setting(0, "updates over which their rows grow to the full number", least=0)
     warmup_batch_ratio: float = setting(1.0, "where that starts, of the full number", least=0, most=1)
-    seed: int = setting(0, "of weights, order, masks and dropout", least=0)
+    seed: int = setting(0, "of weights, order, masks and dropout", least=0, most=2**63 - 1)
     # Masking.
     masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
     mlm_probability: list[float] = setting([0.3], "share of tokens masked; or start, peak after warm-up, and end")
@@ -86,16 +85,16 @@ class Settings(BaseSettings):
     adam_beta2: float = setting(0.95, "decay of the mean square", least=0, most=0.999999)
     adam_epsilon: float = setting(1e-8, "added to the root of the mean square", least=0)
     weight_decay: float = setting(0.1, "of matrices; norms and biases have none", least=0)
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", least=0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: they are not", least=0)
     # Schedule.
     schedule: str = setting("damped_cosine", "see train/schedules.py", ("damped_cosine", "warmup_stable_decay"))
     num_warmup_steps: int = setting(0, "updates of linear warm-up", least=0)
-    warmup_lr_ratio: float = setting(0.0, "where damped_cosine's warm-up starts, of learning_rate")
-    min_lr_ratio: float = setting(0.0, "where the schedule ends, of learning_rate")
+    warmup_lr_ratio: float = setting(0.0, "where damped_cosine's warm-up starts, of learning_rate", least=0, most=1)
+    min_lr_ratio: float = setting(0.0, "where the schedule ends, of learning_rate", least=0, most=1)
     num_decay_steps: int = setting(0, "warmup_stable_decay: updates of decay at the end", least=0)
     decay_type: str = setting("1-sqrt", "warmup_stable_decay: shape of the decay", ("linear", "cosine", "1-sqrt"))
     num_cycles: int = setting(1, "damped_cosine: valleys", least=1)
-    damping: float = setting(0.5, "damped_cosine: what is left of the peak at the end, of learning_rate")
+    damping: float = setting(0.5, "damped_cosine: what is left of the peak at the end, of learning_rate", least=0, most=1)
     # Running.
     mixed_precision: str = setting("no", "no computes in float32", ("no", "bf16"))
     attn_implementation: str = setting("sdpa", "attention backend")
@@ -152,9 +151,14 @@ def check(settings: Settings) -> None:
         s.num_warmup_steps + s.num_decay_steps <= s.max_steps,
         f"num_warmup_steps + num_decay_steps is more than max_steps ({s.max_steps})",
     )
-    wsd = s.schedule == "warmup_stable_decay"
-    require(wsd or not s.num_decay_steps, f"num_decay_steps is for schedule warmup_stable_decay, not {s.schedule}")
-    require(not wsd or not s.warmup_lr_ratio, f"warmup_lr_ratio is for schedule damped_cosine, not {s.schedule}")
+    require(s.num_batch_warmup_steps <= s.max_steps, f"num_batch_warmup_steps is more than max_steps ({s.max_steps})")
+    require(bool(s.num_batch_warmup_steps) or s.warmup_batch_ratio == 1, "warmup_batch_ratio needs num_batch_warmup_steps")
+    of_schedule = {"warmup_stable_decay": ("num_decay_steps", "decay_type"), "damped_cosine": ("num_cycles", "damping")}
+    of_schedule["damped_cosine"] += ("warmup_lr_ratio",)
+    for schedule, names in of_schedule.items():
+        for name in names:
+            is_default = getattr(s, name) == Settings.__dataclass_fields__[name].default
+            require(schedule == s.schedule or is_default, f"{name} is for schedule {schedule}, not {s.schedule}")
     require(not s.eval_steps or bool(s.validation_dir), "eval_steps needs a validation_dir")
     require(not s.tokens_per_second or s.dry_run, "tokens_per_second is stated for dry_run only")
     require(s.report_to == ["none"] or "none" not in s.report_to, "report_to: 'none' excludes the others")
@@ -187,25 +191,27 @@ def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokeniz
     return config
 
 
-def require_model(settings: Settings, tokenizer: str) -> Path:
+def require_model(settings: Settings, tokenizer: str | None) -> Path:
     """The folder `init_from`.
 
     Raises:
-        InputError: there is no model, or its tokenizer is not the data's, whose fingerprint is given.
+        InputError: there is no model of ours, or its tokenizer is not the data's, if that one's fingerprint is given.
     """
     folder = require_folder(settings.init_from, "config.json")
-    if fingerprint(folder) != tokenizer:
+    if (kind := read_json(folder / "config.json").get("model_type")) != ZhModernBertConfig.model_type:
+        raise InputError(f"{folder}: a model of type {kind!r}; make this project's of a stock ModernBERT with train/convert.py")
+    if tokenizer and fingerprint(folder) != tokenizer:
         raise InputError(f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer")
     return folder
 
 
-def fit_config(settings: Settings, config: ZhModernBertConfig, rows: PackedStream) -> None:
-    """Sets in `config` what this stage changes, and checks it against the data.
+def fit_model(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> None:
+    """Sets what this stage changes of a model, and checks it against the data.
 
     Raises:
-        InputError: vocabulary or length of the rows are more than the model has.
+        InputError: vocabulary or length of the rows are more than it has, or there is no such attention.
     """
-    source = settings.model_config or settings.init_from
+    config, source = model.config, settings.model_config or settings.init_from
     if rows.vocab_size > config.vocab_size:
         raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {rows.vocab_size} entries")
     if rows.seq_len > config.max_position_embeddings:
@@ -215,13 +221,17 @@ def fit_config(settings: Settings, config: ZhModernBertConfig, rows: PackedStrea
         )
     if settings.global_rope_theta:
         config.global_rope_theta = settings.global_rope_theta
+    try:
+        model.set_attn_implementation(settings.attn_implementation)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"attn_implementation: {' '.join(str(error).split())}") from error
 
 
 def load_model(folder: Path) -> ZhModernBertForMaskedLM:
     """The whole model in a folder, as float32.
 
     Raises:
-        InputError: it cannot be loaded, or lacks weights.
+        InputError: it cannot be loaded, lacks weights, or has some that are not finite.
     """
     try:
         model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
@@ -229,6 +239,9 @@ def load_model(folder: Path) -> ZhModernBertForMaskedLM:
         raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if report["missing_keys"]:
         raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{folder}: {name} holds values that are not finite; start from another model")
     return model
 
 
@@ -246,11 +259,7 @@ def build_model(settings: Settings, rows: PackedStream, tokenizer: ZhModernBertT
             tile_model(start, model)
     else:
         model = start
-    fit_config(settings, model.config, rows)
-    try:
-        model.set_attn_implementation(settings.attn_implementation)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"attn_implementation: {' '.join(str(error).split())}") from error
+    fit_model(settings, model, rows)
     return model
 
 
@@ -266,48 +275,6 @@ def rows_per_update(settings: Settings, seq_len: int, num_processes: int) -> np.
         if rest:
             raise InputError(f"tokens_per_update is {settings.tokens_per_update}, no multiple of the rows' {seq_len} tokens")
     return rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
-
-
-def made_with(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> dict:
-    """What a checkpoint is good for: a run with the same tokenizer, optimizer and model config; and what it was fed."""
-    # What is left out says who wrote the config, or is a setting.
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
-    config = json.loads(json.dumps(config))  # as it is read back
-    return {"tokenizer": rows.tokenizer, "optimizer": settings.optimizer, "config": config, "data": rows.content}
-
-
-def run_identity(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> str:
-    """What must be the same for a checkpoint to be this run's: settings, architecture, data."""
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    return sha256(json.dumps([recipe_of(settings), shapes, made_with(settings, model, rows)], sort_keys=True).encode())
-
-
-def start_of(settings: Settings, own: dict) -> dict | None:
-    """The position in the checkpoint `resume_from`, None where that is not set.
-
-    Of other data, a run takes the first row.
-
-    Args:
-        own: what this run is made with.
-
-    Raises:
-        InputError: there is no whole checkpoint, it is made with something else, or it is beyond max_steps.
-    """
-    if not settings.resume_from:
-        return None
-    path = require_folder(settings.resume_from, "state.json")
-    position = verify(path, identity=None)
-    before = position["made_with"]
-    for name in ("tokenizer", "optimizer"):
-        if before[name] != own[name]:
-            raise InputError(f"resume_from: {path} was made with {name} {before[name]}, this run has {own[name]}")
-    ours, theirs = own["config"], before["config"]
-    if differing := sorted(field for field in ours | theirs if ours.get(field) != theirs.get(field)):
-        field = differing[0]
-        raise InputError(f"resume_from: {path} has {field} {theirs.get(field)} in its model config, this run {ours.get(field)}")
-    if position["step"] >= settings.max_steps:
-        raise InputError(f"resume_from: {path} is after update {position['step']}, but max_steps is {settings.max_steps}")
-    return position | {"rows": position["rows"] if before["data"] == own["data"] else 0, "sums": {}}
 
 
 def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
@@ -332,9 +299,12 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
         losses.append(outputs.loss.detach())
         total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
     loss, correct = accelerator.reduce(total, "sum").tolist()
-    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm))
+    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf))
     counts = {"masked": masked, "tokens": tokens}
     return {"loss": loss, "correct": correct, **counts, "grad_norm": norm, "losses": torch.stack(losses)}
+
+
+PR_SET_PDEATHSIG = 1  # Linux: what a process is sent when its parent ends
 
 
 class StopSignals(contextlib.ContextDecorator):
@@ -347,6 +317,10 @@ class StopSignals(contextlib.ContextDecorator):
 
     def __enter__(self):
         self.received, self.first = 0, 0.0
+        if "ACCELERATE_MIXED_PRECISION" in os.environ:
+            # accelerate launch, where it starts one process, does not pass signals on: it just ends.
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -435,24 +409,9 @@ def return_freed_memory() -> None:
 def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModernBertTokenizer) -> None:
     """The trained model and its tokenizer, written aside and renamed."""
     tokenizer.model_max_length = model.config.max_position_embeddings
-    with writing(folder), replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
-
-
-def claim_output(output_dir: Path, identity: str) -> None:
-    """Refuses a folder that holds anything but this run.
-
-    Raises:
-        InputError: it holds another run, or something else.
-    """
-    if (output_dir / "run.json").is_file():
-        if read_json(output_dir / "run.json")["identity"] != identity:
-            raise InputError(
-                f"{output_dir}: holds another run (other settings, model config or data); choose another output_dir"
-            )
-    elif output_dir.is_file() or (output_dir.is_dir() and any(path.name != "run.json.tmp" for path in output_dir.iterdir())):
-        raise InputError(f"{output_dir}: exists and is no pretraining run; choose another output_dir")
 
 
 def seed_update(seed: int, step: int, process: int) -> None:
@@ -482,12 +441,13 @@ def dry_run(settings: Settings) -> dict | None:
         rows = PackedStream(settings.data_dir, settings.mixture)
         tokenizer = load_tokenizer(rows.tokenizer_dir)
         check_rows(settings, rows, num_processes)
+    if settings.init_from and Path(settings.init_from).exists():
+        config = ZhModernBertConfig.from_pretrained(require_model(settings, rows.tokenizer if rows else None))
     if settings.model_config:
-        vocab_size = rows.vocab_size if rows else ZhModernBertConfig().vocab_size
+        vocab_size, start = rows.vocab_size if rows else ZhModernBertConfig().vocab_size, config
         config = read_model_config(settings.model_config, vocab_size, tokenizer)
-    elif Path(settings.init_from).exists():
-        folder = require_model(settings, rows.tokenizer) if rows else require_folder(settings.init_from, "config.json")
-        config = ZhModernBertConfig.from_pretrained(folder)
+        if start and rows:
+            check_sizes(start, config)
     if config:
         with torch.device("meta"):
             model = ZhModernBertForMaskedLM(config)
@@ -495,8 +455,8 @@ def dry_run(settings: Settings) -> dict | None:
         sizes = rows_per_update(settings, seq_len, num_processes)
         micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if rows and model:
-        fit_config(settings, model.config, rows)
-        claim_output(Path(settings.output_dir), run_identity(settings, model, rows))
+        fit_model(settings, model, rows)
+        check_output(Path(settings.output_dir), settings, run_identity(settings, model, rows))
         if start := start_of(settings, made_with(settings, model, rows)):
             first_step = start["step"]
         if settings.validation_dir:
@@ -516,7 +476,14 @@ def main(settings: Settings) -> dict | None:
         return dry_run(settings)
     rows = PackedStream(settings.data_dir, settings.mixture)
     tokenizer = load_tokenizer(rows.tokenizer_dir)
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+    # Accelerate starts no group of processes without a GPU unless it is told that there is none.
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.accelerator.is_available())
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != world_size:
+        raise InputError(
+            f"{world_size} processes were started, but Accelerate sees {accelerator.num_processes}; "
+            "give them all a GPU, or none (ACCELERATE_USE_CPU=true)"
+        )
     check_rows(settings, rows, accelerator.num_processes)
     main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
     torch.manual_seed(settings.seed)
@@ -540,16 +507,13 @@ def main(settings: Settings) -> dict | None:
         accelerator.num_processes,
     )
     identity, own = run_identity(settings, model, rows), made_with(settings, model, rows)
-    claim_output(output_dir, identity)
+    check_output(output_dir, settings, identity)
     start = start_of(settings, own)
     validation = Validation(settings, rows, tokenizer, model.config) if settings.validation_dir else None
     accelerator.wait_for_everyone()
     if (output_dir / "model").is_dir():
         return read_json(output_dir / "result.json") if main_process else None
-    if main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        write_json(output_dir / "run.json", {"identity": identity})
-        write_json(output_dir / "settings.json", dataclasses.asdict(settings))
+    lock = claim_output(output_dir, settings, identity) if main_process else None
 
     model.to(accelerator.device).train()
     if settings.gradient_checkpointing == "layers":
@@ -591,12 +555,15 @@ def main(settings: Settings) -> dict | None:
     elif start:
         load_checkpoint(Path(settings.resume_from), model, optimizer)
         if main_process:
-            where = f"row {start['rows']} of the same data" if start["rows"] else "the first row of other data"
+            where = f"row {start['rows']} of the same data" if start["rows"] else "the first row of other data or another order"
             print(f"going on from {settings.resume_from} with {where}", file=sys.stderr)
     first_step = position["step"]
     dataset.begin(first_step, position["rows"])
     stream = iter(micro_batches(dataset, first_step, settings.num_workers))
-    log = Log(output_dir, settings, model.config, first_step, position["sums"]) if main_process else None
+    log = None
+    if main_process:
+        with writing(output_dir):
+            log = Log(output_dir, settings, model.config, first_step, position["sums"])
     started, first_token, line = time.perf_counter(), position["tokens"], {"loss": None, "masked_accuracy": None}
     rotation = rotation_of(settings)
     skipped_in_a_row, stop = 0, False
@@ -657,6 +624,8 @@ def main(settings: Settings) -> dict | None:
             save_checkpoint(output_dir, position, model, optimizer, identity, rotation)
             if main_process:
                 log.draw()
+    if position["skipped"] == settings.max_steps:
+        raise InputError(f"no update had a finite loss and gradient; the rows are in {output_dir / 'skipped.jsonl'}")
     model = whole_model(model)
     if not main_process:
         return None
@@ -671,8 +640,11 @@ def main(settings: Settings) -> dict | None:
         "parameters": model.num_parameters(),
         "output_dir": settings.output_dir,
     }
-    write_json(output_dir / "result.json", result)
-    save_model(output_dir / "model", model, tokenizer)
+    with writing(output_dir):
+        write_json(output_dir / "result.json", result)
+        save_model(output_dir / "model", model, tokenizer)
+        (output_dir / ".lock").unlink()
+    lock.close()
     return result
 
 

@@ -62,7 +62,7 @@ class RowStream:
     """
 
     def __init__(self, folders: dict[str, PackedRows], shares: list[float] = (1.0,)):
-        self.folders = folders
+        self.folders, self.parts = folders, list(folders.values())
         self.first_rows = np.cumsum([0, *map(len, folders.values())])
         self.block_rows = rows_of_block(list(shares))
         # The folder of each row of a block, spread evenly, and how many of the same folder are before it.
@@ -77,7 +77,7 @@ class RowStream:
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `PackedRows.row`."""
         number = int(np.searchsorted(self.first_rows, index, side="right")) - 1
-        return list(self.folders.values())[number].row(index - int(self.first_rows[number]))
+        return self.parts[number].row(index - int(self.first_rows[number]))
 
     def at(self, places: np.ndarray, seed: int) -> list[tuple[int, int]]:
         """(epoch of its folder, index) of the rows at `places` of the stream."""
@@ -97,7 +97,7 @@ class PackedStream(RowStream):
 
     Attributes:
         seq_len, vocab_size, tokenizer, tokenizer_dir: as `PackedRows` has them, the same of all folders.
-        content: a hash of all that is in them.
+        content: a hash of all that is in them, and of their shares.
 
     Raises:
         InputError: one is no packed folder or has no rows, they do not fit one another, or a share is not above 0 or is below
@@ -118,7 +118,8 @@ class PackedStream(RowStream):
         super().__init__(packed, list(mixture.values()) or [1.0])
         self.seq_len, self.vocab_size, self.tokenizer = first.seq_len, first.vocab_size, first.tokenizer
         self.tokenizer_dir = first.tokenizer_dir
-        self.content = sha256(" ".join(rows.content for rows in packed.values()).encode()) if mixture else first.content
+        contents = [rows.content for rows in packed.values()]
+        self.content = sha256(repr((contents, self.block_rows.tolist())).encode())
 
     def mean(self, field: str) -> float:
         """`documents` or `tokens` of a row of the stream, in the mean."""

@@ -65,10 +65,25 @@ def start_trackers(names: list[str], output_dir: Path, step: int) -> list[tracki
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The whole lines of a `metrics.jsonl`; a kill may have left half of one."""
+    """The lines of a `metrics.jsonl`; a kill may have left half of the last one.
+
+    Raises:
+        InputError: another line is not what was written.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines, found = path.read_text(encoding="utf-8", errors="replace").splitlines(), []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+            found[-1]["step"] + 0
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise InputError(
+                    f"{path}, line {number}: not a line of a run's record; mend it, or take the file away"
+                ) from error
+            found = found[: number - 1]
+    return found
 
 
 def keep_metrics(path: Path, step: int) -> None:
@@ -184,7 +199,10 @@ class Log:
             tracker.log(known, step=line["step"])
 
     def draw(self) -> None:
-        draw_metrics(read_metrics(self.path), self.path.with_suffix(".png"))
+        try:
+            draw_metrics(read_metrics(self.path), self.path.with_suffix(".png"))
+        except OSError as error:  # it can be drawn again any time
+            tqdm.write(f"warning: {self.path.with_suffix('.png')}: not drawn: {error}", file=sys.stderr)
 
     def close(self) -> None:
         self.progress.close()

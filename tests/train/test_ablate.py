@@ -95,7 +95,7 @@ def test_a_bad_variant_is_named_before_any_run(settings):
 def test_the_preset_varies_one_thing_at_a_time(monkeypatch):
     monkeypatch.chdir(ROOT)
     preset = cli.parse(ablate.Settings, ["train/configs/tiny/ablate.yaml"], "ablate")
-    runs = {name: pretrain.recipe_of(ablate.run_settings(preset, name, 1)) for name in preset.variants}
+    runs = {name: cli.recipe_of(ablate.run_settings(preset, name, 1)) for name in preset.variants}
     first = runs["system_a"]
     changed = {name: {field for field in first if recipe[field] != first[field]} for name, recipe in runs.items()}
     assert changed["system_a"] == set()

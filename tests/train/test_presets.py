@@ -90,7 +90,7 @@ def test_system_b_is_as_published():
 
 def test_base_is_system_a_at_another_size():
     for ours, theirs in zip(stages("base"), stages("system_a"), strict=True):
-        assert pretrain.recipe_of(ours) | {"init_from": "", "model_config": ""} == pretrain.recipe_of(theirs) | {
+        assert cli.recipe_of(ours) | {"init_from": "", "model_config": ""} == cli.recipe_of(theirs) | {
             "init_from": "",
             "model_config": "",
         }

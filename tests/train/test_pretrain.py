@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import checkpoint, cli, dataloader, pack, pretrain, train_tokenizer
+from zh_modernbert.train import checkpoint, cli, dataloader, pack, pretrain, tracking, train_tokenizer
 from zh_modernbert.train.checkpoint import checkpoints, step_of
 from zh_modernbert.train.cli import InputError
 from zh_modernbert.train.row_stream import PackedStream
@@ -364,6 +364,52 @@ def test_a_signal_saves_and_stops(make, monkeypatch, number, workers):
 
 
 @forking
+def test_a_launcher_that_ends_stops_what_it_started(make, monkeypatch):
+    """`accelerate launch` of one process passes no signal on."""
+    settings = make(save_steps=1000, logging_steps=1)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(dataloader.MicroBatches, "__getitem__", slow(dataloader.MicroBatches.__getitem__, 0.1))
+    launcher = os.fork()
+    if launcher == 0:
+        start(settings)
+        time.sleep(60)
+        os._exit(0)
+    assert wait_until(lambda: logged(settings) >= 2)
+    os.kill(launcher, signal.SIGTERM)
+    assert wait([launcher]) == [-signal.SIGTERM]
+    assert wait_until(lambda: "stopped by SIGTERM" in log_of(settings)), log_of(settings)
+    (saved,) = checkpoints(Path(settings.output_dir))
+    assert step_of(saved) < STEPS
+
+
+@forking
+def test_one_process_at_a_time_writes_a_folder(make, monkeypatch):
+    settings = make(logging_steps=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(dataloader.MicroBatches, "__getitem__", slow(dataloader.MicroBatches.__getitem__, 0.2))
+        (child,) = start(settings)
+        assert wait_until(lambda: logged(settings) >= 1, child), log_of(settings)
+        with pytest.raises(InputError, match="another process is writing it"):
+            pretrain.main(settings)
+        os.kill(child, signal.SIGKILL)
+        wait([child])
+    assert pretrain.main(settings)["steps"] == STEPS  # the lock went with the process
+
+
+def test_what_a_kill_left_is_cleared_and_what_others_left_is_not(make):
+    settings = make()
+    with ended_after(5):
+        pretrain.main(settings)
+    folder = Path(settings.output_dir) / "checkpoints"
+    for name in (".step-00000004.tmp", ".step-00000003.old", "step-00000003.bak", "step-mine"):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_text("half")
+    pretrain.main(settings)
+    assert {path.name for path in folder.iterdir()} == {"step-00000006", "step-00000009", "step-00000003.bak", "step-mine"}
+    assert not (Path(settings.output_dir) / ".lock").exists()
+
+
+@forking
 def test_a_second_signal_kills_at_once(make, monkeypatch):
     settings = make()
     monkeypatch.setattr(pretrain.StopSignals, "SAME", 0.05)
@@ -513,7 +559,10 @@ def test_a_decay_on_other_data_reads_it_from_its_first_row(make, stages, tmp_pat
     pretrain.main(other)
     read = [place for _, places in seen for place in places]
     assert read == PackedStream(other.data_dir, {}).at(np.arange(4 * 4), other.seed)
-    assert "with the first row of other data" in capsys.readouterr().err
+    assert "with the first row of other data or another order" in capsys.readouterr().err
+    seen.clear()
+    pretrain.main(dataclasses.replace(other, output_dir=f"{other.output_dir}_seed", data_dir=first.data_dir, seed=5))
+    assert [place for _, places in seen for place in places] == PackedStream(first.data_dir, {}).at(np.arange(4 * 4), 5)
 
 
 def test_a_checkpoint_of_something_else_is_not_gone_on_from(make, tmp_path):
@@ -549,6 +598,35 @@ def test_every_update_has_the_shares_of_the_mixture(make, stages, tmp_path, seen
     pretrain.main(broken)
     assert_same_run(broken, unbroken)
     assert "b: no such folder" in refused(make("other", data_dir=str(tmp_path / "data"), mixture={"a": 1, "bb": 1}))
+
+
+@pytest.mark.parametrize("file", ["settings.json", "metrics.jsonl", "result.json"])
+def test_a_disk_that_is_full_at_any_time_is_named(make, monkeypatch, file):
+    settings, write_text, open_ = make(), Path.write_text, Path.open
+
+    def full(function):
+        def fails(path, *arguments, **keywords):
+            if path.name.removesuffix(".tmp") == file:
+                raise OSError(28, "No space left on device")
+            return function(path, *arguments, **keywords)
+
+        return fails
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full(write_text))
+        patch.setattr(Path, "open", full(open_))
+        with pytest.raises(InputError, match=f"{settings.output_dir}: cannot be written: No space left on device"):
+            pretrain.main(settings)
+    assert pretrain.main(settings)["steps"] == STEPS
+
+
+def test_a_plot_that_cannot_be_drawn_is_no_obstacle(make, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking, "draw_metrics", full)
+    assert pretrain.main(make())["steps"] == STEPS
+    assert "metrics.png: not drawn" in capsys.readouterr().err
 
 
 def test_a_full_disk_stops_a_run_that_can_go_on(make, monkeypatch):
@@ -771,7 +849,7 @@ def test_two_processes_compute_what_one_does(make, held_out):
     one, two = (make(name, max_steps=6, per_device_batch_size=rows, **held_out) for name, rows in (("one", 8), ("two", 2)))
     two.gradient_accumulation_steps = 2
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # no GPU, without saying so
     command = [*launcher, str(ROOT / "train" / "pretrain.py"), *flags_of(two)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -802,6 +880,30 @@ def test_gradient_checkpointing_changes_nothing(make, what):
         pretrain.main(settings)
     for ours, theirs in zip(metrics(checkpointed), metrics(plain), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_gradients_that_are_not_clipped(make):
+    """0 clips nothing; what clips nothing gives the same."""
+    plain, loose, tight = (make(f"run{norm}", max_steps=2, max_grad_norm=norm) for norm in (0.0, 1e6, 0.01))
+    for settings in (plain, loose, tight):
+        settings.model_config = plain.model_config
+        pretrain.main(settings)
+    assert all(torch.equal(value, weights(loose)[name]) for name, value in weights(plain).items())
+    assert not torch.equal(weights(tight)["decoder.bias"], weights(plain)["decoder.bias"])
+
+
+def test_weights_to_start_from_are_looked_at(make, finished, tmp_path):
+    shutil.copytree(finished / "model", tmp_path / "start")
+    settings, path = make(init_from=str(tmp_path / "start"), max_steps=2), tmp_path / "start" / "model.safetensors"
+    pretrain.main(settings)
+    tensors = load_file(path)
+    save_file(tensors | {"decoder.bias": tensors["decoder.bias"] + 1}, path, metadata={"format": "pt"})
+    assert "weights to start from" in refused(settings)  # the result there is not that of these
+    save_file(tensors | {"decoder.bias": tensors["decoder.bias"] * math.nan}, path, metadata={"format": "pt"})
+    assert "decoder.bias holds values that are not finite" in refused(dataclasses.replace(settings, output_dir="other"))
+    config = json.loads((tmp_path / "start" / "config.json").read_text())
+    (tmp_path / "start" / "config.json").write_text(json.dumps(config | {"model_type": "modernbert"}))
+    assert "train/convert.py" in refused(dataclasses.replace(settings, output_dir="other"))
 
 
 def test_stage_two_goes_on_from_stage_one(make, finished):
@@ -857,6 +959,13 @@ def refused(settings: pretrain.Settings) -> str:
         ({"tokens_per_update": 1000}, "multiple of the rows' 128 tokens"),
         ({"tokens_per_update": 1024, "gradient_accumulation_steps": 2}, "gradient_accumulation_steps"),
         ({"warmup_batch_ratio": 1.5}, "warmup_batch_ratio"),
+        ({"warmup_batch_ratio": 0.5}, "warmup_batch_ratio needs num_batch_warmup_steps"),
+        ({"num_batch_warmup_steps": 13}, "num_batch_warmup_steps is more than max_steps"),
+        ({"schedule": "warmup_stable_decay", "damping": 0.7}, "damping is for schedule damped_cosine"),
+        ({"decay_type": "linear"}, "decay_type is for schedule warmup_stable_decay"),
+        ({"min_lr_ratio": -1.0}, "min_lr_ratio"),
+        ({"damping": -2.0}, "damping"),
+        ({"seed": 2**70}, "seed"),
         ({"save_total_limit": 0}, "save_total_limit"),
         ({"mlm_probability": []}, "mlm_probability"),
         ({"mlm_probability": [0.1, 0.2]}, "mlm_probability"),
@@ -931,6 +1040,8 @@ def test_more_processes_than_rows(make, monkeypatch, stages):
     rows = len(PackedStream(stages / "packed", {}))
     processes = SimpleNamespace(num_processes=rows + 1, is_main_process=True)
     monkeypatch.setattr(pretrain, "Accelerator", lambda **_: processes)
+    assert f"1 processes were started, but Accelerate sees {rows + 1}" in refused(make())
+    monkeypatch.setenv("WORLD_SIZE", str(rows + 1))
     assert f"{rows} rows for {rows + 1} processes" in refused(make())
 
 
