@@ -115,7 +115,8 @@ def convert(value, kind, where: str):
         except (TypeError, ValueError, OverflowError):
             pass
     name = getattr(kind, "__name__", str(kind))
-    raise InputError(f"{where}: expected {name}, got {value!r}")
+    hint = "; in YAML a bare yes or no is true or false: quote it" if kind is str and isinstance(value, bool) else ""
+    raise InputError(f"{where}: expected {name}, got {value!r}{hint}")
 
 
 def build(settings_class: type, values: dict, where: str):

@@ -208,6 +208,7 @@ def test_missing_required_field():
         ("output_dir: o\nstpes: 3\n", ["stpes", "'steps'"]),
         ("output_dir: o\nsteps: many\n", ["steps", "many"]),
         ("output_dir: null\n", ["output_dir", "None"]),
+        ("output_dir: no\n", ["output_dir", "False", "quote it"]),
         ("1: 2\n", ["1"]),
         ("sorces: {output_dir: a}\n", ["sorces", "'sources'"]),
         ("1: {output_dir: a}\n", ["1"]),
