@@ -643,7 +643,7 @@ def main(settings: Settings) -> dict | None:
     with writing(output_dir):
         write_json(output_dir / "result.json", result)
         save_model(output_dir / "model", model, tokenizer)
-        (output_dir / ".lock").unlink()
+        (output_dir / ".lock").unlink(missing_ok=True)
     lock.close()
     return result
 
