@@ -100,6 +100,7 @@ def draw_metrics(lines: list[dict], path: Path) -> None:
     """Loss, rates and speed over the updates, as a PNG that is written aside and renamed."""
     panels = {
         "nats per masked token": ["loss", "eval_loss"],
+        "share of masked tokens right": ["masked_accuracy", "eval_masked_accuracy"],
         "learning rate": ["learning_rate"],
         "share of tokens masked": ["mlm_probability"],
         "tokens per second": ["tokens_per_second"],
