@@ -78,32 +78,33 @@ def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
 
 
 def summarise(scores: dict[str, dict[int, list[float]]]) -> list[dict]:
-    """A row a variant and length: mean, standard deviation, and difference of the mean to the first variant's.
+    """A row a variant and length: mean and standard deviation, of the scores and of their differences to the first variant's.
+
+    Differences are those of the same seed, which has the same initial weights and, on the same data, rows: they spread less.
 
     Args:
         scores: variant -> length in characters -> a score a seed.
     """
     first = next(iter(scores.values()))
-    return [
-        {
-            "variant": variant,
-            "characters": length,
-            "mean": statistics.mean(values),
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-            "difference": statistics.mean(values) - statistics.mean(first[length]),
-            "seeds": len(values),
-        }
-        for variant, by_length in scores.items()
-        for length, values in by_length.items()
-    ]
+    rows = []
+    for variant, by_length in scores.items():
+        for length, values in by_length.items():
+            differences = [value - other for value, other in zip(values, first[length], strict=True)]
+            rows.append({"variant": variant, "characters": length, "seeds": len(values)})
+            for name, numbers in (("", values), ("difference_", differences)):
+                rows[-1][f"{name}mean"] = statistics.mean(numbers)
+                rows[-1][f"{name}std"] = statistics.stdev(numbers) if len(numbers) > 1 else None
+    return rows
 
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     lines = ["| Variant | Characters | Bits per character | Against the first | Seeds |", "|---|---|---|---|---|"]
     for row in rows:
-        score = f"{row['mean']:.3f}" + ("" if row["std"] is None else f" ± {row['std']:.3f}")
-        lines.append(f"| {row['variant']} | {row['characters']} | {score} | {row['difference']:+.3f} | {row['seeds']} |")
+        score, difference = f"{row['mean']:.3f}", f"{row['difference_mean']:+.3f}"
+        if row["std"] is not None:
+            score, difference = f"{score} ± {row['std']:.3f}", f"{difference} ± {row['difference_std']:.3f}"
+        lines.append(f"| {row['variant']} | {row['characters']} | {score} | {difference} | {row['seeds']} |")
     return "\n".join(lines) + "\n"
 
 

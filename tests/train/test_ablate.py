@@ -76,13 +76,15 @@ def test_what_is_scored_is_cut_alike(settings):
 
 
 def test_a_table_of_known_numbers():
-    rows = ablate.summarise({"a": {8: [1.0, 2.0, 3.0]}, "b": {8: [1.5, 1.5, 1.5]}, "c": {8: [4.0]}})
-    assert [(row["mean"], row["std"], row["difference"]) for row in rows] == [(2, 1, 0), (1.5, 0, -0.5), (4, None, 2)]
+    rows = ablate.summarise({"a": {8: [1.0, 2.0, 3.0]}, "b": {8: [1.5, 1.5, 1.5]}, "c": {8: [2.5, 3.5, 4.5]}})
+    assert [(row["mean"], row["std"]) for row in rows] == [(2, 1), (1.5, 0), (3.5, 1)]
+    assert [(row["difference_mean"], row["difference_std"]) for row in rows] == [(0, 0), (-0.5, 1), (1.5, 0)]
     assert ablate.table(rows).splitlines()[2:] == [
-        "| a | 8 | 2.000 ± 1.000 | +0.000 | 3 |",
-        "| b | 8 | 1.500 ± 0.000 | -0.500 | 3 |",
-        "| c | 8 | 4.000 | +2.000 | 1 |",
+        "| a | 8 | 2.000 ± 1.000 | +0.000 ± 0.000 | 3 |",
+        "| b | 8 | 1.500 ± 0.000 | -0.500 ± 1.000 | 3 |",
+        "| c | 8 | 3.500 ± 1.000 | +1.500 ± 0.000 | 3 |",
     ]
+    assert ablate.table(ablate.summarise({"a": {8: [4.0]}})).splitlines()[2:] == ["| a | 8 | 4.000 | +0.000 | 1 |"]
 
 
 def test_a_bad_variant_is_named_before_any_run(settings):
