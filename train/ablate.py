@@ -16,6 +16,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
 
 from zh_modernbert.eval import pseudo_perplexity
@@ -23,7 +24,7 @@ from zh_modernbert.train import pretrain
 from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
 from zh_modernbert.train.files import read_json, sha256, write_json
 from zh_modernbert.train.held_out import read_held_out
-from zh_modernbert.train.parallel import is_main_process
+from zh_modernbert.train.parallel import end_processes, is_main_process
 
 
 @dataclass
@@ -80,7 +81,7 @@ def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
 def summarise(scores: dict[str, dict[int, list[float]]]) -> list[dict]:
     """A row a variant and length: mean and standard deviation, of the scores and of their differences to the first variant's.
 
-    Differences are those of the same seed, which has the same initial weights and, on the same data, rows: they spread less.
+    Differences are those of the same seed, which shares what two variants have in common, such as rows: they spread less.
 
     Args:
         scores: variant -> length in characters -> a score a seed.
@@ -128,6 +129,7 @@ def main(settings: Settings) -> dict | None:
     documents = read_held_out(settings.text, settings.held_out)
     texts = {length: cut_documents(documents, length, settings.max_documents) for length in settings.characters}
     for each in runs.values():
+        AcceleratorState._reset_state()  # the next may have another precision
         pretrain.main(each)
     if not is_main_process():
         return None
@@ -149,3 +151,4 @@ def main(settings: Settings) -> dict | None:
 
 if __name__ == "__main__":
     run(main, Settings)
+    end_processes()

@@ -87,6 +87,7 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    """Moments and counts are the checkpoint's; what the run sets (betas, decay, kernels for this machine) stays its own."""
     state = {index: dict(entries) for index, entries in values.items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
@@ -95,8 +96,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
             tensor = shard_like(tensor, parameters[int(index)])
         state.setdefault(index, {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
-    groups = [group | state.pop(f"group{index}") for index, group in enumerate(groups)]
+    for index, group in enumerate(groups):
+        saved = state.pop(f"group{index}")
+        group |= {key: value for key, value in saved.items() if key in ("step", "setup") or group.get(key) is None}
     optimizer.load_state_dict({"state": {int(index): entries for index, entries in state.items()}, "param_groups": groups})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (square := optimizer.state[parameter].get("eps_sq")) is not None:  # StableAdamW keeps it for each
+                square.fill_(group["eps"] ** 2)
 
 
 def hash_state(state: dict) -> str:
@@ -195,7 +202,7 @@ def verify(path: Path, identity: str | None) -> dict:
         raise DamagedError(str(error)) from error
     if identity and state["identity"] != identity:
         raise InputError(
-            f"{path}: a checkpoint of another run: its settings, model config or data differ from this one's; "
+            f"{path}: a checkpoint of another run: its settings, model config, data or first weights differ from this one's; "
             "choose another output_dir, or delete this folder to start anew"
         )
     for name, written in state["files"].items():

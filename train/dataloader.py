@@ -1,7 +1,8 @@
 """Packed rows -> masked micro-batches, each a pure function of its number.
 
-Micro-batch m of a run always holds the same rows with the same masks, whatever was computed before it, on any number of
-workers: resuming is starting at another number. Rows come from a `RowStream`; masks from (seed, epoch, row).
+Micro-batch m of a run always holds the same rows with the same masks, whatever was computed before it, with any number of
+workers: resuming is starting at another number. On other processes or in other sizes, updates take the rows in the same order.
+Rows come from a `RowStream`; masks from (seed, epoch, row).
 """
 
 import signal
@@ -28,10 +29,11 @@ def micro_batches_of_updates(rows_per_update: np.ndarray, per_device_batch_size:
         InputError: an update has too few rows for the processes.
     """
     counts = -(-rows_per_update // (per_device_batch_size * num_processes))
-    if (counts * num_processes > rows_per_update).any():
+    uneven = rows_per_update[counts * num_processes > rows_per_update]
+    if len(uneven):
         raise InputError(
-            f"an update of {rows_per_update.min()} rows is too small, or uneven, for {num_processes} processes with "
-            f"per_device_batch_size {per_device_batch_size}; change tokens_per_update or the number of processes"
+            f"an update of {uneven[0]} rows is too small, or uneven, for {num_processes} processes with per_device_batch_size "
+            f"{per_device_batch_size}; change tokens_per_update, the batch warm-up, per_device_batch_size or the processes"
         )
     return counts
 

@@ -147,6 +147,12 @@ def read_jsonl(path: str | Path, corrupt: Corrupt = STRICT) -> Iterator[tuple[in
                 corrupt(path, number, f"expected a JSON object, got {type(value).__name__}", line)
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: str | Path) -> dict:
     """The object in a JSON file."""
     try:

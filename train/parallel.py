@@ -31,6 +31,12 @@ def prepare(
     return model
 
 
+def end_processes() -> None:
+    """Leaves the group of processes, before this one ends: threads of the group that still run abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def is_main_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 

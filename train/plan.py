@@ -1,6 +1,7 @@
 """What a run would be before it is one: sizes, work, time and disk, from settings, model, data and the rows of its updates."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def plan(
     else:
         if tokens_per_row:
             found["assumed"] |= {"tokens_per_row": tokens_per_row, "documents_per_row": documents_per_row}
-        if model and "vocab_size" not in read_json(s.model_config or f"{s.init_from}/config.json"):
+        if model and not Path(s.init_from or "-").exists() and "vocab_size" not in read_json(s.model_config):
             found["assumed"]["vocab_size"] = model.config.vocab_size
     if rows_per_update is not None:
         found["rows_per_update"], found["rows"] = int(rows_per_update[-1]), int(rows_per_update[first_step:].sum())
@@ -64,7 +65,7 @@ def plan(
         found["embedding_share"] = round(model.get_input_embeddings().weight.numel() / parameters, 4)
         found["checkpoint_bytes"] = BYTES_PER_STATE * parameters
         # A new checkpoint is whole before the oldest one goes.
-        checkpoints = len(rotation.kept([step for step in steps if step and rotation.due(step)])) + 1
+        checkpoints = len(rotation.kept([step for step in steps if step > first_step and rotation.due(step)])) + 1
         found["disk_bytes"] = checkpoints * found["checkpoint_bytes"] + BYTES_PER_WEIGHT * parameters
     if model and rows_per_update is not None:
         rate = (s.mlm_probability, s.num_warmup_steps, s.max_steps)

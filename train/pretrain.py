@@ -1,9 +1,9 @@
 """Packed rows -> a pretrained masked language model. The only loop there is; a stage is a preset.
 
-Runs on one process or many. Each update takes the same rows with the same masks wherever it is computed; the loss is the
-mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on from the
-last checkpoint and ends with the same weights, on CPU to the bit. SIGTERM or SIGINT save one first. On another number of
-processes it goes on at the same row of the data.
+Runs on one process or many. An update of as many rows takes the same ones with the same masks wherever it is computed; the
+loss is the mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on
+from the last checkpoint and ends with the same weights, on CPU to the bit. SIGTERM or SIGINT save one first. On another number
+of processes it goes on at the same row of the data.
 
 Writes `checkpoints/`, `metrics.jsonl` and its plots in `metrics.png`, TensorBoard events in `tensorboard/`, and at the end
 `model/`, a folder for `from_pretrained`. An update whose loss or gradient is not finite is skipped, and its rows are noted in
@@ -23,6 +23,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from zh_modernbert.train.dataloader import MicroBatches, micro_batches, micro_ba
 from zh_modernbert.train.files import read_json, replacing, require_folder, write_json
 from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
 from zh_modernbert.train.optimizer import build_optimizer
-from zh_modernbert.train.parallel import prepare, whole_model
+from zh_modernbert.train.parallel import end_processes, prepare, whole_model
 from zh_modernbert.train.plan import plan
 from zh_modernbert.train.row_stream import PackedStream
 from zh_modernbert.train.run_folder import check_output, claim_output, made_with, run_identity, start_of
@@ -144,7 +145,7 @@ def check(settings: Settings) -> None:
     require(len(s.mlm_probability) in (1, 3), f"mlm_probability has {len(s.mlm_probability)} values; it takes 1 or 3")
     require(all(0 < p < 1 for p in s.mlm_probability), f"mlm_probability is {s.mlm_probability}; each must be between 0 and 1")
     require(
-        s.mask_replace_prob >= 0 and s.random_replace_prob >= 0 and s.mask_replace_prob + s.random_replace_prob <= 1,
+        s.mask_replace_prob + s.random_replace_prob <= 1,
         "mask_replace_prob and random_replace_prob must be shares that sum to at most 1",
     )
     require(
@@ -345,6 +346,7 @@ class StopSignals(contextlib.ContextDecorator):
         if main_process:
             what = "saved" if saved else "not saved, as updates are being skipped"
             print(f"stopped by {number.name} after update {step}, {what}; the same command goes on", file=sys.stderr)
+        end_processes()
         sys.exit(128 + number)
 
 
@@ -356,22 +358,22 @@ def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
     return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
 
 
-def find_checkpoint(accelerator: Accelerator, output_dir: Path, identity: str) -> Path | None:
-    """What the main process finds to be the newest whole checkpoint, for all.
+def on_main_process(accelerator: Accelerator, function: Callable):
+    """What the function gives on the main process, and None elsewhere.
 
     Raises:
-        InputError: as `newest_whole`.
+        InputError: what it raises there, on all: the others would wait for the one that is gone.
     """
-    found: list = [None, None]
+    result, error = None, [None]
     if accelerator.is_main_process:
         try:
-            found[0] = newest_whole(output_dir, identity)
-        except InputError as error:
-            found[1] = str(error)
-    broadcast_object_list(found)
-    if found[1]:
-        raise InputError(found[1])
-    return found[0]
+            result = function()
+        except InputError as raised:
+            error = [str(raised)]
+    broadcast_object_list(error)
+    if error[0]:
+        raise InputError(error[0])
+    return result
 
 
 def rotation_of(settings: Settings) -> Rotation:
@@ -434,19 +436,20 @@ def check_rows(settings: Settings, rows: PackedStream, num_processes: int) -> No
 
 
 def dry_run(settings: Settings) -> dict | None:
-    """What the run would be, with the checks that it makes. Reads what is there, and writes nothing."""
+    """What the run would be, with the checks that it makes before it reads weights. Reads what is there, and writes nothing."""
     rows = config = tokenizer = model = sizes = None
     num_processes, first_step = int(os.environ.get("WORLD_SIZE", 1)), 0
-    if Path(settings.data_dir).exists():
+    if all((Path(settings.data_dir) / name).exists() for name in settings.mixture or [""]):
         rows = PackedStream(settings.data_dir, settings.mixture)
         tokenizer = load_tokenizer(rows.tokenizer_dir)
         check_rows(settings, rows, num_processes)
     if settings.init_from and Path(settings.init_from).exists():
         config = ZhModernBertConfig.from_pretrained(require_model(settings, rows.tokenizer if rows else None))
     if settings.model_config:
-        vocab_size, start = rows.vocab_size if rows else ZhModernBertConfig().vocab_size, config
+        start = config
+        vocab_size = rows.vocab_size if rows else (start or ZhModernBertConfig()).vocab_size
         config = read_model_config(settings.model_config, vocab_size, tokenizer)
-        if start and rows:
+        if start:
             check_sizes(start, config)
     if config:
         with torch.device("meta"):
@@ -456,15 +459,16 @@ def dry_run(settings: Settings) -> dict | None:
         micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if rows and model:
         fit_model(settings, model, rows)
-        check_output(Path(settings.output_dir), settings, run_identity(settings, model, rows))
+        if not settings.init_from or Path(settings.init_from).exists():
+            check_output(Path(settings.output_dir), settings, run_identity(settings, model, rows))
         if start := start_of(settings, made_with(settings, model, rows)):
             first_step = start["step"]
         if settings.validation_dir:
             Validation(settings, rows, tokenizer, model.config)
     if os.environ.get("RANK", "0") != "0":
         return None
-    for path in (settings.data_dir, settings.init_from):
-        if path and not Path(path).exists():
+    for path, there in ((settings.data_dir, rows), (settings.init_from, Path(settings.init_from).exists())):
+        if path and not there:
             print(f"{path}: not there yet; see 'assumed', and what depends on more is null", file=sys.stderr)
     return plan(settings, model, rows, sizes, rotation_of(settings), first_step, num_processes)
 
@@ -513,7 +517,7 @@ def main(settings: Settings) -> dict | None:
     accelerator.wait_for_everyone()
     if (output_dir / "model").is_dir():
         return read_json(output_dir / "result.json") if main_process else None
-    lock = claim_output(output_dir, settings, identity) if main_process else None
+    lock = on_main_process(accelerator, lambda: claim_output(output_dir, settings, identity))
 
     model.to(accelerator.device).train()
     if settings.gradient_checkpointing == "layers":
@@ -548,7 +552,9 @@ def main(settings: Settings) -> dict | None:
         "rows_per_update": int(dataset.first_rows[-1] - dataset.first_rows[-2]),
     }
     position = start or {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "layout": layout, "sums": {}}
-    if saved := find_checkpoint(accelerator, output_dir, identity):
+    found = on_main_process(accelerator, lambda: newest_whole(output_dir, identity))
+    (saved,) = broadcast_object_list([found])
+    if saved:
         position = load_checkpoint(saved, model, optimizer)
         if main_process:
             compare_layout(position["layout"], layout)
@@ -650,3 +656,4 @@ def main(settings: Settings) -> dict | None:
 
 if __name__ == "__main__":
     run(main, Settings)
+    end_processes()

@@ -100,12 +100,14 @@ class PackedStream(RowStream):
         content: a hash of all that is in them, and of their shares.
 
     Raises:
-        InputError: one is no packed folder or has no rows, they do not fit one another, or a share is not above 0 or is below
+        InputError: one is no packed folder, or named twice; they do not fit one another; or a share is not above 0, or below
             one row of BLOCK.
     """
 
     def __init__(self, data_dir: str | Path, mixture: dict[str, float]):
         packed = {str(Path(data_dir) / name): PackedRows(Path(data_dir) / name) for name in mixture or [""]}
+        if len(packed) < len(mixture):
+            raise InputError(f"mixture: two of {', '.join(mixture)} are one folder")
         first_name, first = next(iter(packed.items()))
         for name, rows in packed.items():
             for field in ("seq_len", "vocab_size", "tokenizer"):

@@ -13,15 +13,16 @@ from typing import IO
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.checkpoint import verify, writing
 from zh_modernbert.train.cli import InputError, recipe_of
-from zh_modernbert.train.files import read_json, require_folder, sha256, write_json
+from zh_modernbert.train.files import hash_file, read_json, require_folder, sha256, write_json
 from zh_modernbert.train.row_stream import PackedStream
-from zh_modernbert.train.stage import describe_files, take_over
+from zh_modernbert.train.stage import take_over
 
 
 def made_with(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> dict:
     """What a checkpoint is good for: a run with the same tokenizer, optimizer and model config; and what rows it was fed."""
-    # What is left out says who wrote the config, or is a setting.
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "dtype")}
+    # What is left out says who wrote the config and where, or is a setting.
+    own = ("transformers_version", "dtype", "_name_or_path")
+    config = {k: v for k, v in model.config.to_dict().items() if k not in own}
     return {
         "tokenizer": rows.tokenizer,
         "optimizer": settings.optimizer,
@@ -35,8 +36,7 @@ def run_identity(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     start = []
     if settings.init_from:
-        files = describe_files(Path(settings.init_from))
-        start.append({name: file for name, file in files.items() if name.endswith(".safetensors")})
+        start.append({path.name: hash_file(path) for path in sorted(Path(settings.init_from).glob("*.safetensors"))})
     if settings.resume_from:
         start.append(read_json(require_folder(settings.resume_from, "state.json") / "state.json").get("sha256"))
     known = [recipe_of(settings), shapes, made_with(settings, model, rows), start]
@@ -95,13 +95,14 @@ def claim_output(output_dir: Path, settings, identity: str) -> IO:
     """Makes the folder this run's, clears what a killed process left half written, and locks it until this one ends.
 
     Raises:
-        InputError: another process is writing it, or it cannot be written.
+        InputError: another process is writing it, it holds another run, or it cannot be written.
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
         lock = take_over(output_dir)
         if not lock:
             raise InputError(f"{output_dir}: another process is writing it; wait for that to end, or stop it")
+        check_output(output_dir, settings, identity)  # once more: only now is it this process's alone
         write_json(output_dir / "run.json", {"identity": identity})
         write_json(output_dir / "settings.json", dataclasses.asdict(settings))
         for path in (output_dir / "checkpoints").glob(".step-*"):

@@ -10,7 +10,6 @@ does nothing.
 import dataclasses
 import fcntl
 import glob
-import hashlib
 import json
 import shutil
 import sys
@@ -20,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from zh_modernbert.train.cli import InputError, recipe_of, script_of
-from zh_modernbert.train.files import check_files, put_in_place, read_json, require_folder, sha256, write_json
+from zh_modernbert.train.files import check_files, hash_file, put_in_place, read_json, require_folder, sha256, write_json
 
 SCRATCH = "scratch"  # in the hidden folder: what a stage remembers of its work, but does not hand on
 
@@ -60,8 +59,7 @@ def describe_files(folder: Path) -> dict[str, dict]:
     """Size and SHA-256 of each file that a stage hands on, by its name below `folder`."""
 
     def describe(path: Path) -> dict:
-        with open(path, "rb") as file:
-            return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
 
     own = {".lock", "settings.json", "manifest.json"}
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)

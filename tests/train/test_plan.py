@@ -119,6 +119,16 @@ def test_for_many_processes(make, monkeypatch):
         pretrain.main(make())
 
 
+def test_stage_two_is_planned_in_its_own_folder(make, stages, tmp_path):
+    pretrain.main(make(dry_run=False, max_steps=1, output_dir=str(tmp_path / "one")))
+    two = {"model_config": "", "init_from": str(tmp_path / "one" / "model"), "save_steps": 1, "max_steps": 2}
+    pretrain.main(make(dry_run=False, **two))
+    assert pretrain.main(make(**two))["updates"] == 2
+    (saved,) = checkpoints(tmp_path / "run")
+    goes_on = make(**two | {"max_steps": 5}, resume_from=str(saved), output_dir=str(tmp_path / "longer"))
+    assert pretrain.main(goes_on)["updates"] == 4
+
+
 def test_what_the_run_refuses(make, tmp_path, stages):
     pretrain.main(make(dry_run=False, max_steps=1))
     with pytest.raises(InputError, match="holds another run"):

@@ -565,6 +565,29 @@ def test_a_decay_on_other_data_reads_it_from_its_first_row(make, stages, tmp_pat
     assert [place for _, places in seen for place in places] == PackedStream(first.data_dir, {}).at(np.arange(4 * 4), 5)
 
 
+@pytest.mark.parametrize("optimizer", ["stable_adamw", "adamw"])
+def test_a_decay_has_the_settings_it_is_given(make, optimizer):
+    """Not those of the run that wrote the checkpoint: without weight decay, weights end elsewhere; moments are taken over."""
+    first = make("first", optimizer=optimizer, **DECAYING)
+    pretrain.main(first)
+    (saved,) = checkpoints(Path(first.output_dir))
+    ends = []
+    for name, changes in (
+        ("same", {}),
+        ("decay", {"weight_decay": 0.9}),
+        ("epsilon", {"adam_epsilon": 1.0}),
+        ("beta", {"adam_beta1": 0.0}),
+    ):
+        other = dataclasses.replace(first, output_dir=f"{first.output_dir}_{name}", resume_from=str(saved), **changes)
+        pretrain.main(other)
+        ends.append(weights(other)["model.layers.0.mlp.Wo.weight"])
+    assert torch.equal(ends[0], weights(first)["model.layers.0.mlp.Wo.weight"])
+    assert all(not torch.equal(end, ends[0]) for end in ends[1:])
+    assert ends[1].norm() < ends[0].norm()
+    start = load_file(saved / "model.safetensors")["model.layers.0.mlp.Wo.weight"]
+    assert (ends[2] - start).norm() < 0.1 * (ends[0] - start).norm()  # so large an epsilon stops them
+
+
 def test_a_checkpoint_of_something_else_is_not_gone_on_from(make, tmp_path):
     first = make("first", **DECAYING)
     pretrain.main(first)

@@ -129,6 +129,7 @@ def test_rows_of_packed_folders(stages, folder):
 def test_folders_that_do_not_fit(stages, folder, tmp_path):
     for mixture, said in (
         ({"a": 1, "c": 1}, r"c: no such folder"),
+        ({"a": 1, "./a": 1}, "two of a, ./a are one folder"),
         ({"a": 1, "b": 0}, "b=0: a share is above 0"),
         ({"a": 1, "b": float("nan")}, "b=nan"),
         ({"a": 5000, "b": 1}, "b=1: .*1/1024"),
