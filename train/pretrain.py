@@ -37,7 +37,7 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.checkpoint import Rotation, load_checkpoint, newest_whole, save_checkpoint, writing
+from zh_modernbert.train.checkpoint import Rotation, checkpoints, load_checkpoint, newest_whole, save_checkpoint, writing
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches, micro_batches_of_updates, rows_of_updates
 from zh_modernbert.train.files import read_json, replacing, require_folder, write_json
@@ -154,8 +154,10 @@ def check(settings: Settings) -> None:
     )
     require(s.num_batch_warmup_steps <= s.max_steps, f"num_batch_warmup_steps is more than max_steps ({s.max_steps})")
     require(bool(s.num_batch_warmup_steps) or s.warmup_batch_ratio == 1, "warmup_batch_ratio needs num_batch_warmup_steps")
-    of_schedule = {"warmup_stable_decay": ("num_decay_steps", "decay_type"), "damped_cosine": ("num_cycles", "damping")}
-    of_schedule["damped_cosine"] += ("warmup_lr_ratio",)
+    of_schedule = {
+        "warmup_stable_decay": ("num_decay_steps", "decay_type"),
+        "damped_cosine": ("num_cycles", "damping", "warmup_lr_ratio"),
+    }
     for schedule, names in of_schedule.items():
         for name in names:
             is_default = getattr(s, name) == Settings.__dataclass_fields__[name].default
@@ -459,9 +461,10 @@ def dry_run(settings: Settings) -> dict | None:
         micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if rows and model:
         fit_model(settings, model, rows)
+        own = made_with(settings, model, rows)
         if not settings.init_from or Path(settings.init_from).exists():
-            check_output(Path(settings.output_dir), settings, run_identity(settings, model, rows))
-        if start := start_of(settings, made_with(settings, model, rows)):
+            check_output(Path(settings.output_dir), settings, run_identity(settings, model, own))
+        if start := start_of(settings, own):
             first_step = start["step"]
         if settings.validation_dir:
             Validation(settings, rows, tokenizer, model.config)
@@ -510,9 +513,11 @@ def main(settings: Settings) -> dict | None:
         accelerator.process_index,
         accelerator.num_processes,
     )
-    identity, own = run_identity(settings, model, rows), made_with(settings, model, rows)
+    own = made_with(settings, model, rows)
+    identity = run_identity(settings, model, own)
     check_output(output_dir, settings, identity)
-    start = start_of(settings, own)
+    # Of no use to a run with checkpoints of its own, and long to verify.
+    start = None if checkpoints(output_dir) else start_of(settings, own)
     validation = Validation(settings, rows, tokenizer, model.config) if settings.validation_dir else None
     accelerator.wait_for_everyone()
     if (output_dir / "model").is_dir():

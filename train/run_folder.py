@@ -31,15 +31,15 @@ def made_with(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> d
     }
 
 
-def run_identity(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> str:
-    """What must be the same for a checkpoint to be this run's, as a hash."""
+def run_identity(settings, model: ZhModernBertForMaskedLM, own: dict) -> str:
+    """What must be the same for a checkpoint to be this run's, as a hash; `own` is what it is made with."""
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     start = []
     if settings.init_from:
         start.append({path.name: hash_file(path) for path in sorted(Path(settings.init_from).glob("*.safetensors"))})
     if settings.resume_from:
         start.append(read_json(require_folder(settings.resume_from, "state.json") / "state.json").get("sha256"))
-    known = [recipe_of(settings), shapes, made_with(settings, model, rows), start]
+    known = [recipe_of(settings), shapes, own, start]
     return sha256(json.dumps(known, sort_keys=True).encode())
 
 
