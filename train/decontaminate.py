@@ -7,6 +7,7 @@ Whole documents go: what stands around a passage is often its answer, or the res
 """
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ from zh_modernbert.train.sources import PACKED
 NGRAM = 13
 FEWEST, SHORT, ENOUGH = 5, 8, 100  # 13-grams: of a passage that is looked for; whole passages up to here; of any passage
 ALONE = 0x2E80  # from here on scripts have no spaces: each letter is a token
+FIELDS = re.compile(r"\t|\|\||_!_")
+TAGGED, TAG = re.compile(r"\[?\S+/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?"), re.compile(r"^\[(?=.)|/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?$")
+MOST_COLUMNS, LONGEST_TOKEN = 12, 24  # of a table of tokens; longer fields are texts
 NOT_DATA = re.compile(r"readme|licen[cs]e|manifest|\.|.*\.md$", re.IGNORECASE)
 
 
@@ -57,11 +61,33 @@ def strings(value) -> Iterator[str]:
             yield from strings(item)
 
 
-def read_passages(path: Path) -> Iterator[str]:
-    """The texts in an evaluation file: JSON (one value, or one a line), Parquet, CSV, else lines and what tabs part in them.
+def passages_of_lines(lines: list[str]) -> Iterator[str]:
+    """The texts in lines of a text file, which has a blank line before and after them.
 
-    Lines of a token and its tags (CoNLL) are one text, up to a blank line.
+    Each field of a line is a text; tabs, `||` and `_!_` part fields. Where words carry tags (`我/r 来/v`), the tags go. Lines
+    of few and short fields may be a table with a token a line (CoNLL, CoNLL-U) or short records with a label. Nothing tells
+    these apart for certain, so such lines are also read as a table: what stands in the column of tokens is one text. What is
+    read wrongly is no text that a document contains.
     """
+    for line in lines:
+        items = line.split()
+        if len(items) > 1 and sum(bool(TAGGED.fullmatch(item)) for item in items) > 0.8 * len(items):
+            yield "".join(TAG.sub("", item) for item in items)
+        else:
+            yield from FIELDS.split(line)
+    rows = [line.split() for line in lines if not line.startswith("#")]
+    rows = [row for row in rows if 2 <= len(row) <= MOST_COLUMNS and max(map(len, row[:2])) <= LONGEST_TOKEN]
+    if len(rows) < 0.9 * len(lines):
+        return
+    numbered = all(row[0][0].isdecimal() for row in rows)  # CoNLL-U: the first column counts the tokens
+    column = [row[int(numbered)] for row in rows]
+    if all(len(token) > 1 and token[-1].isdecimal() for token in column):  # Weibo NER: 科0 技1, the place in the word
+        column = [token[:-1] for token in column]
+    yield "".join(column)
+
+
+def read_passages(path: Path) -> Iterator[str]:
+    """The texts in an evaluation file: JSON (one value, or one a line), Parquet, CSV, else what its lines hold."""
     form = [suffix for suffix in path.suffixes if suffix not in PACKED][-1:]
     if form == [".parquet"]:
         import pyarrow.parquet as pq
@@ -82,15 +108,9 @@ def read_passages(path: Path) -> Iterator[str]:
         for row in csv.reader(lines):
             yield from row
     else:
-        tokens = []
-        for line in [*lines, ""]:
-            fields = line.split()
-            if len(fields) > 1 and len(fields[0]) <= 4 and len(line) < 24:
-                tokens.append(fields[0])
-            else:
-                yield "".join(tokens)
-                tokens = []
-                yield from line.split("\t")
+        for blank, block in itertools.groupby(lines, lambda line: not line.strip()):
+            if not blank:
+                yield from passages_of_lines(list(block))
 
 
 def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -118,6 +118,31 @@ def test_either_script_finds_the_other(tmp_path):
         assert finder(tmp_path, [passage])(f"開頭{text}结尾")
 
 
+# A text of 20 characters, as benchmarks write it in lines.
+LINES = {
+    "label first": lambda text: f"1\t{text}\n0\t别的\n",
+    "label last": lambda text: f"{text}\tneutral\n别的\tneutral\n",
+    "labels of words": lambda text: f"{text} 好\n别的 坏\n",
+    "double bars": lambda text: f"2012test-1||{text}||{text[::-1]}||5\n",
+    "toutiao": lambda text: f"6554_!_101_!_news_culture_!_{text}_!_词\n",
+    "conll": lambda text: "".join(f"{character} O\n" for character in text) + "\n下 O\n",
+    "conll, four columns": lambda text: "".join(f"{character}\tNN\t_\tB-LOC\n" for character in text),
+    "weibo": lambda text: "".join(f"{character}{i % 2}\tO\n" for i, character in enumerate(text)),
+    "conllu": lambda text: "# sent_id = 1\n"
+    + "".join(f"{i + 1}\t{text[2 * i : 2 * i + 2]}\t_\tNOUN\tNN\t_\t9\tnsubj\t_\t{'Gloss=long' * 4}\n" for i in range(10)),
+    "words with tags": lambda text: f"[{text[:2]}/v  {text[2:6]}/ns]nt  " + "  ".join(f"{c}/Ng" for c in text[6:]) + "\n",
+    "segmented": lambda text: "\u3000".join(text) + "\n",
+}
+
+
+@pytest.mark.parametrize("form", LINES)
+def test_short_texts_in_lines_are_found(tmp_path, form):
+    text = random_text(random.Random(5), 20)
+    (tmp_path / "task.txt").write_text(LINES[form](text), "utf-8")
+    passages, _ = ngrams_of(list(read_passages(tmp_path / "task.txt")))
+    assert set(ngrams_of([text])[0]) <= set(passages)
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     """A folder with evaluation files of all forms, and what is in each."""
