@@ -820,18 +820,21 @@ class ZhModernBertForMaskedLM(_HeadModel):
     def chunked_loss(self, hidden_states, labels, num_items_in_batch=None):
         """The mean loss of the encoder's `(M, H)` at labels `(M,)`, and the likeliest tokens `(M,)`.
 
-        Logits are made a chunk at a time, and again in the backward pass.
+        Logits are made a chunk at a time, and again in the backward pass, but for the last chunk's: that pass begins with them.
         """
         if num_items_in_batch is None:
             num_items_in_batch = max(len(labels), 1)
 
         def chunk_loss(hidden_states, labels):
-            logits = self.decoder(self.head(hidden_states))
-            return mean_loss(F.cross_entropy, logits, labels, num_items_in_batch), logits.argmax(-1)
+            # Chunks that share autocast's copy of a weight would add their gradients in its precision.
+            device, enabled = hidden_states.device.type, torch.is_autocast_enabled(hidden_states.device.type)
+            with torch.autocast(device, torch.get_autocast_dtype(device), enabled, cache_enabled=False):
+                logits = self.decoder(self.head(hidden_states))
+                return mean_loss(F.cross_entropy, logits, labels, num_items_in_batch), logits.argmax(-1)
 
-        chunks = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
+        *chunks, last = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
         results = [checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-        losses, predictions = zip(*results, strict=True)
+        losses, predictions = zip(*results, chunk_loss(*last), strict=True)
         return torch.stack(losses).sum(), torch.cat(predictions)
 
 

@@ -489,6 +489,24 @@ def test_a_loss_without_logits_is_the_loss(monkeypatch, chunk, items, compiled):
     torch.compiler.reset()
 
 
+def test_chunks_of_a_loss_add_their_gradients_in_float32(monkeypatch):
+    """Under autocast: eighty chunks are as far from float32 as one is."""
+    sizes = {"vocab_size": 512, "num_hidden_layers": 1, "tie_word_embeddings": False, "decoder_bias": True}
+    model, batch = build(**sizes), pack(make_documents((400, 400)))
+
+    def gradients_with(chunk: int, enabled: bool = True) -> dict:
+        monkeypatch.setattr(modeling, "LOSS_CHUNK", chunk)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled):
+            model(**batch, labels=batch["input_ids"], return_logits=False).loss.backward()
+        return gradients(model)
+
+    exact, whole, chunked = gradients_with(800, enabled=False), gradients_with(800), gradients_with(10)
+    for name in ("decoder.weight", "decoder.bias"):
+        off, at_least = ((found[name] - exact[name]).norm() / exact[name].norm() for found in (chunked, whole))
+        assert off < 1.1 * at_least, name
+
+
 def test_a_loss_without_logits_never_holds_them(monkeypatch):
     monkeypatch.setattr(modeling, "LOSS_CHUNK", 50)
     model, batch = build(vocab_size=5000), pack(make_documents((300, 200)))

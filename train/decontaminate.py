@@ -27,7 +27,10 @@ NGRAM = 13
 FEWEST, SHORT, ENOUGH = 5, 8, 100  # 13-grams: of a passage that is looked for; whole passages up to here; of any passage
 ALONE = 0x2E80  # from here on scripts have no spaces: each letter is a token
 FIELDS = re.compile(r"\t|\|\||_!_")
-TAGGED, TAG = re.compile(r"\[?\S+/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?"), re.compile(r"^\[(?=.)|/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?$")
+TAGGED, TAG = (
+    re.compile(r"\[?\S+/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?"),
+    re.compile(r"^\[(?=.)|/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?$"),
+)
 MOST_COLUMNS, LONGEST_TOKEN = 12, 24  # of a table of tokens; longer fields are texts
 NOT_DATA = re.compile(r"readme|licen[cs]e|manifest|\.|.*\.md$", re.IGNORECASE)
 

@@ -6,6 +6,7 @@ drawn per unit: a visible part would give a word away). Units are taken in rando
 reached; the unit that would cross it is taken with the probability that makes the expected share exact.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +15,7 @@ import numpy as np
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 
 IGNORE_INDEX = -100
+UNUSED = re.compile(r"\[unused\d+\]")
 # Lengths 1 to 4 in words, as in MacBERT (https://arxiv.org/abs/2004.13922, section 3.2).
 NGRAM_PROBABILITIES = (0.4, 0.3, 0.2, 0.1)
 
@@ -23,7 +25,7 @@ class Masking:
     """How to mask; `masking` is `whole_word`, `ngram` or `token`.
 
     Args:
-        special_ids: tokens that are never masked, and never put in as random ones; those of `train/train_tokenizer.py`.
+        special_ids: tokens that are never masked, and never put in as random ones; see `special_ids_of`.
     """
 
     vocab_size: int
@@ -41,6 +43,12 @@ class Masking:
     @cached_property
     def random_ids(self) -> np.ndarray:
         return np.flatnonzero(self.maskable)
+
+
+def special_ids_of(tokenizer) -> tuple[int, ...]:
+    """The ids that no text has: special tokens, and `[unusedN]` entries, whose sight would give a random replacement away."""
+    unused = (i for token, i in tokenizer.get_vocab().items() if UNUSED.fullmatch(token))
+    return tuple(sorted({*tokenizer.added_tokens_decoder, *unused}))
 
 
 def unit_starts(

@@ -41,7 +41,7 @@ from zh_modernbert.train.checkpoint import Rotation, checkpoints, load_checkpoin
 from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.dataloader import MicroBatches, micro_batches, micro_batches_of_updates, rows_of_updates
 from zh_modernbert.train.files import read_json, replacing, require_folder, write_json
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at, special_ids_of
 from zh_modernbert.train.optimizer import build_optimizer
 from zh_modernbert.train.parallel import end_processes, prepare, whole_model
 from zh_modernbert.train.plan import plan
@@ -504,7 +504,7 @@ def main(settings: Settings) -> dict | None:
             settings.mask_replace_prob,
             settings.random_replace_prob,
             tokenizer.mask_token_id,
-            tuple(tokenizer.added_tokens_decoder),
+            special_ids_of(tokenizer),
         ),
         rate,
         settings.per_device_batch_size,

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mask_rows
+from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mask_rows, special_ids_of
 from zh_modernbert.train.pack import PackedRows
 from zh_modernbert.train.row_stream import PackedStream
 
@@ -72,9 +72,7 @@ class Validation:
                 f"validation_dir: {folder} has rows of {self.rows.seq_len} tokens, longer than the model's "
                 f"max_position_embeddings ({config.max_position_embeddings}); pack it with a smaller seq_len"
             )
-        self.masking = Masking(
-            self.rows.vocab_size, "whole_word", 1.0, 0.0, tokenizer.mask_token_id, tuple(tokenizer.added_tokens_decoder)
-        )
+        self.masking = Masking(self.rows.vocab_size, "whole_word", 1.0, 0.0, tokenizer.mask_token_id, special_ids_of(tokenizer))
         count = min(settings.eval_rows, len(self.rows))
         self.chosen = [place * len(self.rows) // count for place in range(count)]
 

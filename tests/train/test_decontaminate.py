@@ -128,8 +128,10 @@ LINES = {
     "conll": lambda text: "".join(f"{character} O\n" for character in text) + "\n下 O\n",
     "conll, four columns": lambda text: "".join(f"{character}\tNN\t_\tB-LOC\n" for character in text),
     "weibo": lambda text: "".join(f"{character}{i % 2}\tO\n" for i, character in enumerate(text)),
-    "conllu": lambda text: "# sent_id = 1\n"
-    + "".join(f"{i + 1}\t{text[2 * i : 2 * i + 2]}\t_\tNOUN\tNN\t_\t9\tnsubj\t_\t{'Gloss=long' * 4}\n" for i in range(10)),
+    "conllu": lambda text: (
+        "# sent_id = 1\n"
+        + "".join(f"{i + 1}\t{text[2 * i : 2 * i + 2]}\t_\tNOUN\tNN\t_\t9\tnsubj\t_\t{'Gloss=long' * 4}\n" for i in range(10))
+    ),
     "words with tags": lambda text: f"[{text[:2]}/v  {text[2:6]}/ns]nt  " + "  ".join(f"{c}/Ng" for c in text[6:]) + "\n",
     "segmented": lambda text: "\u3000".join(text) + "\n",
 }

@@ -6,8 +6,17 @@ import numpy as np
 import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, choose_units, mask_rows, mlm_probability_at, unit_starts
+from zh_modernbert.train.masking import (
+    IGNORE_INDEX,
+    Masking,
+    choose_units,
+    mask_rows,
+    mlm_probability_at,
+    special_ids_of,
+    unit_starts,
+)
 from zh_modernbert.train.pack import PackedRows
+from zh_modernbert.train.train_tokenizer import train
 
 CLS, SEP, MASK = (SPECIAL_TOKENS.index(token) for token in ("[CLS]", "[SEP]", "[MASK]"))
 KINDS = ("whole_word", "ngram", "token")
@@ -235,3 +244,9 @@ def test_special_tokens_elsewhere():
         assert (masked_ids[changed] == VOCAB_SIZE - 1).sum() > 50
         random_tokens |= set(masked_ids[changed].tolist()) - {VOCAB_SIZE - 1}
     assert random_tokens == set(range(VOCAB_SIZE)) - set(special)
+
+
+def test_entries_that_no_text_has_are_special():
+    tokenizer = train(lambda: ["我们研究经济问题。"] * 3, 384, unused_tokens=5)
+    unused = [tokenizer.get_vocab()[f"[unused{i}]"] for i in range(5)]
+    assert special_ids_of(tokenizer) == (*range(len(SPECIAL_TOKENS)), *unused)
