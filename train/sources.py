@@ -41,8 +41,23 @@ SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = f"{', '.join(SUFFIXES)}, all but Parquet also with {', '.join(PACKED)} behind"
-# Of a `where` condition; text can only be equal or not.
-COMPARISONS = {"==": operator.eq, "!=": operator.ne, ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+def begins(value, prefixes: str) -> bool:
+    """Whether a text begins with one of the prefixes, which spaces part."""
+    return isinstance(value, str) and value.startswith(tuple(prefixes.split()))
+
+
+# Of a `where` condition: for texts and numbers, for texts, for numbers.
+COMPARISONS = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "^=": begins,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 
 
 @dataclass
@@ -59,7 +74,7 @@ class Source(BaseSettings):
     source_field: str = setting("", "field whose value is the documents' `source`, where one place holds several")
     text_field: str = setting("text", "field that holds the text; a.b is field b of field a")
     title_field: str = setting("", "field that becomes the first line of the text")
-    where: list[str] = setting([], "conditions that all have to hold, such as score >= 3 and score < 4")
+    where: list[str] = setting([], "conditions that all have to hold, such as score >= 3, lang != en, url ^= https://a.org/ https://b.org/")
     script: str | None = setting(None, "hans or hant, where that is known; cleaning finds it out anew", (None, "hans", "hant"))
     licence: str = setting("", "kept in settings.json beside the corpus")
     txt_documents: str = setting(
@@ -219,19 +234,23 @@ def parts_of(source: Source) -> list[Path | int]:
 
 
 def parse_condition(text: str) -> tuple[str, Callable, float | str]:
-    """`score >= 3` as field, comparison and bound; the bound is a number where it reads as one.
+    """`score >= 3` as field, comparison and bound; the bound is a number where it reads as one and is compared as one.
 
     Raises:
         InputError: it is of another form.
     """
-    match = re.fullmatch(r"\s*([\w.-]+)\s*(>=|<=|==|!=|>|<)\s*(.+?)\s*", text)
+    match = re.fullmatch(r"\s*([\w.-]+)\s*(>=|<=|==|!=|\^=|>|<)\s*(.+?)\s*", text)
     if match:
         field, sign, bound = match.groups()
-        with suppress(ValueError):
-            bound = float(bound)
-        if sign in ("==", "!=") or isinstance(bound, float):
+        if sign != "^=":
+            with suppress(ValueError):
+                bound = float(bound)
+        if sign in ("==", "!=", "^=") or isinstance(bound, float):
             return field, COMPARISONS[sign], bound
-    raise InputError(f"sources: where is {text!r}; it must be FIELD {' or '.join(COMPARISONS)} NUMBER, or FIELD == or != TEXT")
+    raise InputError(
+        f"sources: where is {text!r}; it must be FIELD == TEXT, FIELD != TEXT, FIELD ^= PREFIXES (what it begins with), or "
+        "FIELD NUMBER with one of == != >= <= > < between"
+    )
 
 
 def field_of(row: dict, name: str):

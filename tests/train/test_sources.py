@@ -145,6 +145,8 @@ def test_titles_are_first_lines(tmp_path, row, expected):
         (["score != 4"], "2.5 3 3.999 5"),
         (["meta.quality == good"], "3 5"),
         (["meta.quality != good", "score > 3"], "3.999 4"),
+        (["meta.quality ^= goo 4"], "3 5"),
+        (["text ^= 3. 4 x"], "3.999 4"),
         ([], "2.5 3 3.999 4 5"),
     ],
 )
@@ -223,7 +225,7 @@ def test_row_without_the_number_that_where_needs(tmp_path, score):
         texts_of(path=str(path), where=["score > 0"])
 
 
-@pytest.mark.parametrize("condition", ["score", "score > high", "score => 3", "> 3", "3 <= score", "score >="])
+@pytest.mark.parametrize("condition", ["score", "score > high", "score => 3", "> 3", "3 <= score", "score >=", "score ^="])
 def test_meaningless_conditions_are_refused(condition):
     with pytest.raises(InputError, match="where"):
         Source(path="a", where=["score > 1", condition])
