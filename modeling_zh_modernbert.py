@@ -829,7 +829,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
             # Chunks that share autocast's copy of a weight would add their gradients in its precision.
             device, enabled = hidden_states.device.type, torch.is_autocast_enabled(hidden_states.device.type)
             with torch.autocast(device, torch.get_autocast_dtype(device), enabled, cache_enabled=False):
-                logits = self.decoder(self.head(hidden_states))
+                logits = self.decoder(self.head(hidden_states)).float()
                 return mean_loss(F.cross_entropy, logits, labels, num_items_in_batch), logits.argmax(-1)
 
         *chunks, last = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
