@@ -33,7 +33,7 @@ from matplotlib import pyplot
 from torch import nn
 from tqdm import tqdm
 
-from zh_modernbert.eval.speed.correctness import _share, check_backends
+from zh_modernbert.eval.speed.correctness import check_backends, relative_difference
 from zh_modernbert.eval.speed.measuring import matmul_rate, peak_memory, synchronize, take_turns
 from zh_modernbert.eval.speed.peers import OTHER_PEERS, PEERS, PRETRAINING_PEERS, SHAPES, build_ours, build_peer
 from zh_modernbert.eval.speed.training import MIXED_PRECISION, compare_collators, compare_updates
@@ -141,7 +141,7 @@ def _compare(peer_name, workload, dtype_name, training, shape, settings) -> dict
     found = {}
     if same_weights and not training:
         real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
-        found["relative_difference"] = _share(our_output[real].float(), peer_output[real].float())
+        found["relative_difference"] = relative_difference(our_output[real].float(), peer_output[real].float())
         if not found["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
             where = f"{peer_name} on {workload.name} in {dtype_name}"
             raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")

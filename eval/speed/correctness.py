@@ -27,7 +27,7 @@ def check_backends(device: str) -> dict[str, float]:
     flipped = {name: tensor.flip(1) for name, tensor in rows.items()}
     arrangements = {
         "right": rows,
-        "left": {**flipped, "input_ids": _left(rows["input_ids"], mask)},
+        "left": {**flipped, "input_ids": left_padded(rows["input_ids"], mask)},
         "packed": texts.packed(device),
     }
     shape = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192}
@@ -57,7 +57,7 @@ def check_backends(device: str) -> dict[str, float]:
     backends = ["sdpa"] + ["flash_attention_2"] * (device == "cuda" and modeling.flash_attn_varlen_func is not None)
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        plain = [_share(mine, theirs) for mine, theirs in zip(measure("eager", dtype, "right"), exact, strict=True)]
+        plain = list(map(relative_difference, measure("eager", dtype, "right"), exact))
         allowed = [1e-5] * 2 if dtype == torch.float32 else [2 * share + 1e-3 for share in plain]
         for backend, how in product(backends, arrangements):
             if dtype == torch.float32 and backend != "sdpa":
@@ -65,7 +65,7 @@ def check_backends(device: str) -> dict[str, float]:
             for what, mine, theirs, limit in zip(
                 ("outputs", "gradients"), measure(backend, dtype, how), exact, allowed, strict=True
             ):
-                share = _share(mine, theirs)
+                share = relative_difference(mine, theirs)
                 if not share <= limit:
                     name = f"{backend} in {dtype}, {how}"
                     raise InputError(f"correctness: {name}: {what} differ by {share:.3g}, {limit:.3g} is allowed")
@@ -74,12 +74,12 @@ def check_backends(device: str) -> dict[str, float]:
     return found
 
 
-def _left(input_ids, mask):
-    """The texts of right-padded rows moved to the right end."""
+def left_padded(input_ids, mask):
+    """The ids of right-padded rows, with their pads on the left."""
     moved = torch.zeros_like(input_ids)
     moved[mask.flip(1)] = input_ids[mask]
     return moved
 
 
-def _share(actual: torch.Tensor, expected: torch.Tensor) -> float:
+def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()

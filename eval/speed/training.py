@@ -8,7 +8,6 @@ with the cheap choice wherever there is one: masking of tokens, no document boun
 import gc
 import math
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +26,6 @@ from transformers import (
     DataCollatorForLanguageModeling,
     ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
 )
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -173,17 +168,6 @@ def clear(device: str) -> None:
         torch.cuda.empty_cache()
 
 
-class StepTimes(TrainerCallback):
-    """When each update of the Trainer was done, on the device too."""
-
-    def __init__(self, device: str):
-        self.device, self.ends = device, []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        synchronize(self.device)
-        self.ends.append(time.perf_counter())
-
-
 @dataclass(frozen=True)
 class Updates:
     """Updates of `rows` full rows of `seq_len` tokens, the same rows each time, under both sides."""
@@ -280,33 +264,26 @@ class Updates:
 
     def peer(self, backend: str, rows_at_once: int, count: int) -> list[float]:
         """Seconds of the updates of stock ModernBERT in the Trainer, from the end of one to the end of the next."""
+        from zh_modernbert.eval.speed.trainer import time_updates
+
         torch.manual_seed(0)
         with torch.device(self.device):
             model = ModernBertForMaskedLM(stock_config(self.shape, self.made.vocab_size, self.seq_len, backend))
-        times = StepTimes(self.device)
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = TrainingArguments(
-                output_dir=folder,
-                use_cpu=self.device == "cpu",
-                bf16=self.dtype == "bfloat16",
-                per_device_train_batch_size=rows_at_once,
-                gradient_accumulation_steps=self.rows // rows_at_once,
-                max_steps=count,
-                learning_rate=LEARNING_RATE,
-                weight_decay=WEIGHT_DECAY,
-                max_grad_norm=MAX_GRAD_NORM,
-                torch_compile=self.compile,
-                remove_unused_columns=False,  # it would take the mask of special tokens from the collator
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-            )
+        return time_updates(
+            model,
             # One update more than it makes: its loader prepares a batch ahead, after the last update too.
-            dataset = self.peer_features * (count + 1)
-            trainer = Trainer(model, arguments, self.peer_collator, dataset, callbacks=[times])
-            trainer.remove_callback(PrinterCallback)
-            trainer.train()
-        return np.diff(times.ends).tolist()
+            self.peer_features * (count + 1),
+            self.peer_collator,
+            self.device,
+            bf16=self.dtype == "bfloat16",
+            per_device_train_batch_size=rows_at_once,
+            gradient_accumulation_steps=self.rows // rows_at_once,
+            max_steps=count,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            torch_compile=self.compile,
+        )
 
     def most_rows(self, side: Callable) -> tuple[int, int]:
         """As many rows as fit at once, and the bytes of tensors at the peak, weights and optimizer included.
