@@ -24,9 +24,10 @@ from transformers import (
     set_seed,
 )
 
-from zh_modernbert.eval.tables import read_table, write_result
-from zh_modernbert.eval.tasks import TASKS, Task
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.eval.tasks.registry import TASKS, Task
+from zh_modernbert.eval.tasks.results import write_result
+from zh_modernbert.eval.tasks.tables import read_table
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 
 
 @dataclass

@@ -37,9 +37,10 @@ from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
 from zh_modernbert.train import clean, dedup, encode, pack
-from zh_modernbert.train.cli import BaseSettings, run, setting
-from zh_modernbert.train.files import read_corpus, write_corpus, write_json
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train.common.cli import BaseSettings, run, setting
+from zh_modernbert.train.common.files import write_json
+from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from zh_modernbert.train import dedup
-from zh_modernbert.train.cli import BaseSettings, InputError, build, run, setting
-from zh_modernbert.train.files import read_corpus, write_corpus
-from zh_modernbert.train.ngrams import letters, ngram_hashes
-from zh_modernbert.train.sources import Source, read_source
+from zh_modernbert.train.common.cli import BaseSettings, InputError, build, run, setting
+from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
+from zh_modernbert.train.corpus.ngrams import letters, ngram_hashes
+from zh_modernbert.train.corpus.sketches import NGRAM
+from zh_modernbert.train.corpus.source import Source, read_source
 
 CHAIN_LINKS, CHAIN_LIKENESS = 5, 0.75
 
@@ -43,7 +44,7 @@ class Settings(BaseSettings):
 
 
 def shingles(text: str) -> set[str]:
-    return {text[i : i + dedup.NGRAM] for i in range(max(len(text) - dedup.NGRAM, 0) + 1)}
+    return {text[i : i + NGRAM] for i in range(max(len(text) - NGRAM, 0) + 1)}
 
 
 def jaccard(one: set, other: set) -> float:
@@ -119,7 +120,7 @@ def plant(settings: Settings) -> list[dict]:
 
 def best_likeness(documents: list[dict], removed: set[str]) -> dict[str, float]:
     """For each removed document, how alike to it the most alike document that stays is, counted exactly."""
-    sets = {document["id"]: np.unique(ngram_hashes(letters(document["text"]), dedup.NGRAM)) for document in documents}
+    sets = {document["id"]: np.unique(ngram_hashes(letters(document["text"]), NGRAM)) for document in documents}
     stays = [identity for identity in sets if identity not in removed]
     sizes = np.array([len(sets[identity]) for identity in stays])
     hashes, owners = np.concatenate([sets[identity] for identity in stays]), np.repeat(np.arange(len(stays)), sizes)

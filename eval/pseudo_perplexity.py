@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from zh_modernbert.eval.tables import write_result
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.sources import Source, read_source
+from zh_modernbert.eval.tasks.results import write_result
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.corpus.source import Source, read_source
 
 
 @dataclass

@@ -19,85 +19,30 @@ masking of whole words alone, beside transformers' collator on the same rows.
 """
 
 import gc
-import re
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from matplotlib import pyplot
 from torch import nn
 from tqdm import tqdm
-from transformers import AttentionInterface, AutoConfig, AutoModel, ModernBertModel
 
-from zh_modernbert import modeling_zh_modernbert as modeling
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.eval.measuring import LENGTHS, lengths_at, matmul_rate, peak_memory, synchronize, take_turns
-from zh_modernbert.eval.training_speed import MIXED_PRECISION, compare_collators, compare_updates, stock_config
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import write_json
-from zh_modernbert.train.flops import encoder_flops
+from zh_modernbert.eval.speed.correctness import check_backends, relative_difference
+from zh_modernbert.eval.speed.measuring import matmul_rate, peak_memory, synchronize, take_turns
+from zh_modernbert.eval.speed.peers import OTHER_PEERS, PEERS, PRETRAINING_PEERS, SHAPES, build_ours, build_peer
+from zh_modernbert.eval.speed.training import MIXED_PRECISION, compare_collators, compare_updates
+from zh_modernbert.eval.speed.workloads import PRETRAINING_WORKLOADS, WORKLOADS, Workload
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import write_json
 
-# Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
-SHAPES = {
-    "12x768": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152},
-    "28x1024": {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624},
-}
-WORKLOADS = {
-    "cpu": ["64x1", "128x1", "512x1", "512x16", "512x16-questions", "512x16-articles", "8192x1"],
-    "cuda": ["512x32", "512x32-questions", "512x32-articles", "8192x8", "8192x8-documents"],
-}
-PRETRAINING_WORKLOADS = {"cpu": ["512x4"], "cuda": ["1024x64", "8192x8"]}
 DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["bfloat16"]}
-
-# Peers at the sizes that are published; those of transformers' defaults have nothing to say here.
-OTHER_PEERS = {
-    "chinese-roberta-wwm-ext-large": (
-        "bert",
-        {
-            "vocab_size": 21128,
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        },
-    ),
-    "xlm-roberta-base": ("xlm-roberta", {"vocab_size": 250002, "max_position_embeddings": 514}),
-    "qwen3-embedding-0.6b": (
-        "qwen3",
-        {
-            "vocab_size": 151669,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-    ),
-    "eurobert-210m": ("eurobert", {}),
-    "gte-multilingual-base": ("gte", {}),
-    "nomic-embed": ("nomic_bert", {}),
-    "jina-embeddings-v3": ("jina_embeddings_v3", {}),
-}
-STOCK = (
-    "modernbert-sdpa",
-    "modernbert-eager",
-    "modernbert-flash_attention_2",
-    "modernbert-flex_attention",
-    "modernbert-packed",
-)
-PEERS = (*STOCK, *OTHER_PEERS)
-PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
 MODES = ("inference", "training", "curve", "pretraining")
-EAGER_LONGEST = 2048  # it keeps T x T weights a head; more does not fit
 
 
 @dataclass
@@ -118,97 +63,6 @@ class Settings(BaseSettings):
     seconds: float = setting(90.0, "a comparison stops after so long, each side having run once at least", least=0)
     threads: int = setting(0, "CPU threads; 0: as many as PyTorch takes", least=0)
     results_dir: str = setting("results", "where throughput-DEVICE.json and .png go")
-
-
-# --- batches ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Workload:
-    """`lengths` of the texts of one batch, in tokens, and how the workload is called."""
-
-    name: str
-    lengths: list[int]
-
-    @classmethod
-    def parse(cls, name: str) -> "Workload":
-        """Raises InputError for anything but TxB and TxB-KIND."""
-        match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)(?:-({'|'.join(LENGTHS)}))?", name)
-        if match is None:
-            kinds = ", ".join(LENGTHS)
-            raise InputError(f"throughput: workload holds {name!r}; it must be TxB or TxB-KIND, as 512x16, KIND one of {kinds}")
-        longest, rows = int(match[1]), int(match[2])
-        if not match[3]:
-            return cls(name, [longest] * rows)
-        lengths = lengths_at(match[3], (np.arange(rows) + 0.5) / rows)
-        return cls(name, np.minimum(lengths, longest).tolist())
-
-    def padded(self, device, pad_token_id: int = 0) -> dict:
-        """`input_ids` `(B, T)`, and `attention_mask` where there are pads."""
-        rows, width = len(self.lengths), max(self.lengths)
-        mask = torch.arange(width) < torch.tensor(self.lengths)[:, None]
-        input_ids = torch.randint(10, 1000, (rows, width), generator=torch.Generator().manual_seed(0))
-        batch = {"input_ids": input_ids.masked_fill(~mask, pad_token_id)}
-        if not mask.all():
-            batch["attention_mask"] = mask.long()
-        return {name: tensor.to(device) for name, tensor in batch.items()}
-
-    def packed(self, device) -> dict:
-        """The same texts in one row `(1, N)`, with `cu_seqlens` and `max_seqlen`."""
-        batch = self.padded("cpu")
-        mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-        cu_seqlens = F.pad(torch.tensor(self.lengths).cumsum(0), (1, 0)).to(torch.int32)
-        input_ids = batch["input_ids"][mask][None]
-        return {"input_ids": input_ids.to(device), "cu_seqlens": cu_seqlens.to(device), "max_seqlen": max(self.lengths)}
-
-    def flops(self, shape: dict) -> float:
-        """Floating-point operations of one forward of an encoder of `shape` over the real tokens."""
-        return encoder_flops(self.lengths, ZhModernBertConfig(**shape))
-
-
-# --- models -----------------------------------------------------------------------------------------------------------
-
-
-def build_ours(shape: dict, longest: int, state_dict: dict | None = None) -> nn.Module:
-    config = ZhModernBertConfig(**shape, norm_type="layernorm", max_position_embeddings=max(longest, 8192))
-    model = modeling.ZhModernBertModel(config)
-    if state_dict is not None:
-        model.load_state_dict(state_dict)
-    return model
-
-
-def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_seqlen, sliding_window, dropout=0.0, **kwargs):
-    """What a user can register today for stock ModernBERT on packed rows: PyTorch's varlen kernel on a GPU; on CPU, which has
-    none, SDPA on each document, with a band where the layer has a window. `(1, A, N, C)` -> `(1, N, A, C)`.
-    """
-    reach = -1 if sliding_window is None else sliding_window - 1
-    if query.is_cuda:
-        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
-        if modeling.varlen_attn is None:
-            raise ImportError("PyTorch has a varlen kernel with a window from 2.11")
-        bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
-        return modeling.varlen_attn(query, key, value, *bounds, window_size=(reach, reach))[None], None
-    outputs = []
-    for start, end in pairwise(cu_seqlens.tolist()):
-        position, mask = torch.arange(end - start), None
-        if 0 <= reach < end - start - 1:
-            mask = (position[:, None] - position).abs() <= reach
-        states = (states[:, :, start:end] for states in (query, key, value))
-        outputs.append(F.scaled_dot_product_attention(*states, attn_mask=mask, dropout_p=dropout))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
-
-
-def build_peer(name: str, shape: dict, longest: int) -> tuple[nn.Module, int]:
-    """A peer with random weights, and the most tokens a text of it may have."""
-    if name not in OTHER_PEERS:
-        backend = name.removeprefix("modernbert-")
-        if backend == "packed":
-            AttentionInterface.register(backend, packed_attention)
-        config = stock_config(shape, 32768, longest, backend)
-        return ModernBertModel(config), EAGER_LONGEST if backend == "eager" else 10**9
-    kind, changes = OTHER_PEERS[name]
-    config = AutoConfig.for_model(kind, **changes)
-    return AutoModel.from_config(config), min(config.max_position_embeddings, 32768) // 64 * 64
 
 
 class Contestant:
@@ -235,84 +89,6 @@ class Contestant:
         seconds = time.perf_counter() - started
         self.model.zero_grad()
         return seconds, output.detach()
-
-
-# --- correctness ------------------------------------------------------------------------------------------------------
-
-
-def check_backends(device: str) -> dict[str, float]:
-    """Every backend that runs, padded left and right and packed, forward and backward, beside eager in float32.
-
-    Returns the largest error of each backend and dtype, of outputs and of gradients, as a share of their norm; float32 may
-    differ by 1e-5, half precision by twice what eager itself does in it.
-
-    Raises:
-        InputError: one differs by more, or gives something that is not finite, or pads that are not zero.
-    """
-    texts = Workload("check", [1, 2, 64, 65, 130, 300])
-    rows = texts.padded(device)
-    # A row of pads, and texts with stretches of pads longer than the window on either side of them.
-    rows = {name: torch.cat((tensor, torch.zeros_like(tensor[:1]))) for name, tensor in rows.items()}
-    mask = rows["attention_mask"].bool()
-    flipped = {name: tensor.flip(1) for name, tensor in rows.items()}
-    arrangements = {
-        "right": rows,
-        "left": {**flipped, "input_ids": _left(rows["input_ids"], mask)},
-        "packed": texts.packed(device),
-    }
-    shape = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192}
-    torch.manual_seed(0)
-    config = ZhModernBertConfig(vocab_size=1000, **shape, initializer_range=0.08)
-    model = modeling.ZhModernBertModel(config).to(device)
-    weights = [parameter.detach().clone() for parameter in model.parameters()]
-    direction = torch.randn(sum(texts.lengths), shape["hidden_size"], generator=torch.Generator().manual_seed(1)).to(device)
-
-    def measure(backend, dtype, how):
-        for parameter, weight in zip(model.to(dtype).parameters(), weights, strict=True):
-            parameter.data.copy_(weight)
-        model.set_attn_implementation(backend)
-        model.zero_grad()
-        batch = arrangements[how]
-        output = model(**batch).last_hidden_state
-        real = (
-            batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(output[..., 0], dtype=torch.bool)
-        )
-        if output[~real].any():
-            raise InputError(f"correctness: {backend} in {dtype}, {how}: pads are not zero")
-        (output[real].float() * direction).sum().backward()
-        gradient = torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()])
-        return output[real].detach().float(), gradient
-
-    exact = measure("eager", torch.float32, "right")
-    backends = ["sdpa"] + ["flash_attention_2"] * (device == "cuda" and modeling.flash_attn_varlen_func is not None)
-    found = {}
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        plain = [_share(mine, theirs) for mine, theirs in zip(measure("eager", dtype, "right"), exact, strict=True)]
-        allowed = [1e-5] * 2 if dtype == torch.float32 else [2 * share + 1e-3 for share in plain]
-        for backend, how in product(backends, arrangements):
-            if dtype == torch.float32 and backend != "sdpa":
-                continue  # FlashAttention has half precision only
-            for what, mine, theirs, limit in zip(
-                ("outputs", "gradients"), measure(backend, dtype, how), exact, allowed, strict=True
-            ):
-                share = _share(mine, theirs)
-                if not share <= limit:
-                    name = f"{backend} in {dtype}, {how}"
-                    raise InputError(f"correctness: {name}: {what} differ by {share:.3g}, {limit:.3g} is allowed")
-                key = f"{backend} {str(dtype).removeprefix('torch.')} {what}"
-                found[key] = max(found.get(key, 0.0), share)
-    return found
-
-
-def _left(input_ids, mask):
-    """The texts of right-padded rows moved to the right end."""
-    moved = torch.zeros_like(input_ids)
-    moved[mask.flip(1)] = input_ids[mask]
-    return moved
-
-
-def _share(actual: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((actual - expected).norm() / expected.norm()).item()
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -365,7 +141,7 @@ def _compare(peer_name, workload, dtype_name, training, shape, settings) -> dict
     found = {}
     if same_weights and not training:
         real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
-        found["relative_difference"] = _share(our_output[real].float(), peer_output[real].float())
+        found["relative_difference"] = relative_difference(our_output[real].float(), peer_output[real].float())
         if not found["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
             where = f"{peer_name} on {workload.name} in {dtype_name}"
             raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")

@@ -26,9 +26,10 @@ from transformers import AutoTokenizer
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import open_binary, read_json, write_json
-from zh_modernbert.train.held_out import read_held_out
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.corpus.held_out import read_held_out
+from zh_modernbert.train.corpus.lines import open_binary
 
 BATCH = 256  # documents the tokenizer gets at once
 

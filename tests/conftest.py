@@ -23,7 +23,8 @@ from tiny import TINY
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import encode, pack, publish, train_tokenizer
-from zh_modernbert.train.files import write_corpus
+from zh_modernbert.train.corpus.documents import write_corpus
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 # What the workers of the corpus stages are forked from has what is slow to import, and nothing of this project.
 multiprocess.set_forkserver_preload(["datatrove.executor.local", "opencc", "transformers"])
@@ -152,7 +153,7 @@ def publish_random(stages, tmp_path_factory) -> Callable[..., Path]:
         torch.manual_seed(0)
         shape = TINY | {"vocab_size": 512, "num_hidden_layers": 2, "max_position_embeddings": 128}
         ZhModernBertForMaskedLM(ZhModernBertConfig(**shape | changes)).save_pretrained(folder / "model")
-        train_tokenizer.load_tokenizer(stages / "tokenizer").save_pretrained(folder / "model")
+        load_tokenizer(stages / "tokenizer").save_pretrained(folder / "model")
         publish.main(publish.Settings(model_dir=str(folder / "model"), output_dir=str(folder / f"zh-{name}")))
         return folder / f"zh-{name}"
 

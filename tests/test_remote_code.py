@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train import publish
-from zh_modernbert.train.pretrain import save_model
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train.common.model_folder import save_model
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 AUTO_CLASSES = (
     "AutoModel",

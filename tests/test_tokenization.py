@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, ZhModernBertTokenizer, build_backend
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 PAD, UNK, CLS, SEP, MASK = range(5)
 TEXTS = {

@@ -18,7 +18,7 @@ from transformers import (
 
 from tiny import HEADS, IGNORED, LOSS_CASES, assert_close, build
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 TEXTS = [
     "工程师研究新的计算机程序，但是没有人知道。",

@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 
 from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.train import pretrain
-from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
-from zh_modernbert.train.files import read_json, sha256, write_json
-from zh_modernbert.train.held_out import read_held_out
-from zh_modernbert.train.parallel import end_processes, is_main_process
+from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting
+from zh_modernbert.train.common.files import read_json, sha256, write_json
+from zh_modernbert.train.corpus.held_out import read_held_out
+from zh_modernbert.train.pretraining.parallel import end_processes, is_main_process
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Corpus -> the same corpus with its text normalised and bad documents dropped, each for a named and counted reason.
 
-The text goes through `train/normalise.py`, then through the rules of `train/filters.py`; the first that gives a document up
-names the reason. The kept documents get their `script`: hans (Simplified), hant (Traditional), or mixed. `report.md`,
-`report.png` and `report.json` say what came in and went out, for each source, and what was dropped why, with examples to read.
+The text goes through train/corpus/normalise.py, then through the rules of train/corpus/filters.py; the first that gives a
+document up names the reason. The kept documents get their `script`: hans (Simplified), hant (Traditional), or mixed.
+`report.md`, `report.png` and `report.json` say what came in and went out, for each source, and what was dropped why, with
+examples to read.
 
     python train/clean.py --input_dir runs/mine/sources --output_dir runs/mine/clean
 """
@@ -14,13 +15,14 @@ from pathlib import Path
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
 
-from zh_modernbert.train.characters import CONVERTERS, convert_script, detect_script
-from zh_modernbert.train.cli import InputError, run, setting
-from zh_modernbert.train.files import corpus_shards, read_json, write_json
-from zh_modernbert.train.filters import FILTERS, Thresholds, drop_reason
-from zh_modernbert.train.normalise import NORMALISERS, normalise
-from zh_modernbert.train.pipeline import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
-from zh_modernbert.train.stage import SCRATCH, run_stage
+from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.common.stage import SCRATCH, run_stage
+from zh_modernbert.train.corpus.characters import CONVERTERS, convert_script, detect_script
+from zh_modernbert.train.corpus.documents import corpus_shards
+from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
+from zh_modernbert.train.corpus.filters import FILTERS, Thresholds, drop_reason
+from zh_modernbert.train.corpus.normalise import NORMALISERS, normalise
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 200
 

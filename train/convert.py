@@ -25,9 +25,9 @@ from transformers.activations import ACT2FN
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import read_json, replacing, require_file, write_json
-from zh_modernbert.train.publish import write_model
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
+from zh_modernbert.train.common.model_folder import write_model
 
 TOLERANCE = 1e-5
 

@@ -1,9 +1,8 @@
 """Corpus + tokenizer -> token ids and word starts, documents whole.
 
 A token starts a word where a word of the segmenter begins with its first character; every other token belongs to the word
-before it, so the tokens of one word always stay together. Each shard of the corpus becomes a folder: `input_ids.bin` (uint16
-where the vocabulary allows, without special tokens), `word_starts.bin` (a byte a token), `offsets.bin` (int64, documents + 1),
-`sources.bin` (uint16 a document), `shard.json` (tokens per source, in the order of their numbers). The tokenizer lies beside.
+before it, so the tokens of one word always stay together. Each shard of the corpus becomes a folder, whose files
+train/rows/encoded.py describes and reads.
 
     python train/encode.py --input_dir runs/mine/dedup --tokenizer_dir runs/mine/tokenizer --output_dir runs/mine/encoded
 """
@@ -20,13 +19,15 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from tokenizers import Tokenizer
 
-from zh_modernbert.train.cli import InputError, run, setting
-from zh_modernbert.train.files import corpus_shards, read_json, replacing, write_json
-from zh_modernbert.train.held_out import is_held_out
-from zh_modernbert.train.pipeline import CorpusReader, ParallelSettings, run_pipeline
-from zh_modernbert.train.segment import word_boundaries
-from zh_modernbert.train.stage import check_manifest, run_stage
-from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
+from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.files import replacing, write_json
+from zh_modernbert.train.common.stage import run_stage
+from zh_modernbert.train.corpus.documents import corpus_shards
+from zh_modernbert.train.corpus.engine import CorpusReader, ParallelSettings, run_pipeline
+from zh_modernbert.train.corpus.held_out import is_held_out
+from zh_modernbert.train.rows.encoded import encoded_shards, ids_dtype, tokens_per_source
+from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
+from zh_modernbert.train.tokenizer.segment import word_boundaries
 
 BATCH = 1 << 19  # characters the tokenizer gets at once, to a document
 
@@ -141,56 +142,6 @@ class Encoder(PipelineStep):
             write_json(shard / "shard.json", {"per_source": per_source})
         for name, value in (counts | {"documents": len(sources), "tokens": offsets[-1]}).items():
             self.stat_update(name, value=value)
-
-
-def ids_dtype(vocab_size: int) -> np.dtype:
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-
-
-def load_array(path: Path, dtype) -> np.ndarray:
-    """A memory-mapped array; an empty file is an empty array."""
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
-
-
-def load_manifest(folder: str | Path, stage: str) -> dict:
-    """The manifest of an encoded or packed folder.
-
-    Raises:
-        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
-    """
-    manifest = check_manifest(folder, stage)
-    if fingerprint(Path(folder) / "tokenizer") != manifest["result"].get("tokenizer"):
-        raise InputError(f"{folder}/tokenizer: this tokenizer does not match the encoded data; run train/encode.py again")
-    return manifest
-
-
-@dataclass(frozen=True)
-class EncodedShard:
-    """A memory-mapped shard; document d is tokens offsets[d] to offsets[d + 1], from the source names[sources[d]]."""
-
-    input_ids: np.ndarray
-    word_starts: np.ndarray
-    offsets: np.ndarray
-    sources: np.ndarray
-    names: list[str]
-
-
-def load_shard(folder: Path, vocab_size: int) -> EncodedShard:
-    return EncodedShard(
-        load_array(folder / "input_ids.bin", ids_dtype(vocab_size)),
-        load_array(folder / "word_starts.bin", np.uint8),
-        load_array(folder / "offsets.bin", np.int64),
-        load_array(folder / "sources.bin", np.uint16),
-        list(read_json(folder / "shard.json")["per_source"]),
-    )
-
-
-def encoded_shards(folder: str | Path) -> list[Path]:
-    return sorted(path.parent for path in Path(folder).glob("*/shard.json"))
-
-
-def tokens_per_source(shards: list[Path]) -> Counter:
-    return sum((Counter(read_json(shard / "shard.json")["per_source"]) for shard in shards), Counter())
 
 
 def build(settings: Settings, folder: Path) -> dict:

@@ -1,8 +1,8 @@
 """Packed rows -> a model to start pretraining from: what random weights learn first is counted instead.
 
-Token embeddings come from which tokens stand near one another: the singular vectors of their positive pointwise mutual
-information (Levy, Goldberg and Dagan 2015, https://aclanthology.org/Q15-1016). The decoder's bias is the logarithm of the tokens'
-frequencies. All else is random. A small model that sees few tokens gains most by this: docs/checkpoint.md.
+Token embeddings come from which tokens stand near one another: the leading vectors of their positive pointwise mutual
+information (Levy, Goldberg and Dagan 2015, https://aclanthology.org/Q15-1016). The decoder's bias is the logarithm of the
+tokens' frequencies. All else is random. A small model that sees few tokens gains most by this: docs/checkpoint.md.
 
     python train/initialise.py --data_dir runs/mine/packed_1024 --model_config train/configs/nano/model.json \
         --output_dir runs/mine/initial
@@ -10,6 +10,7 @@ frequencies. All else is random. A small model that sees few tokens gains most b
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +21,16 @@ import torch
 from tqdm import tqdm
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.masking import special_ids_of
-from zh_modernbert.train.pack import PackedRows
-from zh_modernbert.train.pretrain import read_model_config
-from zh_modernbert.train.stage import run_stage
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.stage import run_stage
+from zh_modernbert.train.pretraining.set_up import read_model_config
+from zh_modernbert.train.rows.masking import special_ids_of
+from zh_modernbert.train.rows.packed import PackedRows
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 SMOOTHING = 0.75  # exponent of the contexts' frequencies, so that rare contexts do not rule (ibid., section 3.2)
 CHUNK = 1 << 21  # tokens counted at once
+ITERATIONS = 5
 
 
 @dataclass
@@ -67,28 +69,38 @@ def count_pairs(ids: np.ndarray, documents: np.ndarray, counted: np.ndarray, win
 
 
 def positive_information(pairs: torch.Tensor) -> torch.Tensor:
-    """Positive pointwise mutual information of symmetric counts `(V, V)`, sparse."""
-    total = pairs.values().sum(dtype=torch.float64)
-    tokens = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, pairs.indices()[0], pairs.values().double())
-    contexts = tokens**SMOOTHING / (tokens**SMOOTHING).sum()
-    row, column = pairs.indices()
-    information = (pairs.values().double() / total).log() - (tokens[row] / total).log() - contexts[column].log()
+    """Positive pointwise mutual information of symmetric counts `(V, V)`, symmetric and sparse.
+
+    Contexts are smoothed, and the value of a pair is the mean of those with either token as the context.
+    """
+    (row, column), counts = pairs.indices(), pairs.values().double()
+    tokens = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, row, counts)
+    contexts = tokens**SMOOTHING
+    expected = (tokens / tokens.sum()).log() + (contexts / contexts.sum()).log()
+    information = (counts / counts.sum()).log() - (expected[row] + expected[column]) / 2
     kept = information > 0
     places, values = pairs.indices()[:, kept], information[kept].float()
     return torch.sparse_coo_tensor(places, values, pairs.shape, is_coalesced=True, check_invariants=False)
 
 
 def embed(information: torch.Tensor, size: int) -> torch.Tensor:
-    """`(V, size)` vectors whose products come near `information`, each of length 1; 0 for tokens without any.
+    """`(V, size)` vectors whose products come near symmetric `information`, each of length 1; 0 for tokens without any.
+
+    They are its leading eigenvectors, by subspace iteration (Halko, Martinsson and Tropp 2011, https://arxiv.org/abs/0909.4061).
 
     Raises:
         InputError: there are fewer tokens than `size`.
     """
-    left, values, _ = torch.svd_lowrank(information, q=min(size, len(information)), niter=3)
-    vectors = left * values.sqrt()
-    if vectors.shape[1] < size:
+    if len(information) < size:
         raise InputError(f"initialise: {len(information)} tokens have no vectors of {size}; choose a smaller hidden_size")
-    return torch.nn.functional.normalize(vectors, dim=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        matrix = information.to_sparse_csr()
+    basis = torch.randn(len(information), size)
+    for _ in tqdm(range(ITERATIONS), desc="embed", unit=" iterations"):
+        basis, _ = torch.linalg.qr(matrix @ basis)
+    values, rotation = torch.linalg.eigh(basis.T @ (matrix @ basis))
+    return torch.nn.functional.normalize(basis @ rotation * values.clamp(min=0).sqrt(), dim=1)
 
 
 @torch.no_grad()

@@ -15,43 +15,52 @@ for as many processes as are started, or as WORLD_SIZE says.
     WORLD_SIZE=8 python train/pretrain.py train/configs/system_a/pretrain_1k.yaml --dry_run true --tokens_per_second 1e6
 """
 
-import contextlib
-import ctypes
-import inspect
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.checkpoint import Rotation, checkpoints, load_checkpoint, newest_whole, save_checkpoint, writing
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.dataloader import MicroBatches, micro_batches, micro_batches_of_updates, rows_of_updates
-from zh_modernbert.train.files import read_json, replacing, require_folder, write_json
-from zh_modernbert.train.masking import IGNORE_INDEX, Masking, mlm_probability_at, special_ids_of
-from zh_modernbert.train.optimizer import build_optimizer
-from zh_modernbert.train.parallel import end_processes, prepare, whole_model
-from zh_modernbert.train.plan import plan
-from zh_modernbert.train.row_stream import PackedStream
-from zh_modernbert.train.run_folder import check_output, claim_output, made_with, run_identity, start_of
-from zh_modernbert.train.schedules import build_schedule
-from zh_modernbert.train.tile import check_sizes, tile_model
-from zh_modernbert.train.tracking import TRACKERS, Log, check_trackers
-from zh_modernbert.train.train_tokenizer import fingerprint, load_tokenizer
-from zh_modernbert.train.validation import Validation
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.common.model_folder import save_model
+from zh_modernbert.train.pretraining.checkpoint import (
+    Rotation,
+    checkpoints,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+    writing,
+)
+from zh_modernbert.train.pretraining.optimizer import build_optimizer
+from zh_modernbert.train.pretraining.parallel import agree, end_processes, on_main_process, prepare, whole_model
+from zh_modernbert.train.pretraining.plan import plan
+from zh_modernbert.train.pretraining.run_folder import check_output, claim_output, made_with, run_identity, start_of
+from zh_modernbert.train.pretraining.schedules import build_schedule
+from zh_modernbert.train.pretraining.set_up import (
+    build_model,
+    check_rows,
+    fit_model,
+    read_model_config,
+    require_model,
+    rows_per_update,
+)
+from zh_modernbert.train.pretraining.signals import StopSignals
+from zh_modernbert.train.pretraining.tile import check_sizes
+from zh_modernbert.train.pretraining.tracking import TRACKERS, Log, check_trackers
+from zh_modernbert.train.pretraining.update import return_freed_memory, seed_update, skipped_rows, update
+from zh_modernbert.train.pretraining.validation import Validation
+from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches, micro_batches_of_updates
+from zh_modernbert.train.rows.masking import Masking, mlm_probability_at, special_ids_of
+from zh_modernbert.train.rows.row_stream import PackedStream
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 
 @dataclass
@@ -80,7 +89,7 @@ class Settings(BaseSettings):
     mask_replace_prob: float = setting(0.8, "share of masked words that become [MASK]", least=0, most=1)
     random_replace_prob: float = setting(0.1, "share of masked words that become random tokens", least=0, most=1)
     # Optimizer.
-    optimizer: str = setting("stable_adamw", "see train/optimizer.py", ("stable_adamw", "adamw"))
+    optimizer: str = setting("stable_adamw", "see train/pretraining/optimizer.py", ("stable_adamw", "adamw"))
     learning_rate: float = setting(8e-4, "the peak", least=0)
     adam_beta1: float = setting(0.9, "decay of the mean gradient", least=0, most=0.999999)
     adam_beta2: float = setting(0.95, "decay of the mean square", least=0, most=0.999999)
@@ -88,7 +97,7 @@ class Settings(BaseSettings):
     weight_decay: float = setting(0.1, "of matrices; norms and biases have none", least=0)
     max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm; 0: they are not", least=0)
     # Schedule.
-    schedule: str = setting("damped_cosine", "see train/schedules.py", ("damped_cosine", "warmup_stable_decay"))
+    schedule: str = setting("damped_cosine", "see train/pretraining/schedules.py", ("damped_cosine", "warmup_stable_decay"))
     num_warmup_steps: int = setting(0, "updates of linear warm-up", least=0)
     warmup_lr_ratio: float = setting(0.0, "where damped_cosine's warm-up starts, of learning_rate", least=0, most=1)
     min_lr_ratio: float = setting(0.0, "where the schedule ends, of learning_rate", least=0, most=1)
@@ -168,214 +177,7 @@ def check(settings: Settings) -> None:
     check_trackers(s.report_to)
 
 
-def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokenizer | None) -> ZhModernBertConfig:
-    """The config in a JSON file of fields; a vocabulary that is not given is the data's, rounded up to a multiple of 64.
-
-    The ids of the special tokens are the tokenizer's.
-
-    Raises:
-        InputError: the file cannot be read, or holds an unknown field or a value that is out of the question.
-    """
-    fields = read_json(path)
-    known = set(inspect.signature(ZhModernBertConfig.__init__).parameters) - {"self", "kwargs"}
-    for field in fields:
-        if field not in known:
-            raise InputError(f"{path}: unknown field {field!r}; see configuration_zh_modernbert.py for the known ones")
-    roles = ("pad_token_id", "unk_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
-    special = {role: getattr(tokenizer, role) for role in roles} if tokenizer else {}
-    try:
-        config = ZhModernBertConfig(**{"vocab_size": -(-vocab_size // 64) * 64, **fields, **special})
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{path}: not a config: {error}; it has {', '.join(f'{k}={v!r}' for k, v in fields.items())}"
-        ) from error
-    if config.hidden_activation not in ACT2FN:
-        raise InputError(f"{path}: unknown hidden_activation {config.hidden_activation!r}")
-    return config
-
-
-def require_model(settings: Settings, tokenizer: str | None) -> Path:
-    """The folder `init_from`.
-
-    Raises:
-        InputError: there is no model of ours, or its tokenizer is not the data's, if that one's fingerprint is given.
-    """
-    folder = require_folder(settings.init_from, "config.json")
-    if (kind := read_json(folder / "config.json").get("model_type")) != ZhModernBertConfig.model_type:
-        raise InputError(f"{folder}: a model of type {kind!r}; make this project's of a stock ModernBERT with train/convert.py")
-    if tokenizer and fingerprint(folder) != tokenizer:
-        raise InputError(f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer")
-    return folder
-
-
-def fit_model(settings: Settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> None:
-    """Sets what this stage changes of a model, and checks it against the data.
-
-    Raises:
-        InputError: vocabulary or length of the rows are more than it has, or there is no such attention.
-    """
-    config, source = model.config, settings.model_config or settings.init_from
-    if rows.vocab_size > config.vocab_size:
-        raise InputError(f"{source}: vocab_size is {config.vocab_size}, but the data's tokenizer has {rows.vocab_size} entries")
-    if rows.seq_len > config.max_position_embeddings:
-        raise InputError(
-            f"{settings.data_dir}: rows of {rows.seq_len} tokens are longer than max_position_embeddings "
-            f"({config.max_position_embeddings}) of {source}; pack with a smaller seq_len, or raise it"
-        )
-    if settings.global_rope_theta:
-        config.global_rope_theta = settings.global_rope_theta
-    try:
-        model.set_attn_implementation(settings.attn_implementation)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"attn_implementation: {' '.join(str(error).split())}") from error
-
-
-def load_model(folder: Path) -> ZhModernBertForMaskedLM:
-    """The whole model in a folder, as float32.
-
-    Raises:
-        InputError: it cannot be loaded, lacks weights, or has some that are not finite.
-    """
-    try:
-        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    if report["missing_keys"]:
-        raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} holds values that are not finite; start from another model")
-    return model
-
-
-def build_model(settings: Settings, rows: PackedStream, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
-    """The model to train, from a config, from a folder or tiled from that to the config, checked against the data.
-
-    Raises:
-        InputError: vocabulary, tokenizer, row length or, for tiling, sizes do not fit.
-    """
-    if settings.init_from:
-        start = load_model(require_model(settings, rows.tokenizer))
-    if settings.model_config:
-        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, rows.vocab_size, tokenizer))
-        if settings.init_from:
-            tile_model(start, model)
-    else:
-        model = start
-    fit_model(settings, model, rows)
-    return model
-
-
-def rows_per_update(settings: Settings, seq_len: int, num_processes: int) -> np.ndarray:
-    """`(max_steps,)`: rows of each update, of all processes together.
-
-    Raises:
-        InputError: tokens_per_update are not whole rows.
-    """
-    full = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
-    if settings.tokens_per_update:
-        full, rest = divmod(settings.tokens_per_update, seq_len)
-        if rest:
-            raise InputError(f"tokens_per_update is {settings.tokens_per_update}, no multiple of the rows' {seq_len} tokens")
-    return rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
-
-
-def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
-    """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
-
-    Returns:
-        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); `grad_norm` before
-        clipping; and `losses`, what this process's batches add to the mean.
-    """
-    device = accelerator.device
-    counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
-    masked, tokens = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
-    total, losses = torch.zeros(2, device=device, dtype=torch.float64), []
-    for number, batch in enumerate(batches, 1):
-        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            with accelerator.autocast():
-                outputs = model(**batch, num_items_in_batch=max(masked, 1), return_logits=False)
-            accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
-        labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        correct = (outputs.predictions == labels).sum()
-        losses.append(outputs.loss.detach())
-        total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
-    loss, correct = accelerator.reduce(total, "sum").tolist()
-    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf))
-    counts = {"masked": masked, "tokens": tokens}
-    return {"loss": loss, "correct": correct, **counts, "grad_norm": norm, "losses": torch.stack(losses)}
-
-
-PR_SET_PDEATHSIG = 1  # Linux: what a process is sent when its parent ends
-
-
-class StopSignals(contextlib.ContextDecorator):
-    """SIGTERM and SIGINT become a wish to stop, which the loop grants after the update; a second one kills at once.
-
-    What follows within `SAME` seconds is no second one: a launcher passes on what its processes were sent themselves.
-    """
-
-    SAME = 2.0
-
-    def __enter__(self):
-        self.received, self.first = 0, 0.0
-        if "ACCELERATE_MIXED_PRECISION" in os.environ:
-            # accelerate launch, where it starts one process, does not pass signals on: it just ends.
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def receive(self, number: int, frame) -> None:
-        now = time.monotonic()
-        if not self.received:
-            self.received, self.first = number, now
-        elif now - self.first > self.SAME:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    def __exit__(self, *exception):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def leave(self, step: int, saved: bool, main_process: bool) -> None:
-        """Ends the process with 128 + the signal's number, as a shell reports that signal.
-
-        Status 0 would let Slurm start what waits for the finished run, and keep Kubernetes from starting this one again.
-        """
-        number = signal.Signals(self.received or signal.SIGTERM)  # another process may have got it
-        if main_process:
-            what = "saved" if saved else "not saved, as updates are being skipped"
-            print(f"stopped by {number.name} after update {step}, {what}; the same command goes on", file=sys.stderr)
-        end_processes()
-        sys.exit(128 + number)
-
-
 stopping = StopSignals()
-
-
-def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Whether each flag is up on any process: the same answer on all."""
-    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
-
-
-def on_main_process(accelerator: Accelerator, function: Callable):
-    """What the function gives on the main process, and None elsewhere.
-
-    Raises:
-        InputError: what it raises there, on all: the others would wait for the one that is gone.
-    """
-    result, error = None, [None]
-    if accelerator.is_main_process:
-        try:
-            result = function()
-        except InputError as raised:
-            error = [str(raised)]
-    broadcast_object_list(error)
-    if error[0]:
-        raise InputError(error[0])
-    return result
 
 
 def rotation_of(settings: Settings) -> Rotation:
@@ -389,52 +191,6 @@ def compare_layout(before: dict, now: dict) -> None:
         form = "{processes} processes x {per_device_batch_size} rows, {rows_per_update} an update"
         note = f"{form.format(**now)}; before: {form.format(**before)}. The run goes on at the right row, but not to the bit"
         print(f"note: {note}", file=sys.stderr)
-
-
-def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, losses: torch.Tensor) -> list[tuple[int, int]]:
-    """(epoch, row) of the micro-batches of an update whose loss is not finite, or of all where only the gradient is not.
-
-    Args:
-        losses: `(accumulation steps,)` of this process.
-    """
-    bad = (~torch.isfinite(accelerator.gather(losses))).tolist()
-    return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.share(step, number)]
-
-
-def return_freed_memory() -> None:
-    """Gives freed memory back to the system, where the C library (glibc) keeps it.
-
-    Documents make every batch of other sizes; what glibc keeps of them grew by 1.3 MB an update on CPU.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def save_model(folder: Path, model: ZhModernBertForMaskedLM, tokenizer: ZhModernBertTokenizer) -> None:
-    """The trained model and its tokenizer, written aside and renamed."""
-    tokenizer.model_max_length = model.config.max_position_embeddings
-    with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-
-
-def seed_update(seed: int, step: int, process: int) -> None:
-    """Dropout's randomness as a function of the update alone."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))
-
-
-def check_rows(settings: Settings, rows: PackedStream, num_processes: int) -> None:
-    """
-    Raises:
-        InputError: they are of another length than the settings say, or there is not one for each process.
-    """
-    if settings.seq_len not in (0, rows.seq_len):
-        raise InputError(
-            f"{settings.data_dir}: packed with seq_len {rows.seq_len}, but this run is to have {settings.seq_len}; "
-            f"pack with --seq_len {settings.seq_len}, or choose another preset"
-        )
-    if num_processes > len(rows):
-        raise InputError(f"{settings.data_dir}: {len(rows)} rows for {num_processes} processes; start fewer, or pack more text")
 
 
 def dry_run(settings: Settings) -> dict | None:

@@ -7,23 +7,16 @@ Nothing is uploaded; `hf upload NAME FOLDER` does that.
     me/zh-modernbert-tiny
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
-from zh_modernbert import configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert
-from zh_modernbert.configuration_zh_modernbert import AUTO_MAP
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import read_json, replacing, require_folder
-from zh_modernbert.train.train_tokenizer import load_tokenizer
-
-ROOT_FILES = [
-    Path(module.__file__) for module in (configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert)
-]
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import read_json, replacing, require_folder
+from zh_modernbert.train.common.model_folder import ROOT_FILES, write_model
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 # All that a published folder may hold; a folder with anything else in it is never replaced.
 PUBLISHED = {"config.json", "model.safetensors", "README.md", *(path.name for path in ROOT_FILES)} | {
@@ -92,14 +85,6 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
         window=config.local_attention,
         notes=notes,
     )
-
-
-def write_model(folder: Path, model: PreTrainedModel) -> None:
-    """Weights, config and code: all of a published folder but tokenizer and card."""
-    model.config.auto_map = dict(AUTO_MAP)
-    model.save_pretrained(folder)
-    for path in ROOT_FILES:
-        shutil.copyfile(path, folder / path.name)
 
 
 def main(settings: Settings) -> dict:

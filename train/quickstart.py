@@ -28,8 +28,10 @@ from transformers import pipeline
 
 from zh_modernbert.eval import clue, pseudo_perplexity
 from zh_modernbert.train import clean, dedup, encode, pack, pretrain, publish, sources, train_tokenizer
-from zh_modernbert.train.cli import BaseSettings, InputError, parse, run, setting
-from zh_modernbert.train.files import read_json, read_lines, write_json
+from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting
+from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.corpus.lines import read_lines
+from zh_modernbert.train.pretraining.update import return_freed_memory
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "tiny"
 # One word is asked of each, of the two domains and in both scripts.
@@ -169,7 +171,7 @@ class Report:
         print(f"\n== {name}", file=sys.stderr)
         started = time.perf_counter()
         result = work()
-        pretrain.return_freed_memory()
+        return_freed_memory()
         self.rows.append(Row(name, went_in, came_out.format(**result), time.perf_counter() - started))
         return result
 

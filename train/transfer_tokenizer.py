@@ -30,9 +30,9 @@ from tokenizers import Tokenizer, models
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.files import read_json, require_folder, write_json
-from zh_modernbert.train.stage import run_stage
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import read_json, require_folder, write_json
+from zh_modernbert.train.common.stage import run_stage
 
 # In the order in which system B's report names them.
 NEW_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]")

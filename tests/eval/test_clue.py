@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from zh_modernbert.eval import clue
-from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.common.cli import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

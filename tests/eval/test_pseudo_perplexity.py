@@ -11,8 +11,8 @@ import torch
 
 from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import train_tokenizer
-from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +57,7 @@ def by_definition(model: ZhModernBertForMaskedLM, ids: list[int]) -> list[float]
 @pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
 def test_log_probabilities(model, model_dir, monkeypatch, sparse, batch_tokens):
     monkeypatch.setattr(model.config, "sparse_prediction", sparse)
-    tokenizer = train_tokenizer.load_tokenizer(model_dir)
+    tokenizer = load_tokenizer(model_dir)
     for text in TEXTS:
         ids = tokenizer(text)["input_ids"]
         positions = torch.arange(1, len(ids) - 1)
@@ -67,7 +67,7 @@ def test_log_probabilities(model, model_dir, monkeypatch, sparse, batch_tokens):
 
 
 def test_only_the_positions_asked_for(model, model_dir):
-    ids = train_tokenizer.load_tokenizer(model_dir)(TEXTS[1])["input_ids"]
+    ids = load_tokenizer(model_dir)(TEXTS[1])["input_ids"]
     scored = pseudo_perplexity.log_probabilities(model, torch.tensor(ids), torch.tensor([5, 2]), 4, 8192)
     expected = by_definition(model, ids)
     np.testing.assert_allclose(scored.numpy(), [expected[4], expected[1]], rtol=1e-5, atol=1e-5)
@@ -78,7 +78,7 @@ def test_the_result(settings, model, model_dir, max_length):
     """Over all tokens of all documents at once, cut to max_length; bits for the characters that were scored."""
     settings.max_length = max_length
     result = pseudo_perplexity.main(settings)
-    tokenizer, scored, tokens, characters = train_tokenizer.load_tokenizer(model_dir), [], [], 0
+    tokenizer, scored, tokens, characters = load_tokenizer(model_dir), [], [], 0
     for text in TEXTS:
         encoded = tokenizer(text, truncation=True, max_length=max_length, return_offsets_mapping=True)
         scored += by_definition(model, encoded["input_ids"])

@@ -9,9 +9,11 @@ import torch
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import throughput
-from zh_modernbert.eval.throughput import Settings, Workload, check_backends
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.flops import encoder_flops
+from zh_modernbert.eval.speed.correctness import check_backends
+from zh_modernbert.eval.speed.workloads import Workload
+from zh_modernbert.eval.throughput import Settings
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.pretraining.flops import encoder_flops
 
 TINY = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 

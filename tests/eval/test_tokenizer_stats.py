@@ -17,9 +17,9 @@ from zh_modernbert.eval.tokenizer_stats import (
     read_answers,
     split_characters,
 )
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.files import read_jsonl
-from zh_modernbert.train.held_out import is_held_out
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.held_out import is_held_out
+from zh_modernbert.train.corpus.lines import read_jsonl
 
 
 def squad(*passages) -> dict:

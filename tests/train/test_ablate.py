@@ -8,9 +8,10 @@ import pytest
 from conftest import make_texts
 
 from zh_modernbert.eval import pseudo_perplexity
-from zh_modernbert.train import ablate, cli, pretrain
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.held_out import read_held_out
+from zh_modernbert.train import ablate, pretrain
+from zh_modernbert.train.common import cli
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.held_out import read_held_out
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

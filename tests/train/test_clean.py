@@ -8,8 +8,8 @@ import pytest
 
 from zh_modernbert.train import clean
 from zh_modernbert.train.clean import EXAMPLE_CHARACTERS, EXAMPLES, Settings, make_report, markdown_report, merge
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.files import read_corpus, write_corpus
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 
 HANS = (
     "这本书讲述了中国历史上几个重要时期的经济发展，作者认为农业与贸易同样重要，这是一个值得讨论的问题，也是许多读者关心的事情。"

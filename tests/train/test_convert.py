@@ -16,9 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
-from zh_modernbert.train import cli, convert
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.publish import ROOT_FILES
+from zh_modernbert.train import convert
+from zh_modernbert.train.common import cli
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.model_folder import ROOT_FILES
 
 TINY = {
     "vocab_size": 300,

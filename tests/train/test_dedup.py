@@ -8,10 +8,11 @@ import pytest
 
 from zh_modernbert.eval import dedup_recall
 from zh_modernbert.train import dedup
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.dedup import NGRAM, Settings, choose_removals, find_pairs, sketch
-from zh_modernbert.train.files import read_corpus, write_corpus
-from zh_modernbert.train.ngrams import random_numbers
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
+from zh_modernbert.train.corpus.ngrams import random_numbers
+from zh_modernbert.train.corpus.sketches import NGRAM, choose_removals, find_pairs, sketch
+from zh_modernbert.train.dedup import Settings
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
 

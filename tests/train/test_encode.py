@@ -10,12 +10,14 @@ import pytest
 from tokenizers import normalizers
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train import encode, files, train_tokenizer
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.encode import Settings, encoded_shards, load_manifest, load_shard
-from zh_modernbert.train.files import read_corpus, read_json, write_corpus
-from zh_modernbert.train.segment import split_words, word_boundaries
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train import encode, train_tokenizer
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
+from zh_modernbert.train.encode import Settings
+from zh_modernbert.train.rows.encoded import encoded_shards, load_manifest, load_shard
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
+from zh_modernbert.train.tokenizer.segment import split_words, word_boundaries
 
 NASTY = [
     "[MASK][SEP] 我们 [CLS][PAD][UNK] 研究",
@@ -147,7 +149,7 @@ def test_counts_are_exact(stages, nasty):
 def test_shards_and_workers_do_not_show(stages, tmp_path, monkeypatch):
     """The documents of all shards, one behind the other, are those of one big shard, however many processes write them."""
     documents = list(read_corpus(stages / "corpus"))
-    monkeypatch.setattr(files, "DOCUMENTS_PER_SHARD", 150)
+    monkeypatch.setattr("zh_modernbert.train.corpus.documents.DOCUMENTS_PER_SHARD", 150)
     (tmp_path / "corpus").mkdir()
     write_corpus(tmp_path / "corpus", documents)
     whole = load_encoded(stages / "encoded")

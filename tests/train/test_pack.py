@@ -10,12 +10,13 @@ import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train import pack
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.encode import encoded_shards, load_manifest, load_shard
-from zh_modernbert.train.files import read_json, write_json
-from zh_modernbert.train.pack import PackedRows, Settings, best_fit_decreasing, cut
-from zh_modernbert.train.stage import describe_files
-from zh_modernbert.train.train_tokenizer import fingerprint
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.common.stage import describe_files
+from zh_modernbert.train.pack import Settings, best_fit_decreasing, cut
+from zh_modernbert.train.rows.encoded import encoded_shards, load_manifest, load_shard
+from zh_modernbert.train.rows.packed import PackedRows
+from zh_modernbert.train.tokenizer.loading import fingerprint
 
 CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.train import cli, pretrain
+from zh_modernbert.train import pretrain
 from zh_modernbert.train import sources as sources_script
+from zh_modernbert.train.common import cli
+from zh_modernbert.train.pretraining.set_up import rows_per_update
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = sorted(path.parent.name for path in (ROOT / "train" / "configs").glob("*/pretrain_1k.yaml"))
@@ -25,7 +27,7 @@ def stages(system: str) -> list[pretrain.Settings]:
 
 
 def tokens_per_update(settings: pretrain.Settings) -> int:
-    rows = pretrain.rows_per_update(settings, settings.seq_len, 8)
+    rows = rows_per_update(settings, settings.seq_len, 8)
     assert pretrain.micro_batches_of_updates(rows, settings.per_device_batch_size, 8).all()  # can be shared by 8 GPUs
     return int(rows[-1]) * settings.seq_len
 

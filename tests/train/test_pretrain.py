@@ -26,10 +26,15 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import checkpoint, cli, dataloader, pack, pretrain, tracking, train_tokenizer
-from zh_modernbert.train.checkpoint import checkpoints, step_of
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.row_stream import PackedStream
+from zh_modernbert.train import pack, pretrain, train_tokenizer
+from zh_modernbert.train.common import cli
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.pretraining import checkpoint, tracking
+from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of
+from zh_modernbert.train.pretraining.signals import StopSignals
+from zh_modernbert.train.rows import dataloader
+from zh_modernbert.train.rows.row_stream import PackedStream
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread", "unrendered_plots")
 
@@ -412,7 +417,7 @@ def test_what_a_kill_left_is_cleared_and_what_others_left_is_not(make):
 @forking
 def test_a_second_signal_kills_at_once(make, monkeypatch):
     settings = make()
-    monkeypatch.setattr(pretrain.StopSignals, "SAME", 0.05)
+    monkeypatch.setattr(StopSignals, "SAME", 0.05)
     monkeypatch.setattr(pretrain, "update", slow(pretrain.update, 60))
     (child,) = start(settings)
     assert wait_until(lambda: (Path(settings.output_dir) / "settings.json").exists(), child), log_of(settings)
@@ -819,7 +824,7 @@ def test_what_a_run_leaves(finished):
     assert list((finished / "tensorboard").iterdir())
     model = ZhModernBertForMaskedLM.from_pretrained(finished / "model")
     assert not model.config.sparse_prediction
-    assert len(train_tokenizer.load_tokenizer(finished / "model")) <= model.config.vocab_size
+    assert len(load_tokenizer(finished / "model")) <= model.config.vocab_size
 
 
 @pytest.mark.parametrize("masking", ["whole_word", "token"])

@@ -21,8 +21,9 @@ from transformers import (
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import publish, train_tokenizer
-from zh_modernbert.train.cli import InputError
+from zh_modernbert.train import publish
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOT_FILES = ["configuration_zh_modernbert.py", "modeling_zh_modernbert.py", "tokenization_zh_modernbert.py"]
@@ -47,7 +48,7 @@ def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512) -> Path:
         max_position_embeddings=256,
     )
     ZhModernBertForMaskedLM(config).save_pretrained(folder)
-    train_tokenizer.load_tokenizer(tokenizer).save_pretrained(folder)
+    load_tokenizer(tokenizer).save_pretrained(folder)
     return folder
 
 

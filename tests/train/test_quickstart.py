@@ -5,8 +5,8 @@ import json
 import pytest
 
 from zh_modernbert.train import quickstart
-from zh_modernbert.train.characters import detect_script
-from zh_modernbert.train.cli import InputError
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.characters import detect_script
 from zh_modernbert.train.quickstart import Report, Settings, begin, prepare, read_articles, read_reviews
 
 

@@ -14,9 +14,12 @@ import pytest
 import zstandard
 
 from zh_modernbert.train import pack, sources
-from zh_modernbert.train.cli import InputError, parse
-from zh_modernbert.train.files import read_corpus, read_json, read_jsonl
-from zh_modernbert.train.sources import Settings, Source, parts_of, read_part, read_source, tasks_of
+from zh_modernbert.train.common.cli import InputError, parse
+from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.corpus.documents import read_corpus
+from zh_modernbert.train.corpus.lines import read_jsonl
+from zh_modernbert.train.corpus.source import Source, parts_of, read_part, read_source
+from zh_modernbert.train.sources import Settings, tasks_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "train" / "configs"
 TEXTS = ["第一篇。", "第二篇，\n有兩行。", "Third 😀"]

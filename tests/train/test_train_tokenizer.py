@@ -10,21 +10,12 @@ from tokenizers import pre_tokenizers
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train import train_tokenizer
-from zh_modernbert.train.cli import InputError
-from zh_modernbert.train.files import read_corpus, write_corpus
-from zh_modernbert.train.held_out import is_held_out
-from zh_modernbert.train.train_tokenizer import (
-    Settings,
-    compose,
-    fingerprint,
-    frequent_characters,
-    load_tokenizer,
-    mark_words,
-    sampling_rates,
-    spell,
-    stratified_sample,
-    train,
-)
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
+from zh_modernbert.train.corpus.held_out import is_held_out
+from zh_modernbert.train.tokenizer.learning import compose, frequent_characters, mark_words, spell, train
+from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
+from zh_modernbert.train.train_tokenizer import Settings, sampling_rates, stratified_sample
 
 SENTENCES = ["我们研究经济问题。", "他們討論歷史文化！", "公司准备发表报告，大家都很高兴。", "BERT 與 GPT-4 在2024年"]
 SMALLEST = 256 + len(SPECIAL_TOKENS)

@@ -15,9 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train import encode, pack, pretrain, publish, transfer_tokenizer
-from zh_modernbert.train.cli import InputError, parse
-from zh_modernbert.train.files import read_corpus
-from zh_modernbert.train.train_tokenizer import load_tokenizer
+from zh_modernbert.train.common.cli import InputError, parse
+from zh_modernbert.train.corpus.documents import read_corpus
+from zh_modernbert.train.rows.packed import PackedRows
+from zh_modernbert.train.tokenizer.loading import load_tokenizer
 from zh_modernbert.train.transfer_tokenizer import (
     NEW_SPECIAL_TOKENS,
     VARIANTS,
@@ -306,7 +307,7 @@ def test_all_stages_take_the_special_tokens_from_it(stages, moved, new, tmp_path
         encode.Settings(input_dir=str(stages / "corpus"), tokenizer_dir=str(moved), output_dir=str(tmp_path / "encoded"))
     )
     pack.main(pack.Settings(input_dir=str(tmp_path / "encoded"), output_dir=str(tmp_path / "packed"), seq_len=256))
-    rows, documents = pack.PackedRows(tmp_path / "packed"), []
+    rows, documents = PackedRows(tmp_path / "packed"), []
     for index in range(len(rows)):
         tokens, _, bounds = rows.row(index)
         for start, end in pairwise(bounds):

@@ -1,0 +1,114 @@
+"""Models of the same size with random weights: this encoder, stock ModernBERT, and what else people would take."""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModel,
+    ModernBertConfig,
+    ModernBertModel,
+)
+
+from zh_modernbert import modeling_zh_modernbert as modeling
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+
+# Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
+SHAPES = {
+    "12x768": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152},
+    "28x1024": {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624},
+}
+
+# Peers at the sizes that are published; those of transformers' defaults have nothing to say here.
+OTHER_PEERS = {
+    "chinese-roberta-wwm-ext-large": (
+        "bert",
+        {
+            "vocab_size": 21128,
+            "hidden_size": 1024,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "intermediate_size": 4096,
+        },
+    ),
+    "xlm-roberta-base": ("xlm-roberta", {"vocab_size": 250002, "max_position_embeddings": 514}),
+    "qwen3-embedding-0.6b": (
+        "qwen3",
+        {
+            "vocab_size": 151669,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+        },
+    ),
+    "eurobert-210m": ("eurobert", {}),
+    "gte-multilingual-base": ("gte", {}),
+    "nomic-embed": ("nomic_bert", {}),
+    "jina-embeddings-v3": ("jina_embeddings_v3", {}),
+}
+STOCK = (
+    "modernbert-sdpa",
+    "modernbert-eager",
+    "modernbert-flash_attention_2",
+    "modernbert-flex_attention",
+    "modernbert-packed",
+)
+PEERS = (*STOCK, *OTHER_PEERS)
+PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
+EAGER_LONGEST = 2048  # it keeps T x T weights a head; more does not fit
+
+
+def stock_config(shape: dict, vocab_size: int, longest: int, backend: str) -> ModernBertConfig:
+    """transformers' ModernBERT of a shape, with this project's vocabulary."""
+    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    config = ModernBertConfig(**shape, vocab_size=vocab_size, max_position_embeddings=max(longest, 8192), **special)
+    config._attn_implementation = backend
+    return config
+
+
+def build_ours(shape: dict, longest: int, state_dict: dict | None = None) -> nn.Module:
+    config = ZhModernBertConfig(**shape, norm_type="layernorm", max_position_embeddings=max(longest, 8192))
+    model = modeling.ZhModernBertModel(config)
+    if state_dict is not None:
+        model.load_state_dict(state_dict)
+    return model
+
+
+def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_seqlen, sliding_window, dropout=0.0, **kwargs):
+    """What a user can register today for stock ModernBERT on packed rows: PyTorch's varlen kernel on a GPU; on CPU, which has
+    none, SDPA on each document, with a band where the layer has a window. `(1, A, N, C)` -> `(1, N, A, C)`.
+    """
+    reach = -1 if sliding_window is None else sliding_window - 1
+    if query.is_cuda:
+        query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+        if modeling.varlen_attn is None:
+            raise ImportError("PyTorch has a varlen kernel with a window from 2.11")
+        bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)
+        return modeling.varlen_attn(query, key, value, *bounds, window_size=(reach, reach))[None], None
+    outputs = []
+    for start, end in pairwise(cu_seqlens.tolist()):
+        position, mask = torch.arange(end - start), None
+        if 0 <= reach < end - start - 1:
+            mask = (position[:, None] - position).abs() <= reach
+        states = (states[:, :, start:end] for states in (query, key, value))
+        outputs.append(F.scaled_dot_product_attention(*states, attn_mask=mask, dropout_p=dropout))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def build_peer(name: str, shape: dict, longest: int) -> tuple[nn.Module, int]:
+    """A peer with random weights, and the most tokens a text of it may have."""
+    if name not in OTHER_PEERS:
+        backend = name.removeprefix("modernbert-")
+        if backend == "packed":
+            AttentionInterface.register(backend, packed_attention)
+        config = stock_config(shape, 32768, longest, backend)
+        return ModernBertModel(config), EAGER_LONGEST if backend == "eager" else 10**9
+    kind, changes = OTHER_PEERS[name]
+    config = AutoConfig.for_model(kind, **changes)
+    return AutoModel.from_config(config), min(config.max_position_embeddings, 32768) // 64 * 64

@@ -1,0 +1,355 @@
+"""Speed of pretraining beside transformers' own way of it, on the same rows: masking alone, and whole updates.
+
+An update is all that train/pretrain.py does for one: rows are read and masked, the loss is the mean over all masked tokens,
+gradients are clipped, the optimizer steps. The peer is stock ModernBERT under transformers' Trainer, set up as a user would,
+with the cheap choice wherever there is one: masking of tokens, no document bounds, no attention mask, `AdamW` fused.
+"""
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
+from transformers import (
+    DataCollatorForLanguageModeling,
+    ModernBertForMaskedLM,
+    PreTrainedTokenizerFast,
+)
+
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.eval.speed.measuring import lengths_at, peak_memory, synchronize, take_turns
+from zh_modernbert.eval.speed.peers import stock_config
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.pretraining.flops import training_flops
+from zh_modernbert.train.pretraining.optimizer import build_optimizer
+from zh_modernbert.train.pretraining.parallel import prepare
+from zh_modernbert.train.pretraining.update import update
+from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
+from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking
+from zh_modernbert.train.rows.row_stream import RowStream
+
+MLM_PROBABILITY, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 0.3, 1e-4, 0.1, 1.0
+MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
+# Updates of a turn: to warm up, and timed.
+UPDATES = {"cpu": (1, 3), "cuda": (3, 10)}
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+class MadeRows:
+    """Full packed rows in memory, of documents in random words of 1 to 3 tokens: what `RowStream` reads of `PackedRows`.
+
+    The documents have the lengths of real ones. They are laid end to end and cut where a row ends.
+    """
+
+    vocab_size = 32768
+
+    def __init__(self, count: int, seq_len: int):
+        generator = np.random.default_rng(0)
+        lengths = lengths_at("documents", generator.random(count * seq_len // lengths_at("documents", 0) + 1))
+        ends = np.cumsum(lengths)
+        self.rows = []
+        for first in range(0, count * seq_len, seq_len):
+            inner = ends[(ends > first + 2) & (ends < first + seq_len - 2)] - first
+            bounds = np.array([0, *inner, seq_len])
+            word_starts = np.zeros(seq_len, dtype=np.uint8)
+            words = np.cumsum(generator.integers(1, 4, size=seq_len))
+            word_starts[words[words < seq_len]] = 1
+            input_ids = generator.integers(len(SPECIAL_TOKENS), self.vocab_size, size=seq_len).astype(np.uint16)
+            for places, token in ((bounds[:-1], "[CLS]"), (bounds[1:] - 1, "[SEP]")):
+                input_ids[places], word_starts[places] = SPECIAL_TOKENS.index(token), 1
+            word_starts[bounds[:-1] + 1] = 1
+            self.rows.append((input_ids, word_starts, bounds))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.rows[index]
+
+    def lengths(self) -> list[int]:
+        """Tokens of each document."""
+        return [int(length) for *_, bounds in self.rows for length in np.diff(bounds)]
+
+    def features(self) -> list[dict]:
+        """The rows as a user of transformers has them. Its collator begins a word where a text has a gap; so have these."""
+        features = []
+        for input_ids, word_starts, _ in self.rows:
+            ends = np.cumsum(1 + word_starts.astype(int))
+            offsets = np.stack((ends - 1, ends), axis=1)
+            special = (input_ids < len(SPECIAL_TOKENS)).astype(int)
+            arrays = {"input_ids": input_ids, "special_tokens_mask": special, "offset_mapping": offsets}
+            features.append({name: array.tolist() for name, array in arrays.items()})
+        return features
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """What transformers' collator asks for pads and [MASK]."""
+        vocabulary = [*SPECIAL_TOKENS, *(str(index) for index in range(self.vocab_size - len(SPECIAL_TOKENS)))]
+        backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+        special = {"pad_token": "[PAD]", "mask_token": "[MASK]"}
+        return PreTrainedTokenizerFast(tokenizer_object=backend, **special, model_input_names=["input_ids"])
+
+    def masked(self, masking: Masking, updates: int, rows_at_once: int) -> MicroBatches:
+        """Updates of all the rows, so many in a micro-batch."""
+        rate = ([MLM_PROBABILITY], 0, updates)
+        return MicroBatches(RowStream({"made": self}), masking, rate, rows_at_once, np.full(updates, len(self)), seed=0)
+
+
+def masked_share(batch: dict) -> float:
+    return float((batch["labels"] != IGNORE_INDEX).float().mean())
+
+
+# --- the collator -----------------------------------------------------------------------------------------------------
+
+
+def compare_collators(rows: int, seq_len: int, settings) -> dict:
+    """Tokens a second of masking whole words in a micro-batch of `rows`, ours and transformers'.
+
+    Args:
+        settings: of eval/throughput.py.
+    """
+    made = MadeRows(rows, seq_len)
+    # All become [MASK]: transformers has no random words here.
+    replaced = {"mask_replace_prob": 1, "random_replace_prob": 0}
+    collator = DataCollatorForLanguageModeling(
+        made.tokenizer(), whole_word_mask=True, mlm_probability=MLM_PROBABILITY, **replaced
+    )
+    features = made.features()
+    ours = made.masked(Masking(made.vocab_size, "whole_word", **replaced), settings.repeats + 1, rows)
+    numbers = iter(range(len(ours)))
+
+    def timed(function):
+        started = time.perf_counter()
+        batch = function()
+        return time.perf_counter() - started, batch
+
+    def our_turn():
+        return timed(lambda: ours[next(numbers)])
+
+    def peer_turn():
+        return timed(lambda: collator(features))
+
+    shares = [masked_share(turn()[1]) for turn in (our_turn, peer_turn)]  # the warm-up
+    our_seconds, peer_seconds, runs = take_turns(our_turn, peer_turn, settings.repeats, settings.seconds)
+    return {
+        "rows": rows,
+        "seq_len": seq_len,
+        "ratio": round(peer_seconds / our_seconds, 2),
+        "our_tokens_per_second": round(rows * seq_len / our_seconds),
+        "peer_tokens_per_second": round(rows * seq_len / peer_seconds),
+        "our_masked_share": round(shares[0], 4),
+        "peer_masked_share": round(shares[1], 4),
+        "runs": runs,
+        "transformers": transformers.__version__,
+    }
+
+
+def clear(device: str) -> None:
+    """Nothing of one side is left in memory, nor in the libraries' state, where the other takes its turn."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Updates of `rows` full rows of `seq_len` tokens, the same rows each time, under both sides."""
+
+    seq_len: int
+    rows: int
+    shape: dict
+    device: str
+    dtype: str
+    compile: bool
+
+    @cached_property
+    def made(self) -> MadeRows:
+        return MadeRows(self.rows, self.seq_len)
+
+    @cached_property
+    def config(self) -> ZhModernBertConfig:
+        return ZhModernBertConfig(
+            **self.shape, vocab_size=self.made.vocab_size, max_position_embeddings=max(self.seq_len, 8192)
+        )
+
+    def our_model(self) -> ZhModernBertForMaskedLM:
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            return ZhModernBertForMaskedLM(self.config).train()
+
+    def accelerator(self, mixed_precision: str) -> Accelerator:
+        return Accelerator(mixed_precision=mixed_precision, cpu=self.device == "cpu")
+
+    def check(self) -> dict[str, float]:
+        """An update of two micro-batches in float32 beside the plain mean over all logits, of the same model and batches.
+
+        Returns:
+            By what share loss and norm of the gradient differ.
+
+        Raises:
+            InputError: one differs by more than 1e-4, or is not finite.
+        """
+        dataset = MadeRows(2, self.seq_len).masked(Masking(self.made.vocab_size), updates=1, rows_at_once=1)
+        batches = [dataset[0], dataset[1]]
+        model = self.our_model()
+        parameters = list(model.parameters())
+        result = update(self.accelerator("no"), model, batches, parameters, MAX_GRAD_NORM)
+        found = {"loss": result["loss"] / result["masked"], "gradient": result["grad_norm"]}
+        model.zero_grad()
+        masked, loss = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batches), 0.0
+        for batch in batches:
+            labels = batch.pop("labels")[0].to(self.device)
+            inputs = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+            part = F.cross_entropy(model(**inputs).logits[0], labels, ignore_index=IGNORE_INDEX, reduction="sum") / masked
+            part.backward()
+            loss += part.item()
+        # Of all squares in float32, as it was clipped by: on CPU that is 1e-4 off by itself.
+        norm = float(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+        differences = {}
+        for name, plain in (("loss", loss), ("gradient", norm)):
+            differences[f"{name}_difference"] = abs(found[name] - plain) / plain
+            if not differences[f"{name}_difference"] <= 1e-4:
+                raise InputError(f"pretraining: an update's {name} is {found[name]:.6g}, computed plainly it is {plain:.6g}")
+        return differences
+
+    def ours(self, rows_at_once: int, count: int) -> list[float]:
+        """Seconds of each of `count` updates as train/pretrain.py makes them.
+
+        Raises:
+            InputError: loss or gradient of one is not finite.
+        """
+        accelerator = self.accelerator(MIXED_PRECISION[self.dtype])
+        model = self.our_model()
+        parameters = list(model.parameters())
+        optimizer = build_optimizer("stable_adamw", model, LEARNING_RATE, (0.9, 0.95), 1e-8, WEIGHT_DECAY)
+        wrapped = prepare(accelerator, model, optimizer, self.compile)
+        dataset = self.made.masked(Masking(self.made.vocab_size), count, rows_at_once)
+        stream, seconds = iter(micro_batches(dataset, 0, num_workers=0)), []
+        for step in range(count):
+            started = time.perf_counter()
+            batches = [next(stream) for _ in range(dataset.counts[step])]
+            result = update(accelerator, wrapped, batches, parameters, MAX_GRAD_NORM)
+            if not (math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])):
+                raise InputError(f"pretraining: update {step + 1} has loss {result['loss']}, gradient {result['grad_norm']}")
+            optimizer.step()
+            optimizer.zero_grad()
+            synchronize(self.device)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    @cached_property
+    def peer_features(self) -> list[dict]:
+        return [{name: row[name] for name in ("input_ids", "special_tokens_mask")} for row in self.made.features()]
+
+    @cached_property
+    def peer_collator(self) -> DataCollatorForLanguageModeling:
+        return DataCollatorForLanguageModeling(self.made.tokenizer(), mlm_probability=MLM_PROBABILITY)
+
+    def peer(self, backend: str, rows_at_once: int, count: int) -> list[float]:
+        """Seconds of the updates of stock ModernBERT in the Trainer, from the end of one to the end of the next."""
+        from zh_modernbert.eval.speed.trainer import time_updates
+
+        torch.manual_seed(0)
+        with torch.device(self.device):
+            model = ModernBertForMaskedLM(stock_config(self.shape, self.made.vocab_size, self.seq_len, backend))
+        return time_updates(
+            model,
+            # One update more than it makes: its loader prepares a batch ahead, after the last update too.
+            self.peer_features * (count + 1),
+            self.peer_collator,
+            self.device,
+            bf16=self.dtype == "bfloat16",
+            per_device_train_batch_size=rows_at_once,
+            gradient_accumulation_steps=self.rows // rows_at_once,
+            max_steps=count,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            max_grad_norm=MAX_GRAD_NORM,
+            torch_compile=self.compile,
+        )
+
+    def most_rows(self, side: Callable) -> tuple[int, int]:
+        """As many rows as fit at once, and the bytes of tensors at the peak, weights and optimizer included.
+
+        The optimizer has its state from the first update on, so that the second has the peak.
+        """
+        for rows_at_once in (self.rows // parts for parts in range(1, self.rows + 1) if self.rows % parts == 0):
+            clear(self.device)
+            try:
+                return rows_at_once, peak_memory(partial(side, rows_at_once, 2), self.device)
+            except torch.OutOfMemoryError:
+                if rows_at_once == 1:
+                    raise
+
+    def turn(self, side: Callable, rows_at_once: int) -> tuple[float]:
+        """The median seconds of an update, after a warm-up."""
+        clear(self.device)
+        warm_up, timed = UPDATES[self.device]
+        return (statistics.median(side(rows_at_once, warm_up + timed)[-timed:]),)
+
+
+def compare_updates(backend: str, seq_len: int, rows: int, dtype: str, shape: dict, settings) -> dict:
+    """What an update of `rows` rows costs here, and in the Trainer with stock ModernBERT on `backend`.
+
+    Either takes as many rows at once as fit the device, and accumulates gradients over the rest. No more than one side is in
+    memory at a time.
+
+    Args:
+        settings: of eval/throughput.py.
+
+    Raises:
+        InputError: the update is not what it should be.
+    """
+    task = Updates(seq_len, rows, shape, settings.device, dtype, settings.compile)
+    ours, peer = task.ours, partial(task.peer, backend)
+    try:
+        peer_rows, peer_memory = task.most_rows(peer)
+    except (ImportError, ValueError) as error:  # the backend does not run here
+        return {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"}
+    clear(task.device)
+    checked = task.check()
+    our_rows, our_memory = task.most_rows(ours)
+    our_seconds, peer_seconds, runs = take_turns(
+        partial(task.turn, ours, our_rows), partial(task.turn, peer, peer_rows), settings.repeats, settings.seconds
+    )
+    clear(task.device)
+    tokens = rows * seq_len
+    shares = [
+        masked_share(batch)
+        for batch in (task.made.masked(Masking(task.made.vocab_size), 1, rows)[0], task.peer_collator(task.peer_features))
+    ]
+    return checked | {
+        "our_seconds": our_seconds,
+        "peer_seconds": peer_seconds,
+        "runs": runs,
+        "ratio": round(peer_seconds / our_seconds, 3),
+        "tokens_per_second": round(tokens / our_seconds),
+        "peer_tokens_per_second": round(tokens / peer_seconds),
+        "our_memory": our_memory,
+        "peer_memory": peer_memory,
+        "our_rows_at_once": our_rows,
+        "peer_rows_at_once": peer_rows,
+        "our_masked_share": round(shares[0], 4),
+        "peer_masked_share": round(shares[1], 4),
+        "documents": len(task.made.lengths()),
+        "flops": training_flops(task.made.lengths(), shares[0] * tokens, task.config),
+        # It knows no documents, and has logits for all tokens.
+        "peer_flops": training_flops([seq_len] * rows, tokens, task.config),
+    }

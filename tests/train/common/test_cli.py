@@ -1,0 +1,324 @@
+"""The one grammar of all scripts: presets, flags, their types, and errors that name what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from zh_modernbert.train.common import cli
+from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, read_yaml, setting, usage
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass
+class Part(BaseSettings):
+    path: str = setting("", "where")
+    weight: float = setting(1.0)
+    mode: str = setting("whole", choices=("whole", "half"))
+
+
+@dataclass
+class Settings(BaseSettings):
+    output_dir: str = setting(help="folder to write")
+    steps: int = setting(10, "how many")
+    rate: float = setting(0.5)
+    shuffle: bool = setting(True)
+    name: str | None = setting(None)
+    limit: int | None = setting(None)
+    kind: str = setting("linear", choices=("linear", "cosine"))
+    words: list[str] = setting(["a", "b"])
+    sizes: list[int] = setting([])
+    shares: dict[str, float] = setting({})
+    input: list[str | Part] = setting([])
+
+
+def write_preset(folder: Path, text: str) -> str:
+    (folder / "preset.yaml").write_text(text, encoding="utf-8")
+    return str(folder / "preset.yaml")
+
+
+def run(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
+    """train/sources.py, which imports least, as a user runs it."""
+    command = [sys.executable, str(ROOT / "train/sources.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ)
+
+
+# --- what is read ---
+
+
+def test_defaults_and_fresh_lists():
+    first, second = (parse(Settings, ["--output_dir", "o"], "x") for _ in range(2))
+    assert (first.steps, first.rate, first.shuffle, first.name, first.kind) == (10, 0.5, True, None, "linear")
+    first.words.append("c")
+    assert second.words == ["a", "b"], "two settings share one default list"
+
+
+def test_flags_beat_the_preset(tmp_path):
+    preset = write_preset(tmp_path, "output_dir: from_preset\nsteps: 3\nrate: 0.25\n")
+    settings = parse(Settings, [preset, "--steps", "7"], "x")
+    assert (settings.output_dir, settings.steps, settings.rate, settings.shuffle) == ("from_preset", 7, 0.25, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "expected"),
+    [
+        (["--steps", "7"], "steps", 7),
+        (["--steps=7"], "steps", 7),
+        (["--steps", "-7"], "steps", -7),
+        (["--steps", "1e3"], "steps", 1000),
+        (["--steps", "7.0"], "steps", 7),
+        (["--steps", str(2**60 + 1)], "steps", 2**60 + 1),
+        (["--rate", "3"], "rate", 3.0),
+        (["--rate", "3e-4"], "rate", 3e-4),
+        (["--shuffle", "false"], "shuffle", False),
+        (["--output-dir", "dashes"], "output_dir", "dashes"),
+        (["--output_dir", "2024.10"], "output_dir", "2024.10"),
+        (["--output_dir", "null"], "output_dir", "null"),
+        (["--output_dir", "a: b"], "output_dir", "a: b"),
+        (["--output_dir", "資料/😀"], "output_dir", "資料/😀"),
+        (["--name", "7"], "name", "7"),
+        (["--limit", "null"], "limit", None),
+        (["--limit", "4"], "limit", 4),
+        (["--words", "x", "y"], "words", ["x", "y"]),
+        (["--words", "x"], "words", ["x"]),
+        (["--sizes", "1", "2"], "sizes", [1, 2]),
+        (["--sizes", "[1, 2]"], "sizes", [1, 2]),
+        (["--shares", "{news: 1, web: 0.5}"], "shares", {"news": 1.0, "web": 0.5}),
+        (["--input", "a.txt", "b.txt"], "input", ["a.txt", "b.txt"]),
+        (["--input", "{path: a, weight: 2}"], "input", [Part(path="a", weight=2.0)]),
+    ],
+)
+def test_values_become_their_types(arguments, field, expected):
+    given = [] if arguments[0].startswith(("--output_dir", "--output-dir")) else ["--output_dir", "o"]
+    value = getattr(parse(Settings, [*given, *arguments], "x"), field)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize("path", ["2024.10", "007", "a: b.txt", "[zh].jsonl", "*.jsonl", "#1.txt", "2024-01-01"])
+def test_paths_stay_what_was_typed(path):
+    """A list that may hold paths takes them as they are: none of these is meant as YAML."""
+    assert parse(Settings, ["--output_dir", "o", "--input", path], "x").input == [path]
+
+
+def test_nested_settings_in_a_preset(tmp_path):
+    preset = write_preset(tmp_path, "output_dir: o\ninput:\n  - plain.txt\n  - {path: b, mode: half}\n")
+    assert parse(Settings, [preset], "x").input == ["plain.txt", Part(path="b", mode="half")]
+
+
+def test_sections_of_one_preset(tmp_path):
+    preset = write_preset(tmp_path, "sources: {output_dir: a}\nclean: {output_dir: b}\n")
+    assert parse(Settings, [preset], "sources").output_dir == "a"
+    assert parse(Settings, [preset, "--steps", "1"], "clean").output_dir == "b"
+
+
+@dataclass
+class Positional(BaseSettings):
+    source: str = setting(positional=True)
+    output_dir: str = setting(positional=True)
+    steps: int = setting(10)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["007", "b.yaml", "--steps", "7"],
+        ["007", "--output_dir", "b.yaml", "--steps", "7"],
+        ["--steps", "7", "--output_dir", "b.yaml", "--source", "007"],
+    ],
+)
+def test_positional_fields(arguments):
+    assert parse(Positional, arguments, "x") == Positional("007", "b.yaml", 7)
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--steps", "many"], ["steps", "int", "many"]),
+        (["--steps", "1.5"], ["steps", "int", "1.5"]),
+        (["--steps", "true"], ["steps", "int"]),
+        (["--steps", "1", "2"], ["steps", "int"]),
+        (["--steps", "null"], ["steps", "int"]),
+        (["--rate", "fast"], ["rate", "float", "fast"]),
+        (["--rate", "nan"], ["rate", "nan"]),
+        (["--shares", "{news: .nan}"], ["shares.news", "nan"]),
+        (["--shuffle", "maybe"], ["shuffle", "bool", "maybe"]),
+        (["--shuffle", "1"], ["shuffle", "bool"]),
+        (["--sizes", "1", "two"], ["sizes[1]", "int", "two"]),
+        (["--sizes", "{a: 1}"], ["sizes", "int"]),
+        (["--shares", "{news: much}"], ["shares.news", "float", "much"]),
+        (["--shares", "news"], ["shares", "news"]),
+        (["--input", "{path: a, weight: heavy}"], ["input[0]", "weight", "float"]),
+        (["--input", "{path: a, wieght: 1}"], ["input[0]", "wieght", "'weight'"]),
+        (["--input", "{path: a, mode: third}"], ["mode", "third", "'whole'", "'half'"]),
+        (["--kind", "square"], ["kind", "square", "'linear'", "'cosine'"]),
+        (["--step", "1"], ["--step", "--steps"]),
+        (["--shufle", "true"], ["--shufle", "--shuffle"]),
+        (["--steps"], ["--steps", "value"]),
+        (["--words", "--steps", "1"], ["--words", "value"]),
+        (["--shares", "{a: 1"], ["--shares", "{a: 1"]),
+        (["--shares", "[2020-99-99]"], ["--shares", "not valid YAML"]),
+    ],
+)
+def test_bad_values_are_named(arguments, said):
+    with pytest.raises(InputError) as caught:
+        parse(Settings, ["--output_dir", "o", *arguments], "x")
+    assert all(text in str(caught.value) for text in said), caught.value
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [["preset.yaml", "stray"], ["--shuffle", "true", "stray"]])
+def test_stray_arguments(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    write_preset(tmp_path, "output_dir: o\n")
+    with pytest.raises(InputError, match="stray"):
+        parse(Settings, arguments, "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "source is missing; give --source$"),
+        (["a"], "output_dir is missing"),
+        (["a", "b", "c"], r"'c'; the form is SOURCE OUTPUT_DIR \[--field value ...\]"),
+        (["a", "b", "--source", "c"], "--source is given twice"),
+    ],
+)
+def test_positional_fields_that_do_not_fit(arguments, said):
+    with pytest.raises(InputError, match=said):
+        parse(Positional, arguments, "x")
+
+
+def test_missing_required_field():
+    with pytest.raises(InputError, match="output_dir is missing"):
+        parse(Settings, [], "x")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("output_dir: o\nstpes: 3\n", ["stpes", "'steps'"]),
+        ("output_dir: o\nsteps: many\n", ["steps", "many"]),
+        ("output_dir: null\n", ["output_dir", "None"]),
+        ("output_dir: no\n", ["output_dir", "False", "quote it"]),
+        ("1: 2\n", ["1"]),
+        ("sorces: {output_dir: a}\n", ["sorces", "'sources'"]),
+        ("1: {output_dir: a}\n", ["1"]),
+        ("clean: {output_dir: a}\n", ["no section for sources", "clean"]),
+        ("output_dir: [1,\n", ["not valid YAML"]),
+        ("output_dir: 2020-99-99\n", ["not valid YAML"]),
+        ("a:\n\t- 1\n", ["not valid YAML"]),
+        ("- 1\n", ["mapping", "list"]),
+        ("", ["mapping"]),
+    ],
+)
+def test_bad_presets_are_named(tmp_path, text, said):
+    preset = write_preset(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        parse(Settings, [preset], "sources")
+    assert all(part in str(caught.value) for part in [*said, "preset.yaml"]), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_presets(tmp_path):
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    for path, said in (("missing.yaml", "No such file"), (".", "directory"), ("latin.yaml", "not valid YAML")):
+        with pytest.raises(InputError, match=said) as caught:
+            read_yaml(tmp_path / path)
+        assert str(tmp_path / path) in str(caught.value)
+
+
+# --- as a user runs it ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "output_dir"),
+        (["nowhere.yaml"], "nowhere.yaml"),
+        (["--output_dir", "{tmp}/o", "--imput", "x"], "--input"),
+        (["--output_dir", "{tmp}/o", "--input"], "--input"),
+        (["--output_dir", "{tmp}/o", "--input", "{tmp}/nothing.jsonl"], "nothing.jsonl"),
+        (["--output_dir", "{tmp}/o", "--input", "{tmp}/empty.jsonl"], "empty.jsonl"),
+        (["--output_dir", "{tmp}/o", "--input", "{tmp}/broken.jsonl"], "broken.jsonl, line 2"),
+        (["--output_dir", "{tmp}/theirs", "--input", "{tmp}/good.jsonl"], "theirs"),
+        (["--output_dir", "{tmp}/good.jsonl/o", "--input", "{tmp}/good.jsonl"], "good.jsonl/o"),
+        (["--output_dir", "{tmp}/" + "o" * 300, "--input", "{tmp}/good.jsonl"], "ooo"),
+        (["--output_dir", "", "--input", "{tmp}/good.jsonl"], "output_dir"),
+        (["--output_dir", "{tmp}/o", "--input", ""], "input"),
+    ],
+)
+def test_bad_runs_end_with_one_line(tmp_path, arguments, named):
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "good.jsonl").write_text('{"text": "好"}\n')
+    (tmp_path / "broken.jsonl").write_text('{"text": "好"}\n{"text": \n')
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
+    (tmp_path / "here").mkdir()
+    done = run(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments), cwd=tmp_path / "here")
+    # The progress bar redraws its line with a carriage return; it may stand before the error, never after it.
+    lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line and " shards" not in line]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error:"), done.stderr
+    assert named in lines[0]
+    assert done.stdout == ""
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_first_process_of_a_machine_speaks_before_the_others(monkeypatch, capsys):
+    def ended(local_rank: str) -> list[float]:
+        waited = []
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        monkeypatch.setattr(sys, "argv", ["x.py", "--nothing", "1"])
+        monkeypatch.setattr(cli.time, "sleep", waited.append)
+        with pytest.raises(SystemExit) as exit_:
+            cli.run(lambda settings: None, Settings)
+        assert exit_.value.code == 2
+        assert capsys.readouterr().err.startswith("error: ")
+        return waited
+
+    assert ended("0") == []
+    assert ended("3") == [cli.ONE_SPEAKS]
+
+
+def test_last_line_of_a_good_run_is_json(tmp_path):
+    (tmp_path / "字.txt").write_text("第一段。\n\n第二段。\n", encoding="utf-8")
+    done = run("--input", tmp_path / "字.txt", "--output_dir", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["documents"] == 2
+    assert result["per_source"] == {"字": 2}
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(flag):
+    done = run(flag)
+    assert done.returncode == 0
+    assert "--output_dir" in done.stdout
+    assert "--input" in done.stdout
+    assert done.stderr == ""
+
+
+def test_usage_tells_the_form():
+    assert "usage: x.py [PRESET.yaml] [--field value ...]\n" in usage(Settings, "x", "What it does.")
+    assert "usage: x.py SOURCE OUTPUT_DIR [--field value ...]\n" in usage(Positional, "x", "What it does.")
+
+
+def test_usage_tells_every_field_with_its_default():
+    text = usage(Settings, "x", "What it does.")
+    for name in Settings.__dataclass_fields__:
+        assert f"--{name} (" in text
+    assert "required" in text.split("--steps")[0]
+    assert "default 10" in text
+    assert "linear, cosine" in text
+    words = text.split("--words (")[1].split("\n")[0]
+    assert "'a'" in words, f"the default ['a', 'b'] is not told: {words}"

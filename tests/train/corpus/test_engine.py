@@ -1,0 +1,261 @@
+"""The corpus stages: the same bytes from any number of processes, from Slurm jobs, and from runs killed at any moment."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import stat
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zstandard
+from conftest import make_documents
+
+from zh_modernbert.train import clean, dedup, encode, pack
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.corpus.documents import corpus_shards, write_corpus
+from zh_modernbert.train.corpus.lines import read_jsonl
+
+STAGES = {"clean": clean, "dedup": dedup, "encode": encode, "pack": pack}
+
+
+@pytest.fixture(scope="module")
+def folder(stages, tmp_path_factory):
+    """`corpus` of 9 shards with duplicates in it, `encoded`, `tokenizer`."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    documents = make_documents(240, seed=3, longest=6)
+    copies = [document | {"id": f"copy-{document['id']}"} for document in documents[::8]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zh_modernbert.train.corpus.documents.DOCUMENTS_PER_SHARD", 30)
+        (folder / "corpus").mkdir()
+        write_corpus(folder / "corpus", [*documents, *copies])
+    shutil.copytree(stages / "tokenizer", folder / "tokenizer")
+    encode.main(settings_of("encode", folder, folder / "encoded"))
+    return folder
+
+
+def settings_of(stage: str, folder: Path, output_dir: Path, **fields):
+    inputs = {
+        "clean": {"input_dir": folder / "corpus", "save_rejects": True, "scripts": ["hant", "mixed"]},
+        "dedup": {"input_dir": folder / "corpus"},
+        "encode": {"input_dir": folder / "corpus", "tokenizer_dir": folder / "tokenizer"},
+        "pack": {"input_dir": folder / "encoded", "seq_len": 64, "group_tokens": 1000},
+    }[stage]
+    inputs = {name: str(value) if isinstance(value, Path) else value for name, value in inputs.items()}
+    return STAGES[stage].Settings(**inputs, output_dir=str(output_dir), **fields)
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder):
+    """Each stage's manifest, from one process that nothing disturbs."""
+    for stage, module in STAGES.items():
+        module.main(settings_of(stage, folder, folder / f"{stage}_unbroken"))
+    return {stage: read_json(folder / f"{stage}_unbroken" / "manifest.json") for stage in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_workers_write_what_one_writes(folder, unbroken, tmp_path, stage):
+    STAGES[stage].main(settings_of(stage, folder, tmp_path / "out", workers=2))
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken[stage]
+    assert sum(name.endswith((".jsonl.zst", "input_ids.bin")) for name in unbroken[stage]["files"]) > 2
+
+
+def run_and_kill(stage: str, settings, seconds: float) -> bool:
+    """Runs the stage in a process of its own, kills that with all it started, and tells whether it was faster than that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            STAGES[stage].main(settings)
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if os.waitpid(child, os.WNOHANG)[0]:
+            return True
+        time.sleep(0.005)
+    for kill in (os.kill, os.killpg):
+        with contextlib.suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_at_any_moment(folder, unbroken, tmp_path, stage):
+    generator, kills = random.Random(stage), 0
+    settings = settings_of(stage, folder, tmp_path / "out")
+    while not run_and_kill(stage, settings, generator.uniform(0, 0.2) * (1 + kills / 4)):
+        kills += 1
+        assert not (tmp_path / "out").exists() or read_json(tmp_path / "out" / "manifest.json") == unbroken[stage]
+    assert kills
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken[stage]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_done_is_not_done_again(folder, unbroken, tmp_path, monkeypatch):
+    """A run that breaks in its sixth shard begins again there."""
+    normalise, seen = clean.CleanFilter.filter, []
+
+    def breaking(self, doc):
+        if doc.id == "160" and len(seen) < 200:
+            raise RuntimeError("power cut")
+        seen.append(doc.id)
+        return normalise(self, doc)
+
+    monkeypatch.setattr(clean.CleanFilter, "filter", breaking)
+    with pytest.raises(RuntimeError, match="power cut"):
+        clean.main(settings_of("clean", folder, tmp_path / "out"))
+    assert len(seen) == 160
+    monkeypatch.setattr(clean.CleanFilter, "filter", lambda self, doc: seen.append(doc.id) or normalise(self, doc))
+    clean.main(settings_of("clean", folder, tmp_path / "out"))
+    assert len(seen) == 160 + 270 - 150
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken["clean"]
+
+
+def corrupt(folder: Path, target: Path, lines: int) -> Path:
+    """The corpus, with lines that are no JSON among the third shard's."""
+    shutil.copytree(folder / "corpus", target)
+    shard = corpus_shards(target)[2]
+    with zstandard.open(shard, "rb") as file:
+        good = file.read().splitlines(keepends=True)
+    good[7:7] = [b'{"id": \n'] * lines
+    shard.write_bytes(zstandard.compress(b"".join(good)))
+    return target
+
+
+@pytest.mark.parametrize("stage", ["clean", "dedup", "encode"])
+def test_a_corrupt_line_is_set_aside(folder, unbroken, tmp_path, stage):
+    corrupt(folder, tmp_path / "corpus", 2)
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    result = STAGES[stage].main(settings_of(stage, tmp_path, tmp_path / "out"))
+    assert result["quarantined"] == 2
+    (path,) = (tmp_path / "out" / "quarantine").iterdir()
+    assert [entry["line"] for _, entry in read_jsonl(path)] == [8, 9]
+    files_there, expected = read_json(tmp_path / "out" / "manifest.json")["files"], unbroken[stage]["files"]
+    assert files_there.keys() == expected.keys() | {"quarantine/00002.jsonl"}
+    for name in expected:
+        assert files_there[name] == expected[name] or name.startswith("report.")
+
+
+@pytest.mark.parametrize("stage", ["clean", "dedup", "encode"])
+def test_many_corrupt_lines_stop_the_run(folder, tmp_path, stage):
+    corrupt(folder, tmp_path / "corpus", 4)
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    with pytest.raises(InputError, match=r"00002\.jsonl\.zst, line 8: not valid JSON.* 4 of 274 lines"):
+        STAGES[stage].main(settings_of(stage, tmp_path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_stops_the_run(folder, tmp_path):
+    shutil.copytree(folder / "corpus", tmp_path / "corpus")
+    shard = corpus_shards(tmp_path / "corpus")[4]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    for workers in (1, 2):
+        with pytest.raises(InputError, match=r"00004\.jsonl\.zst: damaged"):
+            clean.main(settings_of("clean", tmp_path, tmp_path / "out", workers=workers))
+
+
+@pytest.mark.parametrize("damage", ["shorter", "gone", "foreign"])
+def test_a_corpus_that_is_not_what_its_stage_wrote(folder, unbroken, tmp_path, damage):
+    """Neither read as if it were whole, nor taken for what it was."""
+    corpus = shutil.copytree(folder / "clean_unbroken", tmp_path / "corpus")
+    settings = dedup.Settings(input_dir=str(corpus), output_dir=str(tmp_path / "out"))
+    dedup.main(settings)
+    shard = corpus_shards(corpus)[3]
+    if damage == "shorter":
+        with zstandard.open(shard, "rb") as file:
+            lines = file.read().splitlines(keepends=True)
+        shard.write_bytes(zstandard.compress(b"".join(lines[:-2])))
+    elif damage == "gone":
+        shard.unlink()
+    else:
+        shard.with_name("00003-copy.jsonl.zst").write_bytes(shard.read_bytes())
+    for output in ("out", "new"):
+        if (damage, output) != ("foreign", "out"):  # what dedup was made of is still there
+            with pytest.raises(InputError, match=r"00003.*\.jsonl\.zst: (missing or cut short|not what the stage wrote)"):
+                dedup.main(dedup.Settings(input_dir=str(corpus), output_dir=str(tmp_path / output)))
+
+
+# --- clusters ---
+
+SBATCH = """#!{python}
+import os, subprocess, sys
+script = sys.stdin.read() if not sys.argv[1:] or sys.argv[-1].startswith("-") else open(sys.argv[-1]).read()
+lines = dict(line[10:].split("=", 1) for line in script.splitlines() if line.startswith("#SBATCH") and "=" in line)
+with open({log!r}, "a") as log:
+    log.write(repr(lines) + "\\n")
+if "dependency" not in lines:
+    first, last = lines["array"].split("%")[0].split("-")
+    for task in range(int(first), int(last) + 1):
+        environment = os.environ | {{"SLURM_ARRAY_TASK_ID": str(task), "SLURM_NODELIST": "here", "RUN_OFFSET": "0"}}
+        subprocess.run(["bash", "-c", script], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("Submitted batch job 7")
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A Slurm of one node: sbatch runs an array's tasks at once, one after the other, and squeue has nothing left to show."""
+    programs, log = tmp_path / "bin", tmp_path / "sbatch.log"
+    programs.mkdir()
+    scripts = {
+        "sbatch": SBATCH.format(python=sys.executable, log=str(log)),
+        "squeue": "#!/bin/sh\n",
+        "srun": '#!/bin/sh\nshift 3\nexec "$@"\n',
+        "scontrol": "#!/bin/sh\necho here\n",
+    }
+    for name, text in scripts.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return log
+
+
+def test_slurm(folder, unbroken, tmp_path, slurm):
+    slurm_fields = {"partition": "cpu", "time": "1:00:00", "mem_per_cpu_gb": 3, "account": "us", "tasks_per_job": 5}
+    encode.main(settings_of("encode", folder, tmp_path / "out", workers=4, executor="slurm", slurm=slurm_fields))
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken["encode"]
+    job = eval(slurm.read_text().splitlines()[0])
+    wanted = {"partition": "cpu", "time": "1:00:00", "mem-per-cpu": "3G", "account": "us", "array": "0-1%4"}
+    assert wanted.items() <= job.items()
+
+
+def test_slurm_jobs_that_fail(folder, tmp_path, slurm):
+    shutil.copytree(folder / "corpus", tmp_path / "corpus")
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    shard = corpus_shards(tmp_path / "corpus")[4]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    slurm_fields = {"partition": "cpu", "time": "1:00:00", "tasks_per_job": 5}
+    with pytest.raises(InputError, match="1 of 9 tasks failed"):
+        encode.main(settings_of("encode", tmp_path, tmp_path / "out", executor="slurm", slurm=slurm_fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"executor": "slurm"}, "partition and time"),
+        ({"executor": "slurm", "slurm": {"partition": "cpu"}}, "partition and time"),
+        ({"executor": "cluster"}, "executor"),
+        ({"workers": 0}, "workers"),
+    ],
+)
+def test_bad_settings(folder, tmp_path, fields, said):
+    with pytest.raises(InputError, match=said):
+        clean.main(settings_of("clean", folder, tmp_path / "out", **fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ray(folder, unbroken, tmp_path):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        encode.main(settings_of("encode", folder, tmp_path / "out", executor="ray"))
+    finally:
+        ray.shutdown()
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken["encode"]

@@ -1,0 +1,305 @@
+"""The one grammar of every script here: `NAME.py [PRESET.yaml] [--field value ...]`.
+
+A script has one dataclass of settings, the only home of its defaults. Where that has positional fields, they stand in the
+preset's place: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset holds a named run: a mapping of fields, or one
+such mapping under the name of each script that shares the file. Flags beat the preset. An unknown key is an error that names
+the nearest known one. The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or
+input end with one line on stderr and exit status 2.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+
+class InputError(Exception):
+    """Bad settings or input; its text is one clear line that says where and what to do."""
+
+
+def setting(
+    default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
+):
+    """A documented field of a settings dataclass; without `default` it has to be given.
+
+    Args:
+        choices: the values it may have. least, most: bounds of a number, or of each number of a list.
+        positional: may be given without its flag, in the order of the fields; the script then takes no preset.
+        running: says how and where the work is done, not what comes out.
+    """
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "positional": positional, "running": running}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def recipe_of(settings) -> dict:
+    """The settings that decide what comes out: all but those marked as `running`."""
+    fields = dataclasses.fields(settings)
+    kept = {field.name for field in fields if not field.metadata.get("running")}
+    return {name: value for name, value in dataclasses.asdict(settings).items() if name in kept}
+
+
+def script_of(settings) -> str:
+    """The name of the script that a settings class or instance belongs to, also where that runs as `__main__`."""
+    kind = settings if isinstance(settings, type) else type(settings)
+    return Path(sys.modules[kind.__module__].__file__).stem
+
+
+class BaseSettings:
+    """Base of every settings dataclass: choices and bounds hold however an instance is made.
+
+    Raises:
+        InputError: a field breaks its own, naming script and field.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            choices, least, most = (field.metadata.get(key) for key in ("choices", "least", "most"))
+            for item in value if isinstance(value, list) else [value]:
+                where = f"{script_of(self)}: {field.name} is {item!r}; it must be"
+                if choices and item not in choices:
+                    raise InputError(f"{where} one of {', '.join(map(repr, choices))}")
+                if least is not None and item < least:
+                    raise InputError(f"{where} at least {least}")
+                if most is not None and item > most:
+                    raise InputError(f"{where} at most {most}")
+
+
+def convert(value, kind, where: str):
+    """`value`, as YAML gives it, as the annotated type `kind`.
+
+    Raises:
+        InputError: it cannot be, naming `where`.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        failures = []
+        for option in arguments:
+            if option is not type(None):
+                try:
+                    return convert(value, option, where)
+                except InputError as error:
+                    failures.append(error)
+        raise failures[-1]
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items)]
+    if origin is dict and isinstance(value, dict):
+        return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        return build(kind, value, where)
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    if kind in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if kind is float and math.isfinite(number):
+                return number
+            if kind is int and number.is_integer():
+                return value if isinstance(value, int) else int(number)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    name = getattr(kind, "__name__", str(kind))
+    hint = "; in YAML a bare yes or no is true or false: quote it" if kind is str and isinstance(value, bool) else ""
+    raise InputError(f"{where}: expected {name}, got {value!r}{hint}")
+
+
+def build(settings_class: type, values: dict, where: str):
+    """An instance of the dataclass from a plain mapping, every key and type checked."""
+    hints = typing.get_type_hints(settings_class)
+    fields = {field.name: field for field in dataclasses.fields(settings_class)}
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.0)
+            raise InputError(f"{where}: unknown key {key!r}; the nearest known one is {near[0]!r}")
+    converted = {key: convert(value, hints[key], f"{where}: {key}") for key, value in values.items()}
+    for name, field in fields.items():
+        missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if missing and name not in converted:
+            elsewhere = "" if field.metadata.get("positional") else " or put it in the preset"
+            raise InputError(f"{where}: {name} is missing; give --{name}{elsewhere}")
+    return settings_class(**converted)
+
+
+class StrictLoader(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; YAML itself lets the second win silently."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"the key {key!r} stands twice in one mapping, from line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str, where: str):
+    """The value that a YAML text holds.
+
+    Raises:
+        InputError: it is not YAML, naming `where`.
+    """
+    try:
+        return yaml.load(text, StrictLoader)  # a SafeLoader: plain values only
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file.
+
+    Raises:
+        InputError: it is missing, not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        values = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid YAML: not UTF-8") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a preset is a mapping of settings, this is {type(values).__name__}")
+    return values
+
+
+def preset_values(path: str, script: str) -> dict:
+    """The settings for `script` in a preset: the whole mapping, or the section of that name where all are sections."""
+    values = read_yaml(path)
+    if any(isinstance(section, dict) for section in values.values()) and all(
+        section is None or isinstance(section, dict) for section in values.values()
+    ):
+        known = {source.stem for folder in ("train", "eval") for source in (Path(__file__).parents[2] / folder).glob("*.py")}
+        for section in values:
+            if section not in known:
+                near = difflib.get_close_matches(str(section), known, n=1, cutoff=0.0)[0]
+                raise InputError(f"{path}: unknown section {section!r}; the nearest script is {near!r}")
+        if script not in values:
+            raise InputError(f"{path}: no section for {script}; it has {', '.join(values)}")
+        return values[script] or {}
+    return values
+
+
+def positional_fields(settings_class: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(settings_class) if field.metadata.get("positional")]
+
+
+def form(settings_class: type) -> str:
+    """What may follow the script's name."""
+    return f"{' '.join(map(str.upper, positional_fields(settings_class))) or '[PRESET.yaml]'} [--field value ...]"
+
+
+def parse(settings_class: type, arguments: list[str], script: str):
+    """Settings from `[PRESET.yaml] [--field value ...]`, or with the positional fields in the preset's place.
+
+    Raises:
+        InputError: see the module's docstring.
+    """
+    arguments = list(arguments)
+    values, where = {}, script
+    hints, given = typing.get_type_hints(settings_class), set()
+    positional = positional_fields(settings_class)
+    if not positional and arguments and not arguments[0].startswith("--"):
+        where = arguments.pop(0)
+        values = dict(preset_values(where, script))
+    for name in positional:
+        if arguments and not arguments[0].startswith("--"):
+            values[name] = flag_value(arguments.pop(0), hints[name], f"{script}: {name}")
+            given.add(name)
+    while arguments:
+        flag = arguments.pop(0)
+        if not flag.startswith("--"):
+            raise InputError(f"{script}: unexpected argument {flag!r}; the form is {form(settings_class)}")
+        name, has_value, inline = flag[2:].partition("=")
+        texts = [inline] if has_value else []
+        while not has_value and arguments and not arguments[0].startswith("--"):
+            texts.append(arguments.pop(0))
+        name = name.replace("-", "_")
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=1, cutoff=0.0)
+            raise InputError(f"{script}: unknown flag --{name}; the nearest known one is --{near[0]}")
+        if name in given:
+            raise InputError(f"{script}: --{name} is given twice; give a list as --{name} A B")
+        if not texts:
+            raise InputError(f"{script}: --{name} needs a value")
+        given.add(name)
+        parsed = [flag_value(text, hints[name], f"{script}: --{name}") for text in texts]
+        values[name] = parsed if len(parsed) > 1 else parsed[0]
+    return build(settings_class, values, where)
+
+
+def flag_value(text: str, kind, where: str):
+    """A flag's text as it is where the field takes text (or, in braces, a mapping), else as YAML reads it."""
+    options = {kind, *typing.get_args(kind), *(o for argument in typing.get_args(kind) for o in typing.get_args(argument))}
+    return (
+        text
+        if str in options and dict not in map(typing.get_origin, options) and not text.startswith("{")
+        else load_yaml(text, f"{where} {text}")
+    )
+
+
+def usage(settings_class: type, script: str, description: str) -> str:
+    lines = [description.strip(), "", f"usage: {script}.py {form(settings_class)}", ""]
+    for field in dataclasses.fields(settings_class):
+        kind = field.type.__name__ if isinstance(field.type, type) and not typing.get_args(field.type) else str(field.type)
+        if field.default_factory is not dataclasses.MISSING:
+            default = f"default {field.default_factory()!r}"
+        else:
+            default = "required" if field.default is dataclasses.MISSING else f"default {field.default!r}"
+        choices = field.metadata.get("choices")
+        lines.append(f"  --{field.name} ({kind}{': ' + ', '.join(choices) if choices else ''}; {default})")
+        lines.append(f"      {field.metadata.get('help', '')}")
+    return "\n".join(lines)
+
+
+def leave_script_folder() -> None:
+    """Takes the folder of a script that is run by its path off `sys.path`, where Python puts it first.
+
+    With it, `import common` and `import tokenizer` would find the rooms of this project, from anybody's code.
+    """
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script and Path(sys.path[0]).resolve() == Path(script).resolve().parent:
+        del sys.path[0]
+
+
+# Seconds. What all processes of a run find, the first of a machine says; the launcher then ends the others before they do.
+ONE_SPEAKS = 5.0
+
+
+def run(main: Callable, settings_class: type) -> None:
+    """What every script does under `if __name__ == "__main__"`: parse, run, print the result as JSON."""
+    leave_script_folder()
+    module = sys.modules[main.__module__]
+    script = script_of(settings_class)
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & set(arguments):
+        print(usage(settings_class, script, module.__doc__ or ""))
+        return
+    try:
+        result = main(parse(settings_class, arguments, script))
+    except (InputError, OSError) as error:
+        if not isinstance(error, InputError) and error.filename is None:
+            raise  # not about a file of the user's
+        text = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(ONE_SPEAKS)
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    if result is not None:
+        print(json.dumps(result, ensure_ascii=False))

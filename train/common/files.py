@@ -1,0 +1,102 @@
+"""Files and folders that are whole or not there, JSON, and hashes."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zh_modernbert.train.common.cli import InputError
+
+
+def require_file(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    return Path(path)
+
+
+def require_folder(path: str | Path, marker: str) -> Path:
+    """`path`, a folder that holds the file `marker`."""
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: no such folder")
+    if not (Path(path) / marker).is_file():
+        raise InputError(f"{path}: no {marker} in this folder; is it what the stage before wrote?")
+    return Path(path)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: str | Path) -> dict:
+    """The object in a JSON file."""
+    try:
+        value = json.loads(require_file(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value) -> None:
+    """Writes under a temporary name, then renames."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def put_in_place(folder: Path, path: Path) -> None:
+    """Renames `folder` to `path`; what was there is dropped when that is done."""
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.replace(old)
+    folder.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the place of `path` when the block ends well and vanishes when it does not.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        put_in_place(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_files(folder: Path, manifest: dict) -> dict:
+    """The files of a stage's output, by `manifest.json`, after a look at whether they are there.
+
+    Raises:
+        InputError: one is missing or has another size, or the manifest is damaged.
+    """
+    again = f"run train/{manifest.get('stage')}.py again"
+    try:
+        for name, file in manifest["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != file["bytes"]:
+                raise InputError(f"{path}: missing or cut short; it must have {file['bytes']} bytes; {again}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / 'manifest.json'}: damaged ({error}); {again}") from error
+    return manifest["files"]
+
+
+def sha256(*chunks: bytes) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,181 @@
+"""One stage, one folder: built whole or not at all, once, and from where it broke off.
+
+A stage writes into a hidden folder beside its output that is named after its recipe (the settings that decide what comes out,
+and the content of what it reads). It is renamed when all is there. A run that was killed leaves it behind: the same command
+goes on in it, and another recipe starts a new one. Every output has `settings.json`, the resolved settings, and
+`manifest.json`: the recipe, the result, and the size and hash of each file. A stage whose recipe is that of the output there
+does nothing.
+"""
+
+import dataclasses
+import fcntl
+import glob
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
+from zh_modernbert.train.common.files import check_files, hash_file, put_in_place, read_json, require_folder, sha256, write_json
+
+SCRATCH = "scratch"  # in the hidden folder: what a stage remembers of its work, but does not hand on
+
+
+def content_of(path: str | Path) -> str:
+    """What a file or folder holds, as a hash: of a stage's output by its manifest, of others by names, sizes and times."""
+    path = Path(path)
+    if (path / "manifest.json").is_file():
+        manifest = read_json(path / "manifest.json")
+        if isinstance(manifest.get("content"), str):
+            check_files(path, manifest)
+            return manifest["content"]
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    states = [
+        (str(file.relative_to(path)), *(getattr(file.stat(), key) for key in ("st_size", "st_mtime_ns"))) for file in files
+    ]
+    return sha256(json.dumps(states).encode())
+
+
+def check_manifest(folder: str | Path, stage: str) -> dict:
+    """The manifest of a folder that `stage` wrote, after a look at whether all its files are there.
+
+    Raises:
+        InputError: it is something else, or damaged.
+    """
+    folder = require_folder(folder, "manifest.json")
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("stage") != stage:
+        raise InputError(f"{folder}: not what train/{stage}.py writes")
+    check_files(folder, manifest)
+    if not isinstance(manifest.get("result"), dict) or not isinstance(manifest.get("content"), str):
+        raise InputError(f"{folder / 'manifest.json'}: damaged (no result or content); run train/{stage}.py again")
+    return manifest
+
+
+def describe_files(folder: Path) -> dict[str, dict]:
+    """Size and SHA-256 of each file that a stage hands on, by its name below `folder`."""
+
+    def describe(path: Path) -> dict:
+        return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
+
+    own = {".lock", "settings.json", "manifest.json"}
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
+    paths = [path for path in paths if path.relative_to(folder).parts[0] != SCRATCH]
+    with ThreadPoolExecutor() as threads:
+        return {
+            path.relative_to(folder).as_posix(): found for path, found in zip(paths, threads.map(describe, paths), strict=True)
+        }
+
+
+def made_by(folder: Path, stage: str) -> bool:
+    """Whether `folder` holds what `stage` wrote, by its `settings.json`."""
+    try:
+        return read_json(folder / "settings.json").get("stage") == stage
+    except InputError:
+        return False
+
+
+def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
+    """Ends the work in the hidden folder: `settings.json` and, last of all, `manifest.json`."""
+    stage, files = script_of(settings), describe_files(folder)
+    write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
+    content = sha256(json.dumps(files).encode())
+    manifest = {"stage": stage, "recipe": recipe, "content": content, "result": result, "files": files}
+    write_json(folder / "manifest.json", manifest)
+
+
+def check_output(settings) -> Path:
+    """The absolute `output_dir`.
+
+    Raises:
+        InputError: it is not empty and was not written by this stage, or holds what the stage reads.
+    """
+    if not settings.output_dir:
+        raise InputError("output_dir is empty; name a folder")
+    path = Path(settings.output_dir).resolve()
+    if Path.cwd().is_relative_to(path):
+        raise InputError(f"{path}: output_dir is where you are; choose a folder inside")
+    for name, value in vars(settings).items():
+        if name.endswith("_dir") and name != "output_dir" and Path(value).resolve().is_relative_to(path):
+            raise InputError(f"{path}: output_dir holds {name}; choose another output_dir")
+        if name.endswith("_dir") and name != "output_dir" and value and path.is_relative_to(Path(value).resolve()):
+            raise InputError(f"{path}: output_dir lies in {name}; choose another output_dir")
+    stage = script_of(settings)
+    try:
+        if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):
+            raise InputError(f"{path}: exists and was not written by this stage ({stage}); choose another output_dir")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def whole(folder: Path, stage: str, recipe: str) -> dict | None:
+    """The result of the stage in `folder`, if that is there, undamaged and by this recipe."""
+    try:
+        manifest = check_manifest(folder, stage)
+    except InputError:
+        return None
+    return manifest["result"] if manifest.get("recipe") == recipe else None
+
+
+def take_over(folder: Path):
+    """A lock on the hidden folder of a run, free again when its process ends (whatever that left running); None where another
+    run holds it."""
+    lock = open(folder / ".lock", "a")  # noqa: SIM115
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock
+    except (BlockingIOError, PermissionError):
+        lock.close()
+        return None
+
+
+def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Path] = ()) -> dict:
+    """Writes `settings.output_dir` by `build(folder)`, or goes on with that, or finds it done.
+
+    Args:
+        build: fills the folder, where some of its work may be there already, and returns the result, plain JSON.
+        inputs: files and folders that it reads, beside the settings that end in `_dir`.
+
+    Returns:
+        What `build` returned, and `output_dir`.
+
+    Raises:
+        InputError: the output cannot be written, or another run is writing it.
+    """
+    path, stage = check_output(settings), script_of(settings)
+    folders = [value for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir" and value]
+    values = {name: value for name, value in recipe_of(settings).items() if not name.endswith("_dir")}
+    for given in (*folders, *inputs):
+        if not Path(given).exists():
+            raise InputError(f"{given}: no such file or folder")
+    contents = [content_of(given) for given in (*folders, *inputs)]
+    recipe = sha256(json.dumps([stage, version("zh-modernbert"), values, contents], sort_keys=True).encode())
+    if (done := whole(path, stage, recipe)) is not None:
+        print(f"{path}: there already, from the same settings and input; nothing to do", file=sys.stderr)
+        return {**done, "output_dir": settings.output_dir}
+    work = path.with_name(f".{path.name}.{recipe[:12]}.tmp")
+    try:
+        for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            if other != work and take_over(other):
+                shutil.rmtree(other)
+        work.mkdir(parents=True, exist_ok=True)
+        lock = take_over(work)
+        if not lock:
+            raise InputError(f"{path}: another run is writing it; wait for that to end")
+        with lock:
+            try:
+                if whole(work, stage, recipe) is None:  # else a run was killed when all but the renaming was done
+                    write_manifest(work, settings, recipe, build(work))
+            finally:
+                if {file.name for file in work.iterdir()} == {".lock"}:
+                    shutil.rmtree(work)
+            shutil.rmtree(work / SCRATCH, ignore_errors=True)  # only now: a killed run needs all of it or nothing
+            (work / ".lock").unlink()
+            put_in_place(work, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}; the same command goes on from here") from error
+    return {**read_json(path / "manifest.json")["result"], "output_dir": settings.output_dir}

@@ -1,0 +1,84 @@
+"""A corpus: a folder of `.jsonl.zst` shards. A line is a document, `{"id", "source", "text", "script"?, "url"?}`."""
+
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import orjson
+import zstandard
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import check_files, read_json
+from zh_modernbert.train.corpus.lines import STRICT, Corrupt, read_jsonl
+
+DOCUMENTS_PER_SHARD = 20_000
+
+
+def corpus_shards(folder: str | Path) -> list[Path]:
+    """The shards of a corpus folder, in order.
+
+    Raises:
+        InputError: there is no such folder, no shard in it, or not the shards that its stage wrote.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    shards = sorted(folder.glob("*.jsonl.zst"))
+    if not shards:
+        raise InputError(f"{folder}: an empty corpus: no .jsonl.zst shard in it")
+    if (folder / "manifest.json").is_file():
+        files = check_files(folder, read_json(folder / "manifest.json"))
+        for shard in shards:
+            if shard.name not in files:
+                raise InputError(f"{shard}: not what the stage wrote, by manifest.json; take it away, or read it as a source")
+    return shards
+
+
+def read_corpus_shard(shard: Path, corrupt: Corrupt = STRICT) -> Iterator[dict]:
+    """The documents of one shard.
+
+    Raises:
+        InputError: as `read_jsonl`; or by `corrupt`: a line is no document.
+    """
+    for number, document in read_jsonl(shard, corrupt):
+        missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
+        if missing:
+            corrupt(shard, number, f"a document needs a string {missing[0]!r}", json.dumps(document, ensure_ascii=False))
+        else:
+            yield document
+
+
+def read_corpus(folder: str | Path) -> Iterator[dict]:
+    """The documents of a corpus folder, in order.
+
+    Raises:
+        InputError: there is none, or one cannot be read.
+    """
+    empty = True
+    for shard in corpus_shards(folder):
+        for document in read_corpus_shard(shard):
+            empty = False
+            yield document
+    if empty:
+        raise InputError(f"{folder}: an empty corpus: no documents in it")
+
+
+def write_corpus(folder: Path, documents: Iterable[dict], prefix: str = "") -> dict:
+    """Writes shards `00000.jsonl.zst` and on, `prefix` before their names; returns the counts of documents and characters."""
+    counts = {"documents": 0, "characters": 0}
+    file = None
+    try:
+        for document in documents:
+            if counts["documents"] % DOCUMENTS_PER_SHARD == 0:
+                if file:
+                    file.close()
+                shard = folder / f"{prefix}{counts['documents'] // DOCUMENTS_PER_SHARD:05d}.jsonl.zst"
+                file = io.BufferedWriter(zstandard.open(shard, "wb"), 1 << 20)
+            file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+            counts["documents"] += 1
+            counts["characters"] += len(document["text"])
+    finally:
+        if file:
+            file.close()
+    return counts

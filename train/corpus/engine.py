@@ -1,0 +1,218 @@
+"""datatrove as the engine of the corpus stages: reading with a quarantine, writing, and running of pipelines over shards.
+
+One shard is one task, and a task's output is a function of its shard alone: a stage gives the same bytes on one core, on
+many, or on a cluster. A task that is done leaves a mark, so that a run that was killed goes on with those that are not.
+"""
+
+import contextlib
+import ctypes
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import multiprocess
+import orjson
+import zstandard
+from datatrove.data import Document
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from datatrove.pipeline.writers.jsonl import JsonlWriter
+from datatrove.utils.stats import Stats
+from fsspec.compression import register_compression
+from tqdm import tqdm
+
+from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.common.stage import SCRATCH
+from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
+from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
+
+QUARANTINE = "quarantine"  # in a stage's folder
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+MAX_CORRUPT = 0.01  # of the lines read; more than that is no accident
+
+
+@dataclass(kw_only=True)
+class ParallelSettings(BaseSettings):
+    """How a stage runs its tasks; what it writes does not depend on it."""
+
+    workers: int = setting(1, "tasks at the same time", least=1, running=True)
+    executor: str = setting("local", "where: processes here, Slurm jobs, or Ray tasks", ("local", "slurm", "ray"), running=True)
+    slurm: dict[str, int | str] = setting(
+        {}, "partition, time, and other fields of datatrove's SlurmPipelineExecutor or options of sbatch", running=True
+    )
+
+
+def zstd_3(file: IO, mode: str, **_):
+    """fsspec's own zstd compresses at level 10, which takes longer than all else that a stage does."""
+    return zstandard.ZstdCompressor(level=3).stream_writer(file)
+
+
+COMPRESSION = "zstd level 3"
+register_compression(COMPRESSION, zstd_3, COMPRESSION)
+
+
+class CorpusReader(PipelineStep):
+    """Task r reads shard r. Lines that cannot be read go into quarantine, in `output_dir`; the files have to be whole."""
+
+    type = "reader"
+    name = "corpus"
+
+    def __init__(self, input_dir: str | Path, output_dir: Path):
+        super().__init__()
+        self.shards, self.output_dir = corpus_shards(input_dir), output_dir  # checked once, not by every task
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        shard = self.shards[rank]
+        quarantine = Quarantine(self.output_dir / QUARANTINE / f"{rank:05d}.jsonl")
+        for document in read_corpus_shard(shard, quarantine):
+            yield Document(text=document.pop("text"), id=document.pop("id"), metadata=document)
+        self.stat_update("lines", value=quarantine.lines)
+        self.stat_update("quarantined", value=quarantine.count)
+
+
+class CorpusWriter(JsonlWriter):
+    """Task r writes `folder`/0000r.jsonl.zst, a document's fields side by side, whatever they are called."""
+
+    def __init__(self, folder: Path):
+        super().__init__(str(folder), "${rank}.jsonl.zst", compression=COMPRESSION)
+
+    def _default_adapter(self, document: Document) -> dict:
+        return {"id": document.id, "text": document.text, **document.metadata}
+
+    def _write(self, document: dict, file_handler: IO, _filename: str):
+        file_handler.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+
+
+class TaskStart:
+    """What every task begins with, before the steps of its pipeline."""
+
+    def __init__(self, steps: list[PipelineStep]):
+        self.steps = steps
+
+    def __call__(self, data, rank: int, world_size: int) -> None:
+        # No worker writes on when the run that started it was killed, beside the run that follows.
+        if multiprocess.parent_process() is not None and sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Several tasks of one Slurm job share their steps; datatrove would count the first task's documents again.
+        for step in self.steps:
+            step.stats = Stats(str(step))
+
+
+def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Path):
+    """datatrove's executor for these settings.
+
+    Raises:
+        InputError: Slurm is not told its partition and time, or Ray is not installed.
+    """
+    common = {
+        "pipeline": [TaskStart(steps), *steps],
+        "tasks": tasks,
+        "logging_dir": str(logs),
+        "workers": min(settings.workers, tasks),
+    }
+    if settings.executor == "local":
+        return LocalPipelineExecutor(**common)
+    if settings.executor == "ray":
+        try:
+            import ray  # noqa: F401
+        except ImportError as error:
+            raise InputError("executor is ray, which is not installed; pip install ray") from error
+        return RayPipelineExecutor(**common)
+    if not {"partition", "time"} <= settings.slurm.keys():
+        raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
+    known = inspect.signature(SlurmPipelineExecutor).parameters
+    fields = {key: value for key, value in settings.slurm.items() if key in known}
+    options = {key: value for key, value in settings.slurm.items() if key not in known}
+    return SlurmPipelineExecutor(**common, **fields, sbatch_args=options)
+
+
+def wait_for_slurm(executor: SlurmPipelineExecutor) -> None:
+    """Returns when no job of the executor is queued or running any more."""
+    while executor.get_incomplete_ranks() and executor.job_id not in (None, -1):
+        queue = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
+        if queue.returncode or not queue.stdout.strip():
+            return
+        time.sleep(5)
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[IO]:
+    """Nothing but what is written to the file it gives reaches stderr, from here or from the processes started meanwhile.
+
+    datatrove logs every step of every task there; its log files have the same.
+    """
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(stderr, "w", encoding="utf-8") as file, open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield file
+        finally:
+            os.dup2(stderr, 2)
+
+
+@contextlib.contextmanager
+def progress(executor, name: str, file: IO):
+    """A line in `file` that counts the tasks done, wherever they run."""
+    stop = threading.Event()
+
+    def watch(bar: tqdm):
+        while not stop.wait(0.5):
+            bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
+
+    done = executor.world_size - len(executor.get_incomplete_ranks())
+    with tqdm(total=executor.world_size, initial=done, desc=name, unit=" shards", file=file) as bar:
+        thread = threading.Thread(target=watch, args=(bar,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
+
+
+def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Path, name: str) -> Counter:
+    """Runs `steps` for those of the ranks 0 to `tasks` - 1 that are not done yet; marks and logs go to `folder`'s scratch.
+
+    Args:
+        folder: where the stage writes, and its quarantine lies.
+        name: of the pipeline within its stage.
+
+    Returns:
+        The sums of all statistics of all steps and tasks, by name.
+
+    Raises:
+        InputError: too many lines could not be read, or tasks failed elsewhere.
+    """
+    logs = folder / SCRATCH / name
+    executor = build_executor(steps, tasks, settings, logs)
+    with silence() as stderr, progress(executor, name, stderr):
+        executor.run()
+        if settings.executor == "slurm":
+            wait_for_slurm(executor)
+    if missing := executor.get_incomplete_ranks():
+        raise InputError(f"{logs}/logs: {len(missing)} of {tasks} tasks failed, see there; the same command goes on")
+    totals = Counter()
+    for task in sorted((logs / "stats").glob("*.json")):
+        for step in orjson.loads(task.read_bytes()):
+            for key, value in step["stats"].items():
+                totals[key] += value["total"] if isinstance(value, dict) else value
+    if totals["quarantined"] > MAX_CORRUPT * totals["lines"]:
+        _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
+        raise InputError(
+            f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {totals['lines']} lines "
+            f"cannot be read, more than {MAX_CORRUPT:.0%}: mend the input"
+        )
+    return totals

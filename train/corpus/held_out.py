@@ -1,0 +1,28 @@
+"""Documents that are kept from tokenizer and model, by a hash of their ids: the same ones wherever the share is the same."""
+
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import sha256
+from zh_modernbert.train.corpus.source import Source, read_source
+
+
+def is_held_out(document_id: str, share: float) -> bool:
+    """By the id alone: texts that are parallel under one id are held out together."""
+    return int(sha256(document_id.encode())[:8], 16) < share * 2**32
+
+
+def read_held_out(paths: Iterable[str], share: float) -> list[dict]:
+    """The documents of the files and folders that are held out; all of them where `share` is 0.
+
+    Raises:
+        InputError: there are none.
+    """
+    documents = (document for path in paths for document in read_source(Source(path=path)))
+    with tqdm(documents, desc="read", unit=" documents") as progress:
+        found = [document for document in progress if not share or is_held_out(document["id"], share)]
+    if not found:
+        raise InputError(f"{', '.join(paths)}: no text in it{' that is held out' if share else ''}")
+    return found

@@ -1,0 +1,185 @@
+"""Near-duplicates among the documents of a corpus: sketches of their n-grams, pairs that are alike, and which of them go.
+
+The three steps of train/dedup.py, whose settings they take.
+"""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from datatrove.pipeline.base import PipelineStep
+
+from zh_modernbert.train.corpus.ngrams import letters, mix, ngram_hashes, random_numbers
+
+NGRAM = 5
+# A document's key is its place in the order: source by priority (8 bits), shard (24), document (32).
+FILE_BITS, DOCUMENT_BITS = 24, 32
+BAND = np.dtype([("hash", "<u8"), ("key", "<u8")])
+
+
+def sketch(hashes: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """`(size,)` uint64 of a set of hashes; two sketches agree at each place with the probability of the sets' Jaccard likeness.
+
+    Fast similarity sketching (https://arxiv.org/abs/1704.04370): in each round every hash falls into one place, where the
+    least stays, earlier rounds before later ones; for long texts one or two rounds fill all places, where MinHash takes `size`.
+    The last `size` rounds fill one place each.
+    """
+    empty = np.iinfo(np.uint64).max
+    values = np.full(size, empty, np.uint64)
+    seeds = random_numbers(2 * size, seed)
+    at_once = -(-8 * size // len(hashes))  # these mostly fill all places
+    for start in range(0, 2 * size, at_once):
+        rounds = np.arange(2 * size)[start : start + at_once, None]
+        mixed = mix(hashes ^ seeds[rounds])
+        places = ((mixed >> 32) * np.uint64(size) >> 32).astype(np.int64)
+        if len(rounds) + start > size:
+            places = np.where(rounds < size, places, rounds - size)
+        np.minimum.at(values, places.ravel(), (mixed & 0xFFFFFFFF | rounds.astype(np.uint64) << 32).ravel())
+        if values.max() < empty:
+            break
+    return values
+
+
+def agreement(min_jaccard: float, size: int) -> float:
+    """The least number of places in which sketches of `size` bytes agree where the sets overlap so; 1 in 256 does by chance."""
+    return size * (min_jaccard + (1 - min_jaccard) / 256)
+
+
+def alike(sketches: np.ndarray, pairs: np.ndarray, least: float) -> np.ndarray:
+    """Of each of P pairs `(P, 2)` of rows of `sketches`, whether they agree in `least` places."""
+    parts = np.array_split(pairs, len(pairs) // 65536 + 1)
+    return np.concatenate([(sketches[a] == sketches[b]).sum(axis=1) >= least for a, b in (part.T for part in parts)])
+
+
+def find_pairs(hashes: np.ndarray, sketches: np.ndarray, least: float) -> np.ndarray:
+    """`(P, 2)` rows, an earlier one and a later one that is like it, among those that share a hash.
+
+    The first row of each group is compared with all others; those that it is not like are a group again.
+    """
+    rows, found = np.arange(len(hashes)), []
+    while len(rows):
+        _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
+        pairs = np.stack([rows[first[group]], rows], axis=1)
+        like = alike(sketches, pairs, least)
+        found.append(pairs[like & (pairs[:, 0] != pairs[:, 1])])
+        rows = rows[~like]
+    return np.concatenate([np.empty((0, 2), np.int64), *found])
+
+
+def choose_removals(pairs: np.ndarray) -> np.ndarray:
+    """Of pairs `(P, 2)` of keys, the less first, all keys that go: those paired with a lesser one that stays; in order."""
+    keys, pairs = np.unique(pairs, return_inverse=True)
+    pairs = pairs.reshape(-1, 2)
+    removed = np.zeros(len(keys), bool)
+    while len(pairs):
+        stays = np.ones(len(keys), bool)
+        stays[pairs[:, 1]] = False
+        removed[pairs[stays[pairs[:, 0]], 1]] = True
+        pairs = pairs[~removed[pairs].any(axis=1)]
+    return keys[removed]
+
+
+def split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(shards, documents) of keys."""
+    return (keys >> DOCUMENT_BITS & (2**FILE_BITS - 1)).astype(np.int64), (keys & (2**DOCUMENT_BITS - 1)).astype(np.int64)
+
+
+def by_shard(keys: np.ndarray):
+    """(shard, the places of its keys, their documents), shard by shard."""
+    shards, documents = split_keys(keys)
+    order = np.argsort(shards, kind="stable")
+    found, starts = np.unique(shards[order], return_index=True)
+    for shard, places in zip(found.tolist(), np.split(order, starts)[1:], strict=True):
+        yield shard, places, documents[places]
+
+
+class Sketches(PipelineStep):
+    """Task r sketches shard r: `r.bands.npy`, (1 + bands, documents) of hash and key, each band in order of its hashes, the
+    first of them of the whole text; `r.sketches.npy`, (documents, places), of each number in the sketch its last byte.
+    """
+
+    type, name = "dedup", "sketches"
+
+    def __init__(self, folder: Path, settings):
+        super().__init__()
+        self.folder, self.settings = folder, settings
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        settings = self.settings
+        shape = settings.num_buckets, settings.hashes_per_bucket
+        factors = random_numbers(shape[1])
+        hashes, sketches, keys = [], [], []
+        for number, document in enumerate(data):
+            source = document.metadata["source"]
+            self.stat_update(f"in/{source}")
+            with self.track_time():
+                codes = letters(document.text, settings.fold_scripts)
+                if not len(codes):  # punctuation only
+                    codes = np.frombuffer(document.text.encode("utf-32-le"), "<u4")
+                values = sketch(ngram_hashes(codes, NGRAM), shape[0] * shape[1], settings.seed)
+                whole = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
+                hashes.append(np.append(mix((values.reshape(shape) * factors).sum(axis=1)), np.uint64(whole))[::-1])
+                sketches.append(values.astype(np.uint8))
+                priority = settings.priority.index(source) if source in settings.priority else len(settings.priority)
+                keys.append((priority << FILE_BITS | rank) << DOCUMENT_BITS | number)
+        bands = np.empty((len(keys), shape[0] + 1), BAND)
+        bands["hash"], bands["key"] = np.array(hashes, np.uint64).reshape(bands.shape), np.array(keys, np.uint64)[:, None]
+        bands = np.take_along_axis(bands, np.argsort(bands["hash"], axis=0), axis=0).T
+        self.folder.mkdir(parents=True, exist_ok=True)
+        np.save(self.folder / f"{rank:05d}.bands.npy", np.ascontiguousarray(bands))
+        np.save(self.folder / f"{rank:05d}.sketches.npy", np.array(sketches, np.uint8).reshape(len(keys), shape[0] * shape[1]))
+
+
+class Pairs(PipelineStep):
+    """Task r finds the pairs in all bands, among the documents whose hash there is in range r: `r.npy`, (pairs, 2) of keys."""
+
+    type, name = "dedup", "pairs"
+
+    def __init__(self, sketches: Path, folder: Path, settings):
+        super().__init__()
+        self.sketches, self.folder, self.settings = sketches, folder, settings
+
+    def read_part(self, part: int, parts: int) -> list[np.ndarray]:
+        """For each band the BAND records, of all shards, whose hash is in one of `parts` equal ranges; in order."""
+        first, last = (np.uint64(2**64 * (part + i) // parts - i) for i in (0, 1))
+        pieces = [[] for _ in range(self.settings.num_buckets + 1)]
+        for path in sorted(self.sketches.glob("*.bands.npy")):
+            for records, band in zip(np.load(path, mmap_mode="r"), pieces, strict=True):
+                start, stop = np.searchsorted(records["hash"], first), np.searchsorted(records["hash"], last, side="right")
+                band.append(np.array(records[start:stop]))  # a copy, so that the file is closed
+        bands = map(np.concatenate, pieces)
+        return [records[np.lexsort((records["key"], records["hash"]))] for records in bands]
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        size = self.settings.num_buckets * self.settings.hashes_per_bucket
+        with self.track_time():
+            found = []
+            for records in self.read_part(rank, world_size):
+                _, group, counts = np.unique(records["hash"], return_inverse=True, return_counts=True)
+                records = records[counts[group] > 1]
+                sketches = np.empty((len(records), size), np.uint8)
+                for shard, places, documents in by_shard(records["key"]):
+                    sketches[places] = np.load(self.sketches / f"{shard:05d}.sketches.npy", mmap_mode="r")[documents]
+                rows = find_pairs(records["hash"], sketches, agreement(self.settings.min_jaccard, size))
+                found.append(records["key"][rows])
+            self.stat_update("exact", value=len(found[0]))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(self.folder / f"{rank:05d}.npy", np.concatenate(found))
+
+
+class Removals(PipelineStep):
+    """One task chooses what goes, and writes it as datatrove's MinhashDedupFilter reads it."""
+
+    type, name = "dedup", "removals"
+
+    def __init__(self, pairs: Path, folder: Path):
+        super().__init__()
+        self.pairs, self.folder = pairs, folder
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        with self.track_time():
+            keys = choose_removals(np.concatenate([np.load(path) for path in sorted(self.pairs.glob("*.npy"))]))
+            self.stat_update("duplicates", value=len(keys))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for shard, _, documents in by_shard(keys):
+                np.sort(documents).astype("<u4").tofile(self.folder / f"{shard:06d}.remove")

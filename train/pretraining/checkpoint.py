@@ -1,0 +1,239 @@
+"""Training checkpoints: weights, optimizer and position, as safetensors and JSON, each folder whole or absent.
+
+`checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`, which has the hashes of all
+three. Nothing is pickled. Order, masks and dropout are functions of row and update, so the position is a few numbers.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json, replacing, sha256, write_json
+from zh_modernbert.train.common.stage import describe_files
+from zh_modernbert.train.pretraining.parallel import is_main_process, shard_like, whole
+
+
+class DamagedError(InputError):
+    """A checkpoint that is not what was written."""
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; whatever else somebody put beside them is left alone."""
+    names = (output_dir / "checkpoints").glob("step-*")
+    return sorted(path for path in names if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
+
+
+def step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a full or broken disk raises into one line that names `folder`.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(
+            f"{folder}: cannot be written: {text}; make room and give the same command again, to go on from the last checkpoint"
+        ) from error
+
+
+def sync(path: Path) -> None:
+    """Sees to it that a file's content, or a folder's entries, are on the disk and outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
+    """An optimizer's state as tensors named `index.key`, and whatever is not a tensor as `{index: {key: value}}`."""
+    tensors, values = {}, {}
+    for index, state in optimizer.state_dict()["state"].items():
+        for key, value in state.items():
+            if torch.is_tensor(value):
+                tensors[f"{index}.{key}"] = whole(value).contiguous()
+            else:
+                values.setdefault(str(index), {})[key] = value
+    for index, group in enumerate(optimizer.state_dict()["param_groups"]):  # StableAdamW counts its steps here
+        tensors |= {f"group{index}.{key}": value for key, value in group.items() if torch.is_tensor(value)}
+        values[f"group{index}"] = {k: v for k, v in group.items() if k != "params" and not torch.is_tensor(v)}
+    return tensors, values
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Names in the state dict whose tensor is another one's too, with that one's name."""
+    state = model.state_dict(keep_vars=True)
+    tied = getattr(model, "_tied_weights_keys", None) or {}
+    return {name: source for name, source in tied.items() if state[name] is state[source]}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
+    """Moments and counts are the checkpoint's; what the run sets (betas, decay, kernels for this machine) stays its own."""
+    state = {index: dict(entries) for index, entries in values.items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        if index.isdigit() and tensor.shape == parameters[int(index)].shape:
+            tensor = shard_like(tensor, parameters[int(index)])
+        state.setdefault(index, {})[key] = tensor
+    groups = optimizer.state_dict()["param_groups"]
+    for index, group in enumerate(groups):
+        saved = state.pop(f"group{index}")
+        group |= {key: value for key, value in saved.items() if key in ("step", "setup") or group.get(key) is None}
+    optimizer.load_state_dict({"state": {int(index): entries for index, entries in state.items()}, "param_groups": groups})
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if (square := optimizer.state[parameter].get("eps_sq")) is not None:  # StableAdamW keeps it for each
+                square.fill_(group["eps"] ** 2)
+
+
+def hash_state(state: dict) -> str:
+    return sha256(json.dumps(state, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """When checkpoints are written, and which of them stay.
+
+    Attributes:
+        save_steps: updates between them. save_total_limit: how many are kept, the newest; beside them stay
+        keep_every_steps: those of every so many updates (0: none), and
+        decay_start: the last one up to this update (0: none), from which a decay of the learning rate can be started again.
+    """
+
+    save_steps: int
+    save_total_limit: int
+    keep_every_steps: int = 0
+    decay_start: int = 0
+
+    def due(self, step: int) -> bool:
+        """Whether there is one after so many updates."""
+        return step == self.decay_start or any(
+            every and step % every == 0 for every in (self.save_steps, self.keep_every_steps)
+        )
+
+    def kept(self, steps: list[int]) -> set[int]:
+        """Which of the checkpoints after `steps`, oldest first, stay."""
+        kept = {*steps[-self.save_total_limit :], *[step for step in steps if step <= self.decay_start][-1:]}
+        return kept | {step for step in steps if self.keep_every_steps and step % self.keep_every_steps == 0}
+
+
+def rotate(output_dir: Path, newest: int, rotation: Rotation) -> None:
+    """Drops all checkpoints that do not stay.
+
+    Those after update `newest` are dropped too: the run has gone back behind them because they are damaged.
+    """
+    there = {step_of(path): path for path in checkpoints(output_dir)}
+    for step in there.keys() - rotation.kept([step for step in there if step <= newest]):
+        shutil.rmtree(there[step])
+
+
+def save_checkpoint(
+    output_dir: Path,
+    position: dict,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    identity: str,
+    rotation: Rotation,
+) -> Path:
+    """Writes `step-NNNNNN` aside, renames it when it is on the disk, and only then drops old ones.
+
+    The main process writes; where tensors are sharded, every process has to call this.
+
+    Args:
+        position: `step`, the updates done, and whatever else of plain numbers the loop needs back.
+        identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
+        rotation: which older ones stay.
+
+    Raises:
+        InputError: it cannot be written; what was there stays.
+    """
+    final = output_dir / "checkpoints" / f"step-{position['step']:08d}"
+    tied = tied_names(model)
+    weights = {name: whole(tensor).contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    tensors, values = flatten_optimizer(optimizer)
+    if not is_main_process():
+        return final
+    with writing(output_dir):
+        with replacing(final) as folder:
+            save_file(weights, folder / "model.safetensors")
+            save_file(tensors, folder / "optimizer.safetensors")
+            state = {"position": position, "identity": identity, "optimizer": values, "files": describe_files(folder)}
+            write_json(folder / "state.json", state | {"sha256": hash_state(state)})
+            for path in (*folder.iterdir(), folder):
+                sync(path)
+        sync(final.parent)
+        rotate(output_dir, position["step"], rotation)
+    return final
+
+
+def verify(path: Path, identity: str | None) -> dict:
+    """Reads a checkpoint, compares it with its hashes, and returns its position.
+
+    Raises:
+        DamagedError: it is not what was written.
+        InputError: it is, but by another run than `identity`, if that is given.
+    """
+    try:
+        state = read_json(path / "state.json")
+        if state.pop("sha256", None) != hash_state(state):
+            raise DamagedError(f"{path / 'state.json'}: not what was written")
+        files = describe_files(path)
+    except (InputError, OSError) as error:
+        raise DamagedError(str(error)) from error
+    if identity and state["identity"] != identity:
+        raise InputError(
+            f"{path}: a checkpoint of another run: its settings, model config, data or first weights differ from this one's; "
+            "choose another output_dir, or delete this folder to start anew"
+        )
+    for name, written in state["files"].items():
+        if files.get(name) != written:
+            raise DamagedError(f"{path / name}: not what was written")
+    return state["position"]
+
+
+def newest_whole(output_dir: Path, identity: str) -> Path | None:
+    """The newest checkpoint that is whole, past damaged ones, which are named on stderr; None where there are none at all.
+
+    Raises:
+        InputError: all are damaged, or one belongs to another run.
+    """
+    paths = checkpoints(output_dir)
+    for path in reversed(paths):
+        try:
+            verify(path, identity)
+            return path
+        except DamagedError as error:
+            print(f"warning: damaged checkpoint: {error}; going on from the one before", file=sys.stderr)
+    if paths:
+        raise InputError(f"{paths[0].parent}: no checkpoint is whole; delete this folder to start anew from the first update")
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    """Restores weights and optimizer from a whole checkpoint, and returns the position."""
+    state, weights = read_json(path / "state.json"), load_file(path / "model.safetensors")
+    weights |= {name: weights[source] for name, source in tied_names(model).items()}
+    own = model.state_dict()
+    model.load_state_dict({name: shard_like(tensor, own[name]) for name, tensor in weights.items()})
+    restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"), state["optimizer"])
+    return state["position"]

@@ -1,0 +1,102 @@
+"""A larger model started from a smaller one, as ModernBERT-large was from base (https://arxiv.org/abs/2412.13663, A.2).
+
+Center tiling: each matrix of the smaller model stands in the middle of the larger one's, and wraps around its edges. A fused
+matrix is tiled part by part: queries, keys and values by heads, so that what is one head there is one head here; GeGLU's two
+halves each by itself. Layers are spread evenly over the depth, as in Gopher (https://arxiv.org/abs/2112.11446): a layer takes
+the weights of the nearest with its own kind of attention.
+
+Ours: a matrix is scaled down as its inputs repeat. So a model of twice the width computes what the smaller one does, and one of
+a width between nearly does, from the first update on.
+"""
+
+import torch
+
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.train.common.cli import InputError
+
+# What tiling changes; all else that shapes the computation has to be the same.
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+ALIKE = ("vocab_size", "norm_type", "norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
+ALIKE += ("hidden_activation", "classifier_activation", "tie_word_embeddings")
+
+
+def tile(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """`tensor` in the middle of a larger one of `shape`, wrapped around in every dimension."""
+    for dimension, (small, large) in enumerate(zip(tensor.shape, shape, strict=True)):
+        indices = (torch.arange(large) - (large - small) // 2) % small
+        tensor = tensor.index_select(dimension, indices)
+    return tensor
+
+
+def parts_of(name: str, config: ZhModernBertConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Into what the dimensions of a parameter fall that are tiled by themselves: those of its outputs, and of its inputs."""
+    size = config.hidden_size // config.num_attention_heads
+    heads = (config.num_attention_heads, 2, size // 2)  # RoPE turns the halves of a head together
+    outputs = {"Wqkv": (3, *heads), "Wi": (2, config.intermediate_size)}
+    path = name.split(".")
+    return outputs.get(path[-2], ()), heads if path[-3:] == ["attn", "Wo", "weight"] else ()
+
+
+def tile_parameter(
+    name: str, tensor: torch.Tensor, small: ZhModernBertConfig, large: ZhModernBertConfig, shape
+) -> torch.Tensor:
+    """The larger model's parameter `name`, of `shape`, made of the smaller one's."""
+    views = []
+    for config, flat in ((small, tensor.shape), (large, shape)):
+        outputs, inputs = parts_of(name, config)
+        views.append((*(outputs or flat[:1]), *(inputs or flat[1:])))
+    tiled = tile(tensor.reshape(views[0]), views[1]).reshape(shape)
+    return tiled * (tensor.shape[-1] / shape[-1]) if tensor.ndim > 1 else tiled
+
+
+def layer_map(small: list[str], large: list[str]) -> list[int]:
+    """For each of the larger model's layers, by their `layer_types`, the smaller one's that it is made of.
+
+    The first is made of the first, which has no `attn_norm`; no other is, where there is another of its kind.
+    """
+
+    def nearest(index: int, kind: str) -> int:
+        place = index * (len(small) - 1) / max(len(large) - 1, 1)
+        return min((i for i, other in enumerate(small) if other == kind), key=lambda i: (i == 0, abs(i - place)))
+
+    return [0, *(nearest(index, kind) for index, kind in enumerate(large) if index)]
+
+
+def check_sizes(small: ZhModernBertConfig, large: ZhModernBertConfig) -> None:
+    """Whether the one can be tiled to the other.
+
+    Raises:
+        InputError: it cannot, naming the field.
+    """
+    for field in ALIKE:
+        ours, theirs = getattr(large, field), getattr(small, field)
+        if ours != theirs:
+            raise InputError(f"model_config: {field} is {ours!r}; init_from has {theirs!r}, and tiling keeps it")
+    for field in SIZES:
+        ours, theirs = getattr(large, field), getattr(small, field)
+        if ours < theirs:
+            raise InputError(f"model_config: {field} is {ours}; init_from has {theirs}, and tiling makes nothing smaller")
+    if large.hidden_size // large.num_attention_heads < small.hidden_size // small.num_attention_heads:
+        raise InputError("model_config: its heads are smaller than those of init_from; give fewer num_attention_heads")
+    if large.layer_types[0] != small.layer_types[0] or not set(large.layer_types[1:]) <= set(small.layer_types[1:]):
+        raise InputError("model_config: layer_types has a kind of layer that init_from has not where it is wanted")
+
+
+def tile_model(small: ZhModernBertForMaskedLM, large: ZhModernBertForMaskedLM) -> None:
+    """Gives `large` the weights of `small`, tiled.
+
+    Raises:
+        InputError: see `check_sizes`.
+    """
+    check_sizes(small.config, large.config)
+    state = small.state_dict()
+    layers = layer_map(small.config.layer_types, large.config.layer_types)
+    tiled = {}
+    for name, tensor in large.state_dict().items():
+        source = name
+        if name.startswith("model.layers."):
+            _, _, index, rest = name.split(".", 3)
+            source = f"model.layers.{layers[int(index)]}.{rest}"
+        tiled[name] = tile_parameter(source, state[source], small.config, large.config, tuple(tensor.shape))
+    large.load_state_dict(tiled)

@@ -1,0 +1,128 @@
+"""Packed rows -> masked micro-batches, each a pure function of its number.
+
+Micro-batch m of a run always holds the same rows with the same masks, whatever was computed before it, with any number of
+workers: resuming is starting at another number. On other processes or in other sizes, updates take the rows in the same order.
+Rows come from a `RowStream`; masks from (seed, epoch, row).
+"""
+
+import signal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.rows.masking import Masking, mask_rows, mlm_probability_at
+from zh_modernbert.train.rows.row_stream import RowStream
+
+
+def rows_of_updates(full: int, max_steps: int, num_warmup_steps: int, ratio: float) -> np.ndarray:
+    """`(max_steps,)`: rows of each update, growing from `ratio * full` to `full` over the first `num_warmup_steps`."""
+    rows = np.interp(np.arange(max_steps), [0, num_warmup_steps], [ratio * full, full]) if num_warmup_steps else full
+    return np.maximum(np.broadcast_to(np.rint(rows).astype(np.int64), max_steps), 1)
+
+
+def micro_batches_of_updates(rows_per_update: np.ndarray, per_device_batch_size: int, num_processes: int) -> np.ndarray:
+    """`(max_steps,)`: micro-batches that each process takes for each update.
+
+    Raises:
+        InputError: an update has too few rows for the processes.
+    """
+    counts = -(-rows_per_update // (per_device_batch_size * num_processes))
+    uneven = rows_per_update[counts * num_processes > rows_per_update]
+    if len(uneven):
+        raise InputError(
+            f"an update of {uneven[0]} rows is too small, or uneven, for {num_processes} processes with per_device_batch_size "
+            f"{per_device_batch_size}; change tokens_per_update, the batch warm-up, per_device_batch_size or the processes"
+        )
+    return counts
+
+
+class MicroBatches(Dataset):
+    """Item m: at most `per_device_batch_size` rows packed one behind the other.
+
+    Each update takes the next rows of the stream, however many processes share them: each takes as many micro-batches, whose
+    rows differ by one at most.
+
+    Args:
+        rate: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
+        rows_per_update: `(max_steps,)`, of all processes together.
+
+    Raises:
+        InputError: as `micro_batches_of_updates`.
+    """
+
+    def __init__(
+        self,
+        rows: RowStream,
+        masking: Masking,
+        rate: tuple[list[float], int, int],
+        per_device_batch_size: int,
+        rows_per_update: np.ndarray,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        self.rows, self.masking, self.rate, self.seed = rows, masking, rate, seed
+        self.process_index, self.num_processes = process_index, num_processes
+        self.counts = micro_batches_of_updates(rows_per_update, per_device_batch_size, num_processes)
+        self.first_rows = np.cumsum([0, *rows_per_update])
+        self.first_batches = np.cumsum([0, *self.counts])
+
+    def __len__(self) -> int:
+        return int(self.first_batches[-1])
+
+    def update_of(self, index: int) -> int:
+        return int(np.searchsorted(self.first_batches, index, side="right")) - 1
+
+    def positions(self, index: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of micro-batch `index`."""
+        update = self.update_of(index)
+        return self.share(update, self.process_index * int(self.counts[update]) + index - int(self.first_batches[update]))
+
+    def share(self, update: int, number: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of a micro-batch of an update, numbered over all processes."""
+        first, end = self.first_rows[update : update + 2]
+        bounds = first + (end - first) * np.arange(number, number + 2) // (self.num_processes * self.counts[update])
+        return self.rows.at(np.arange(*bounds), self.seed)
+
+    def begin(self, update: int, row: int) -> None:
+        """Lets an update begin at a row of the stream, where those before it took other numbers of rows."""
+        self.first_rows += row - self.first_rows[update]
+
+    def __getitem__(self, index: int) -> dict:
+        probability = mlm_probability_at(self.update_of(index), *self.rate)
+        positions = self.positions(index)
+        ids, word_starts, documents = zip(*(self.rows.row(row) for _, row in positions), strict=True)
+        ends = np.cumsum([0, *map(len, ids)])
+        # Rows count from 1 here: third comes 0 in the seeds of their order, and no stream of numbers is used twice.
+        generators = [np.random.default_rng((self.seed, epoch, row + 1)) for epoch, row in positions]
+        input_ids, labels = mask_rows(
+            np.concatenate(ids), np.concatenate(word_starts), ends, probability, self.masking, generators
+        )
+        bounds = np.concatenate([[0], *(start + inner[1:] for start, inner in zip(ends[:-1], documents, strict=True))])
+        return {
+            "input_ids": torch.from_numpy(input_ids)[None],
+            "labels": torch.from_numpy(labels)[None],
+            "cu_seqlens": torch.from_numpy(bounds.astype(np.int32)),
+            "max_seqlen": int(np.diff(bounds).max()),
+        }
+
+
+def ignore_signals(worker: int) -> None:
+    """A worker ends with its process, which may have an update to finish when all of them are told to stop."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> DataLoader:
+    """The micro-batches from update `first_update` on, in order."""
+    indices = range(int(dataset.first_batches[first_update]), len(dataset))
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=indices,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals,
+    )

@@ -1,0 +1,67 @@
+"""An encoded folder: what train/encode.py writes.
+
+Each shard of the corpus is a folder: `input_ids.bin` (uint16 where the vocabulary allows, without special tokens),
+`word_starts.bin` (a byte a token), `offsets.bin` (int64, documents + 1), `sources.bin` (uint16 a document), `shard.json`
+(tokens per source, in the order of their numbers). The tokenizer lies beside.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.stage import check_manifest
+from zh_modernbert.train.tokenizer.loading import fingerprint
+
+
+def ids_dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+
+
+def load_array(path: Path, dtype) -> np.ndarray:
+    """A memory-mapped array; an empty file is an empty array."""
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
+
+
+def load_manifest(folder: str | Path, stage: str) -> dict:
+    """The manifest of an encoded or packed folder.
+
+    Raises:
+        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
+    """
+    manifest = check_manifest(folder, stage)
+    if fingerprint(Path(folder) / "tokenizer") != manifest["result"].get("tokenizer"):
+        raise InputError(f"{folder}/tokenizer: this tokenizer does not match the encoded data; run train/encode.py again")
+    return manifest
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A memory-mapped shard; document d is tokens offsets[d] to offsets[d + 1], from the source names[sources[d]]."""
+
+    input_ids: np.ndarray
+    word_starts: np.ndarray
+    offsets: np.ndarray
+    sources: np.ndarray
+    names: list[str]
+
+
+def load_shard(folder: Path, vocab_size: int) -> EncodedShard:
+    return EncodedShard(
+        load_array(folder / "input_ids.bin", ids_dtype(vocab_size)),
+        load_array(folder / "word_starts.bin", np.uint8),
+        load_array(folder / "offsets.bin", np.int64),
+        load_array(folder / "sources.bin", np.uint16),
+        list(read_json(folder / "shard.json")["per_source"]),
+    )
+
+
+def encoded_shards(folder: str | Path) -> list[Path]:
+    return sorted(path.parent for path in Path(folder).glob("*/shard.json"))
+
+
+def tokens_per_source(shards: list[Path]) -> Counter:
+    return sum((Counter(read_json(shard / "shard.json")["per_source"]) for shard in shards), Counter())
