@@ -1,6 +1,7 @@
 """Corpus -> a byte-level BPE tokenizer, learned from words and served without a segmenter.
 
-1. A sample is drawn in which both scripts have their share of the characters, and sources their weight.
+1. A sample is drawn in which both scripts have their share of the characters, and sources their weight. A list of words with
+   their counts may come beside it, in both scripts (`train/tokenizer/words.py`).
 2. The most frequent characters become tokens before any word does, so that hardly one falls into bytes.
 3. Merges of characters are learned on text that is cut into words (train/tokenizer/segment.py), and cross none of the
    boundaries, for there answers and entities start and end.
@@ -9,6 +10,7 @@
 `docs/tokenizer.md` has what each step brings.
 
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --vocab_size 32768
+    python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --word_list jieba:dict.txt
 """
 
 from collections import Counter
@@ -21,9 +23,11 @@ from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.stage import run_stage
+from zh_modernbert.train.corpus.characters import CONVERTERS
 from zh_modernbert.train.corpus.documents import read_corpus
 from zh_modernbert.train.corpus.held_out import is_held_out
 from zh_modernbert.train.tokenizer.learning import train
+from zh_modernbert.train.tokenizer.words import draw_words, find_word_list, read_word_list, words_in_script
 
 Stratum = tuple[str, str | None]  # source, script
 
@@ -40,6 +44,8 @@ class Settings(BaseSettings):
     )
     source_weights: dict[str, float] = setting({}, "source: share of it to learn from, before the scripts are balanced")
     held_out: float = setting(0.0, "share of the documents never learned from, see train/corpus/held_out.py", least=0)
+    word_list: str = setting("", "words to learn from too: a file of lines `word count`, or PACKAGE:FILE of an installed one")
+    word_share: float = setting(0.3, "the words' share of the characters to learn from, in each script", least=0)
     character_coverage: float = setting(
         0.9999, "the most frequent characters that make up so much of the sample are tokens", least=0, most=1
     )
@@ -57,6 +63,8 @@ class Settings(BaseSettings):
             raise InputError(f"hans_share is {self.hans_share}; it must be between 0 and 1, or null")
         if not self.held_out < 1:
             raise InputError(f"held_out is {self.held_out}; it must be below 1")
+        if not self.word_share < 1:
+            raise InputError(f"word_share is {self.word_share}; it must be below 1")
         for source, weight in self.source_weights.items():
             if not 0 <= weight <= 1:
                 raise InputError(f"source_weights: {source} is {weight}; it must be from 0 to 1")
@@ -102,6 +110,26 @@ def stratified_sample(documents: Iterable[dict], rates: dict[Stratum, float]) ->
             yield document
 
 
+def words_beside(settings: Settings, characters: dict[str | None, float]) -> Counter[str]:
+    """How often to learn from each word of the list, beside a sample of so many `characters` in each script.
+
+    Raises:
+        InputError: the list cannot be read, or its share of the sample is less than a word.
+    """
+    words = Counter()
+    if settings.word_list and settings.word_share:
+        listed = read_word_list(find_word_list(settings.word_list))
+        beside = settings.word_share / (1 - settings.word_share)
+        for script in CONVERTERS:
+            words.update(draw_words(words_in_script(listed, script), int(beside * characters[script])))
+        if not words:
+            raise InputError(
+                f"word_share is {settings.word_share}: no room for a word beside {characters['hans']:.0f} characters of hans "
+                f"and {characters['hant']:.0f} of hant"
+            )
+    return words
+
+
 def build(settings: Settings, folder: Path) -> dict:
     def documents(what: str) -> Iterator[dict]:
         stream = tqdm(read_corpus(settings.input_dir), desc=what, unit=" documents")
@@ -112,6 +140,10 @@ def build(settings: Settings, folder: Path) -> dict:
         characters[stratum_of(document)] += len(document["text"])
     rates = sampling_rates(characters, settings.hans_share, settings.source_weights)
     rates = {stratum: settings.sample_fraction * rate for stratum, rate in rates.items()}
+    by_script = Counter()
+    for stratum, rate in rates.items():
+        by_script[stratum[1]] += rate * characters[stratum]
+    words = words_beside(settings, by_script)
     learned = Counter()
 
     def texts() -> Iterator[str]:
@@ -125,6 +157,7 @@ def build(settings: Settings, folder: Path) -> dict:
     tokenizer = train(
         texts,
         settings.vocab_size,
+        words,
         settings.unused_tokens,
         settings.character_coverage,
         settings.boundary_dropout,
@@ -134,11 +167,13 @@ def build(settings: Settings, folder: Path) -> dict:
     if not learned:
         raise InputError(f"sample_fraction is {settings.sample_fraction}: no document of {settings.input_dir} is in the sample")
     tokenizer.save_pretrained(folder)
-    return {**learned, "vocab_size": len(tokenizer)}
+    characters_of_words = sum(len(word) * times for word, times in words.items())
+    return {**learned, "characters_of_words": characters_of_words, "vocab_size": len(tokenizer)}
 
 
 def main(settings: Settings) -> dict:
-    return run_stage(settings, partial(build, settings))
+    inputs = [find_word_list(settings.word_list)] if settings.word_list else []
+    return run_stage(settings, partial(build, settings), inputs)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Merges stay inside words, the same corpus gives the same tokenizer, and a wrong one is refused."""
 
+import gzip
 import json
 import random
 import shutil
@@ -13,7 +14,7 @@ from zh_modernbert.train import train_tokenizer
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 from zh_modernbert.train.corpus.held_out import is_held_out
-from zh_modernbert.train.tokenizer.learning import compose, frequent_characters, mark_words, spell, train
+from zh_modernbert.train.tokenizer.learning import compose, frequent_characters, mark_words, set_apart, spell, train
 from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
 from zh_modernbert.train.train_tokenizer import Settings, sampling_rates, stratified_sample
 
@@ -225,6 +226,7 @@ def test_weight_of_an_unknown_source():
     + [{"hans_share": value} for value in (0, 1, -1.0, float("nan"))]
     + [{"held_out": value} for value in (-0.1, 1, float("nan"))]
     + [{"source_weights": {"news": value}} for value in (-1, 1.5, float("nan"))]
+    + [{"word_share": value} for value in (-0.1, 1, float("nan"))]
     + [{"character_coverage": 1.5}, {"boundary_dropout": -0.1}, {"unused_tokens": -1}, {"max_token_length": 0}],
 )
 def test_settings_out_of_bounds(wrong):
@@ -284,6 +286,94 @@ def test_sample_without_a_document_is_an_error(tmp_path):
         train_tokenizer.main(
             Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "o"), vocab_size=320, sample_fraction=0.01)
         )
+
+
+# --- the word list ---
+
+
+@pytest.fixture
+def listed(stages, tmp_path):
+    """`learn(name, **settings)`: the tokenizer that the stage makes of the small corpus, in `tmp_path / name`."""
+
+    def learn(name: str, **settings):
+        common = {"input_dir": str(stages / "corpus"), "output_dir": str(tmp_path / name), "vocab_size": 512}
+        learn.result = train_tokenizer.main(Settings(**common | settings))
+        return load_tokenizer(tmp_path / name)
+
+    return learn
+
+
+def test_words_that_the_corpus_lacks_are_learned_in_both_scripts(stages, listed, tmp_path):
+    """... and only words: what stands side by side in the list is set apart."""
+    path = tmp_path / "list.txt"
+    path.write_text("齉龘 900 n\n饕餮骑马 300 n\n", encoding="utf-8")
+    before, after = listed("before"), listed("after", word_list=str(path), word_share=0.3)
+    for word in ("齉龘", "饕餮骑马", "饕餮騎馬"):
+        assert not any(word in text["text"] for text in read_corpus(stages / "corpus"))
+        assert len(before.tokenize(word)) > 1
+        assert after.tokenize(word) == [spell(word)]
+    assert spell("龘饕") not in after.get_vocab()
+    assert not any(spell("齉龘") in token for token in learned(after) if token != spell("齉龘"))
+    result = listed.result
+    assert result["characters_of_words"] == pytest.approx(0.3 / 0.7 * result["characters"], rel=0.01)
+
+
+@pytest.mark.parametrize("settings", [{"word_share": 0.5}, {"word_list": "list.txt", "word_share": 0.0}])
+def test_without_list_or_share_nothing_changes(listed, tmp_path, monkeypatch, stages, settings):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.txt").write_text("齉龘 900\n", encoding="utf-8")
+    listed("same", **settings)
+    assert (tmp_path / "same/tokenizer.json").read_bytes() == (stages / "tokenizer/tokenizer.json").read_bytes()
+    assert listed.result["characters_of_words"] == 0
+
+
+def test_same_list_same_tokenizer(listed, tmp_path):
+    """Plain, compressed, or with the tags left out; another list makes another tokenizer, under the same name too."""
+    lines = [(f"{a}{b}", 1 + i * j % 7) for i, a in enumerate("天地玄黄宇宙洪荒") for j, b in enumerate("云腾致雨露结为霜")]
+    (tmp_path / "a.txt").write_text("".join(f"{word} {count} n\n" for word, count in lines), encoding="utf-8")
+    with gzip.open(tmp_path / "b.txt.gz", "wt", encoding="utf-8", newline="\r\n") as file:
+        file.write("\n".join(f"{word}\t{count}\n" for word, count in lines))
+    for name in ("a.txt", "b.txt.gz"):
+        listed("of " + name, word_list=str(tmp_path / name))
+    assert (tmp_path / "of a.txt/tokenizer.json").read_bytes() == (tmp_path / "of b.txt.gz/tokenizer.json").read_bytes()
+    (tmp_path / "a.txt").write_text("天云 9\n", encoding="utf-8")
+    assert listed("of a.txt", word_list=str(tmp_path / "a.txt")).tokenize("天云") == [spell("天云")]
+    assert fingerprint(tmp_path / "of a.txt") != fingerprint(tmp_path / "of b.txt.gz")
+
+
+def test_a_list_does_not_say_which_characters_are_tokens():
+    """Its rare ones would take the room of words."""
+    words = Counter({chr(code): 1 for code in range(0x9000, 0x9100)} | {"齉龘": 100})
+    plain, tokenizer = (train(lambda: SENTENCES * 20, 448, words=w, character_coverage=1.0) for w in (None, words))
+    assert spell("齉龘") in learned(tokenizer)
+    assert spell(chr(0x9000)) not in learned(tokenizer)
+    assert len(tokenizer.tokenize("".join(SENTENCES))) <= 1.1 * len(plain.tokenize("".join(SENTENCES)))
+
+
+def test_frequent_words_are_set_apart_in_pieces():
+    texts = list(set_apart(Counter({"天地": 2500, "玄": 1})))
+    assert max(map(len, texts)) < 3000
+    assert [word for text in texts for word in text.split("\x1f")] == ["天地"] * 2500 + ["玄"]
+
+
+def test_script_without_documents_gets_no_words(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "list.txt").write_text("骑马 1\n", encoding="utf-8")
+    settings = {"input_dir": str(tmp_path / "in"), "word_list": str(tmp_path / "list.txt"), "vocab_size": 512}
+    write_corpus(tmp_path / "in", [{"id": "1", "source": "s", "script": "hans", "text": SENTENCES[0] * 9}])
+    train_tokenizer.main(Settings(**settings, output_dir=str(tmp_path / "o")))
+    tokenizer = load_tokenizer(tmp_path / "o")
+    assert len(tokenizer.tokenize("骑马")) == 1
+    assert len(tokenizer.tokenize("騎馬")) > 2
+    write_corpus(tmp_path / "in", [{"id": "1", "source": "s", "text": SENTENCES[0] * 9}])
+    with pytest.raises(InputError, match=r"word_share is 0\.3: no room for a word beside 0 characters of hans and 0 of hant"):
+        train_tokenizer.main(Settings(**settings, output_dir=str(tmp_path / "o")))
+
+
+def test_no_such_list(stages, tmp_path):
+    settings = {"input_dir": str(stages / "corpus"), "output_dir": str(tmp_path / "o"), "word_list": str(tmp_path / "list.txt")}
+    with pytest.raises(InputError, match=r"list\.txt: no such file"):
+        train_tokenizer.main(Settings(**settings))
 
 
 # --- loading ---
