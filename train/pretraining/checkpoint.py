@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, replacing, sha256, write_json
 from zh_modernbert.train.common.stage import describe_files
 from zh_modernbert.train.pretraining.parallel import is_main_process, shard_like, whole
@@ -49,7 +49,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise InputError(
             f"{folder}: cannot be written: {text}; make room and give the same command again, to go on from the last checkpoint"
         ) from error

@@ -14,7 +14,7 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, require_folder
 from zh_modernbert.train.pretraining.tile import tile_model
 from zh_modernbert.train.rows.dataloader import rows_of_updates
@@ -81,7 +81,7 @@ def fit_model(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> N
     try:
         model.set_attn_implementation(settings.attn_implementation)
     except (ValueError, ImportError) as error:
-        raise InputError(f"attn_implementation: {' '.join(str(error).split())}") from error
+        raise InputError(f"attn_implementation: {one_line(error)}") from error
 
 
 def load_model(folder: Path) -> ZhModernBertForMaskedLM:
@@ -93,7 +93,7 @@ def load_model(folder: Path) -> ZhModernBertForMaskedLM:
     try:
         model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from error
     if report["missing_keys"]:
         raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
     for name, parameter in model.named_parameters():
