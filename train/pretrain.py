@@ -24,6 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list

@@ -24,6 +24,8 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import matplotlib
 import opencc
 from matplotlib import pyplot
