@@ -1,14 +1,16 @@
-"""Packed rows -> a pretrained masked language model. The only loop there is; a stage is a preset.
+"""Packed rows -> a pretrained masked language model. This is the only loop of pretraining; a stage is a preset.
 
-Runs on one process or many. An update of as many rows takes the same ones with the same masks wherever it is computed; the
-loss is the mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on
-from the last checkpoint and ends with the same weights, on CPU to the bit. SIGTERM or SIGINT save one first. On another number
-of processes it goes on at the same row of the data.
+A run has one process or many. Updates of the same number of rows take the same rows with the same masks on any number of
+processes. The loss of an update is the mean over all its masked tokens. A run that was killed goes on from its last checkpoint
+with the same command, and ends with the same weights, on CPU to the bit. SIGTERM and SIGINT save a checkpoint and end the run.
+On another number of processes a run goes on at the same row of the data.
 
 Writes `checkpoints/`, `metrics.jsonl` and its plots in `metrics.png`, TensorBoard events in `tensorboard/`, and at the end
 `model/`, a folder for `from_pretrained`. An update whose loss or gradient is not finite is skipped, and its rows are noted in
-`skipped.jsonl`. With `--dry_run true` it writes nothing, and prints what the run would be: sizes, work, time and disk. That is
-for as many processes as are started, or as WORLD_SIZE says.
+`skipped.jsonl`.
+
+With `--dry_run true` it writes nothing, and prints what the run would take: sizes, work, time and disk. The number of processes
+is that of those started, or WORLD_SIZE.
 
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
@@ -66,9 +68,9 @@ class Settings(BaseSettings):
     max_steps: int = setting(1000, "updates", least=1)
     per_device_batch_size: int = setting(16, "rows a process takes at once", least=1, running=True)
     gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1, running=True)
-    tokens_per_update: int = setting(0, "in place of gradient_accumulation_steps: tokens of full rows in an update", least=0)
+    tokens_per_update: int = setting(0, "tokens of full rows in an update, in place of gradient_accumulation_steps", least=0)
     num_batch_warmup_steps: int = setting(0, "updates over which their rows grow to the full number", least=0)
-    warmup_batch_ratio: float = setting(1.0, "where that starts, of the full number", least=0, most=1)
+    warmup_batch_ratio: float = setting(1.0, "share of the full number that they start with", least=0, most=1)
     seed: int = setting(0, "of weights, order, masks and dropout", least=0, most=2**63 - 1)
     # Masking.
     masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
@@ -97,7 +99,7 @@ class Settings(BaseSettings):
     attn_implementation: str = setting("sdpa", "attention backend")
     gradient_checkpointing: str = setting(
         "none",
-        "what the backward pass computes again, for less memory: what the MLPs have between their products, or whole layers",
+        "what the backward pass computes again, to save memory: what is between the two products of an MLP, or whole layers",
         ("none", "mlp", "layers"),
         running=True,
     )
@@ -106,8 +108,12 @@ class Settings(BaseSettings):
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
     save_total_limit: int = setting(2, "checkpoints kept: the newest", least=1, running=True)
-    keep_every_steps: int = setting(0, "beside them, those of every so many updates are kept; 0: none", least=0, running=True)
-    max_skipped_updates: int = setting(10, "updates in a row without a finite gradient that end the run", least=1, running=True)
+    keep_every_steps: int = setting(
+        0, "checkpoints of every so many updates are written and kept for good; 0: none", least=0, running=True
+    )
+    max_skipped_updates: int = setting(
+        10, "so many updates in a row without a finite gradient end the run", least=1, running=True
+    )
     # Showing.
     report_to: list[str] = setting(["tensorboard"], "trackers beside metrics.jsonl", ("none", *TRACKERS), running=True)
     peak_flops: float = setting(0.0, "of one device, in TFLOP/s: shows utilisation", least=0, running=True)
@@ -119,10 +125,10 @@ class Settings(BaseSettings):
 
 
 def check(settings: Settings) -> None:
-    """Contradictions between settings, before any work.
+    """Checks that the settings do not contradict one another.
 
     Raises:
-        InputError: one line that names the setting.
+        InputError: two do, naming them.
     """
 
     def require(condition: bool, message: str):
@@ -360,9 +366,9 @@ def train(
         if log and validated:
             log.write_validation(done, validated)
         if log and log.due(done):
-            share = mlm_probability_at(step, *mlm_schedule_of(settings))
+            masked = mlm_probability_at(step, *mlm_schedule_of(settings))
             norm = None if skip else result["grad_norm"]
-            log.write(done, learning_rate=learning_rate, mlm_probability=share, grad_norm=norm, skipped=skipped)
+            log.write(done, learning_rate=learning_rate, mlm_probability=masked, grad_norm=norm, skipped=skipped)
             return_freed_memory()
         # Not while updates are skipped: the weights may be what is not finite, and the rotation would delete the good ones.
         if (stop or rotation.due(done)) and done < settings.max_steps and not skipped_in_a_row:

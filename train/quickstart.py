@@ -50,7 +50,7 @@ FILL_MASK = {
 class Settings(BaseSettings):
     output_dir: str = setting("runs/quickstart", "everything goes here; the published folder is model/ inside it")
     max_documents: int = setting(0, "use only so many documents of text; 0 uses all", least=0)
-    steps_1k: int = setting(240, "updates of stage one; its preset has 800", least=1)
+    steps_1k: int = setting(220, "updates of stage one; its preset has 800", least=1)
     steps_8k: int = setting(6, "updates of stage two; its preset has 20", least=1)
     held_out: int = setting(20, "held-out documents scored for pseudo-perplexity, of each script", least=2)
     sentiment_train: int = setting(1000, "reviews to fine-tune on; as many again are kept to score, up to 1,000", least=10)
