@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import numpy as np
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score

@@ -11,6 +11,8 @@ import math
 import time
 from dataclasses import dataclass
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import numpy as np
 import torch
 from tqdm import tqdm

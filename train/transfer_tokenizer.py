@@ -30,7 +30,7 @@ from tokenizers import Tokenizer, models
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, require_folder, write_json
 from zh_modernbert.train.common.stage import run_stage
 
@@ -244,7 +244,7 @@ def read_tokenizer(path: Path) -> dict:
     try:
         model = Tokenizer.from_str(json.dumps(written)).model
     except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"{path}: not a tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{path}: not a tokenizer: {one_line(error)}") from error
 
     def require(condition: bool, what: str):
         if not condition:

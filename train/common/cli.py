@@ -26,6 +26,11 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """The text of another library's error, for the line of an `InputError`: on one line, at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
 def setting(
     default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
 ):
@@ -156,7 +161,7 @@ def load_yaml(text: str, where: str):
     try:
         return yaml.load(text, StrictLoader)  # a SafeLoader: plain values only
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where}: not valid YAML: {one_line(error)}") from error
 
 
 def read_yaml(path: str | Path) -> dict:

@@ -5,7 +5,6 @@ many, or on a cluster. A task that is done leaves a mark, so that a run that was
 """
 
 import contextlib
-import ctypes
 import inspect
 import os
 import signal
@@ -33,12 +32,12 @@ from fsspec.compression import register_compression
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.common.stage import SCRATCH
 from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 
 QUARANTINE = "quarantine"  # in a stage's folder
-PR_SET_PDEATHSIG = 1  # of prctl(2)
 MAX_CORRUPT = 0.01  # of the lines read; more than that is no accident
 
 
@@ -102,8 +101,8 @@ class TaskStart:
 
     def __call__(self, data, rank: int, world_size: int) -> None:
         # No worker writes on when the run that started it was killed, beside the run that follows.
-        if multiprocess.parent_process() is not None and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if multiprocess.parent_process() is not None:
+            signal_at_parents_end(signal.SIGKILL)
         # Several tasks of one Slurm job share their steps; datatrove would count the first task's documents again.
         for step in self.steps:
             step.stats = Stats(str(step))
