@@ -27,7 +27,7 @@ from transformers import (
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.tables import read_table
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 
 
 @dataclass
@@ -106,7 +106,7 @@ def load(settings: Settings, labels: dict[str, int]):
         else:
             model = AutoModelForSequenceClassification.from_pretrained(settings.model, **remote, **names)
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{settings.model}: cannot be loaded: {one_line(error)}") from error
     return tokenizer, model
 
 

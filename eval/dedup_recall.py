@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from zh_modernbert.train import dedup
-from zh_modernbert.train.common.cli import BaseSettings, InputError, build, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting, settings_from
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 from zh_modernbert.train.corpus.ngrams import letters, ngram_hashes
 from zh_modernbert.train.corpus.sketches import NGRAM
@@ -140,7 +140,7 @@ def main(settings: Settings) -> dict:
         corpus, output = Path(folder) / "corpus", Path(folder) / "dedup"
         corpus.mkdir()
         characters = write_corpus(corpus, documents)["characters"]
-        stage = build(
+        stage = settings_from(
             dedup.Settings, {**settings.dedup, "input_dir": str(corpus), "output_dir": str(output)}, "dedup_recall: dedup"
         )
         start = time.perf_counter()

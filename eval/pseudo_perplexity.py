@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from zh_modernbert.eval.tasks.results import write_result
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.corpus.source import Source, read_source
 
 
@@ -71,7 +71,7 @@ def load(settings: Settings):
         tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
         model = AutoModelForMaskedLM.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{settings.model}: cannot be loaded: {one_line(error)}") from error
     if hasattr(model.config, "sparse_prediction"):
         model.config.sparse_prediction = True  # logits at the masked token only
     longest = getattr(model.config, "max_position_embeddings", settings.max_length)

@@ -26,7 +26,7 @@ from transformers import AutoTokenizer
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
 from zh_modernbert.train.corpus.lines import open_binary
@@ -59,7 +59,7 @@ def load_backend(name: str, trust_remote_code: bool = False) -> tuple[Tokenizer,
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{name}: cannot be loaded: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{name}: not a fast tokenizer; offsets are needed")
     backend = tokenizer.backend_tokenizer

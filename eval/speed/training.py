@@ -33,7 +33,7 @@ from zh_modernbert.eval.speed.measuring import lengths_at, peak_memory, synchron
 from zh_modernbert.eval.speed.peers import stock_config
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.pretraining.flops import training_flops
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
 from zh_modernbert.train.pretraining.parallel import prepare
@@ -322,7 +322,7 @@ def compare_updates(backend: str, seq_len: int, rows: int, dtype: str, shape: di
     try:
         peer_rows, peer_memory = task.most_rows(peer)
     except (ImportError, ValueError) as error:  # the backend does not run here
-        return {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"}
+        return {"skipped": f"{type(error).__name__}: {one_line(error)[:100]}"}
     clear(task.device)
     checked = task.check()
     our_rows, our_memory = task.most_rows(ours)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, Corrupt, open_binary, read_jsonl, read_lines
 
@@ -118,7 +118,7 @@ def hub_errors(source: Source) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the hub client has many; all mean that this source cannot be read
-        raise InputError(f"dataset {source.dataset}: cannot be loaded: {' '.join(str(error).split())}") from error
+        raise InputError(f"dataset {source.dataset}: cannot be loaded: {one_line(error)}") from error
 
 
 def load_hub(source: Source):
