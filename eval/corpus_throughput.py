@@ -212,12 +212,16 @@ def main(settings: Settings) -> dict:
             for who, candidate in {"ours": function, **peers[name]}.items():
                 folder = scratch / (f"{name}-1" if who == "ours" else f"{name}-{who}")
                 result, seconds, peak = measure(partial(candidate, corpora[first], folder))
-                rate = size * first / seconds / 1e6
-                rows[name][who] = {"seconds": round(seconds, 2), "mb_per_second": round(rate, 3), "peak_mib": round(peak)}
+                mb_per_second = size * first / seconds / 1e6
+                rows[name][who] = {
+                    "seconds": round(seconds, 2),
+                    "mb_per_second": round(mb_per_second, 3),
+                    "peak_mib": round(peak),
+                }
                 if who == "ours":
                     rows[name][who]["result"] = {key: value for key, value in result.items() if isinstance(value, int)}
                     memory[name] = {first: round(peak)}
-                print(f"{name:8}{who:20}{seconds:9.1f} s{rate:9.2f} MB/s{peak:8.0f} MiB", file=sys.stderr)
+                print(f"{name:8}{who:20}{seconds:9.1f} s{mb_per_second:9.2f} MB/s{peak:8.0f} MiB", file=sys.stderr)
             if name != "pack":
                 for times in sorted(corpora)[1:]:
                     _, _, peak = measure(partial(function, corpora[times], scratch / f"{name}-{times}"))

@@ -123,12 +123,12 @@ def measure_text(backend: Tokenizer, unknown_id: int | None, documents: list[dic
             count["tokens"] += len(encoding.ids)
             count["unknown"] += encoding.ids.count(unknown_id)
             count["split"] += split_characters(encoding.offsets)
-            count["whole"] += backend.decode(encoding.ids, skip_special_tokens=False) == document["text"]
+            count["same"] += backend.decode(encoding.ids, skip_special_tokens=False) == document["text"]
 
     def summary(count: Counter) -> dict:
         return {
             "chars_per_token": round(count["characters"] / count["tokens"], 4),
-            "round_trip": round(100 * count["whole"] / count["documents"], 4),
+            "round_trip": round(100 * count["same"] / count["documents"], 4),
             "unknown_rate": round(100 * count["unknown"] / count["tokens"], 4),
             "split_characters": round(100 * count["split"] / count["characters"], 4),
             "documents": count["documents"],

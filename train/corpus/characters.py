@@ -148,7 +148,7 @@ def in_both_scripts(pattern: str) -> re.Pattern:
     return re.compile("|".join(dict.fromkeys(versions)))
 
 
-# OpenCC's configurations; hant has the forms used in Taiwan
+# OpenCC's configurations. Hant has the forms used in Taiwan.
 CONVERTERS = {"hans": "t2s", "hant": "s2tw"}
 
 

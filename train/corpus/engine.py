@@ -39,7 +39,7 @@ from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 
 QUARANTINE = "quarantine"  # in a stage's folder
 PR_SET_PDEATHSIG = 1  # of prctl(2)
-MAX_CORRUPT = 0.01  # of the lines read; more than that is no accident
+MAX_QUARANTINED = 0.01  # share of the lines read; a run with more bad lines stops
 
 
 @dataclass(kw_only=True)
@@ -209,10 +209,10 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         for step in orjson.loads(task.read_bytes()):
             for key, value in step["stats"].items():
                 totals[key] += value["total"] if isinstance(value, dict) else value
-    if totals["quarantined"] > MAX_CORRUPT * totals["lines"]:
+    if totals["quarantined"] > MAX_QUARANTINED * totals["lines"]:
         _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
         raise InputError(
             f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {totals['lines']} lines "
-            f"cannot be read, more than {MAX_CORRUPT:.0%}: mend the input"
+            f"cannot be read, more than {MAX_QUARANTINED:.0%}: mend the input"
         )
     return totals

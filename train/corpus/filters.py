@@ -17,38 +17,46 @@ from zh_modernbert.train.corpus.normalise import MISREAD_AS_GBK
 from zh_modernbert.train.corpus.source import SCRIPTS
 
 
-def _share(default: float, help: str):
+def _share_setting(default: float, help: str):
     return setting(default, help, least=0, most=1)
 
 
 @dataclass(kw_only=True)
 class Thresholds(BaseSettings):
     min_han_characters: int = setting(50, "drop documents with fewer Han characters", least=0)
-    max_garbled_share: float = _share(0.02, "drop documents with more characters that only damaged text has")
-    max_rare_share: float = _share(0.15, "drop documents with more rare characters in the Han: text read in a wrong encoding")
-    min_han_share: float = _share(0.3, "drop documents where Han is less of the letters and digits")
-    max_kana_share: float = _share(0.1, "drop documents with more Japanese kana in the letters and digits")
-    max_cantonese_share: float = _share(0.05, "drop documents with more characters of written Cantonese in the Han")
+    max_garbled_share: float = _share_setting(0.02, "drop documents with more characters that only damaged text has")
+    max_rare_share: float = _share_setting(
+        0.15, "drop documents with more rare characters in the Han: text read in a wrong encoding"
+    )
+    min_han_share: float = _share_setting(0.3, "drop documents where Han is less of the letters and digits")
+    max_kana_share: float = _share_setting(0.1, "drop documents with more Japanese kana in the letters and digits")
+    max_cantonese_share: float = _share_setting(0.05, "drop documents with more characters of written Cantonese in the Han")
     scripts: list[str] = setting(list(SCRIPTS), "keep these scripts only", SCRIPTS)
-    min_letter_share: float = _share(0.5, "drop documents where letters and digits are less of the characters but spaces")
-    min_function_word_share: float = _share(
+    min_letter_share: float = _share_setting(
+        0.5, "drop documents where letters and digits are less of the characters but spaces"
+    )
+    min_function_word_share: float = _share_setting(
         0.006, "drop documents where function words, 的 and the like, are less of the characters"
     )
-    min_sentence_line_share: float = _share(0.106, "drop documents with fewer lines that have any punctuation (FineWeb-2)")
+    min_sentence_line_share: float = _share_setting(
+        0.106, "drop documents with fewer lines that have any punctuation (FineWeb-2)"
+    )
     max_bare_lines: float = setting(
         0.111, "drop documents with more lines without punctuation for each character (FineWeb-2's newlines: 0.178 a word)"
     )
-    max_list_function_word_share: float = _share(0.09, "... in both cases only if function words are no more of those lines")
-    max_bullet_line_share: float = _share(0.9, "drop documents with more lines that start with a bullet (Gopher)")
-    max_ellipsis_line_share: float = _share(0.3, "drop documents with more lines that break off in ... or … (Gopher)")
-    max_repeated_line_share: float = _share(
+    max_list_function_word_share: float = _share_setting(
+        0.09, "... in both cases only if function words are no more of those lines"
+    )
+    max_bullet_line_share: float = _share_setting(0.9, "drop documents with more lines that start with a bullet (Gopher)")
+    max_ellipsis_line_share: float = _share_setting(0.3, "drop documents with more lines that break off in ... or … (Gopher)")
+    max_repeated_line_share: float = _share_setting(
         0.3,
         "drop documents with more characters in lines that occurred before (FineWeb-2: 0.1; ours keeps minutes and manuals)",
     )
-    max_top_ngram_share: float = _share(
+    max_top_ngram_share: float = _share_setting(
         0.55, "drop documents with more characters in one 4-gram (FineWeb-2: 0.256 in two words; ours keeps rhymes and tables)"
     )
-    max_repeated_ngram_share: float = _share(
+    max_repeated_ngram_share: float = _share_setting(
         0.7,
         "drop documents where more 16-grams occurred before (FineWeb-2: 0.127 in ten words; ours keeps minutes and manuals)",
     )
@@ -60,7 +68,7 @@ class Thresholds(BaseSettings):
         None, "path of a fastText model (GlotLID, lid.176) that has to find the text Chinese too"
     )
     languages: list[str] = setting(["cmn_Hani", "lzh_Hani", "zh"], "the labels of that model to keep")
-    min_language_score: float = _share(0.692, "drop documents where they have less probability together (FineWeb-2)")
+    min_language_score: float = _share_setting(0.692, "drop documents where they have less probability together (FineWeb-2)")
 
 
 class Page:

@@ -4,7 +4,8 @@ import unicodedata
 from functools import cache
 
 import numpy as np
-import opencc
+
+from zh_modernbert.train.corpus.characters import converter
 
 
 @cache
@@ -18,7 +19,7 @@ def letter_table(fold_scripts: bool) -> np.ndarray:
     letters = [chr(code) for code in range(len(table)) if chr(code).isalnum()]
     folded = [lowered if len(lowered := unicodedata.normalize("NFKC", c).lower()) == 1 else c for c in letters]
     if fold_scripts:
-        folded = opencc.OpenCC("t2s").convert("\n".join(folded)).split("\n")
+        folded = converter("t2s").convert("\n".join(folded)).split("\n")
     table[[ord(c) for c in letters]] = [ord(c) for c in folded]
     return table
 

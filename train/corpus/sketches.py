@@ -117,8 +117,8 @@ class Sketches(PipelineStep):
                 if not len(codes):  # punctuation only
                     codes = np.frombuffer(document.text.encode("utf-32-le"), "<u4")
                 values = sketch(ngram_hashes(codes, NGRAM), shape[0] * shape[1], settings.seed)
-                whole = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
-                hashes.append(np.append(mix((values.reshape(shape) * factors).sum(axis=1)), np.uint64(whole))[::-1])
+                text_hash = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
+                hashes.append(np.append(mix((values.reshape(shape) * factors).sum(axis=1)), np.uint64(text_hash))[::-1])
                 sketches.append(values.astype(np.uint8))
                 priority = settings.priority.index(source) if source in settings.priority else len(settings.priority)
                 keys.append((priority << FILE_BITS | rank) << DOCUMENT_BITS | number)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, Corrupt, open_binary, read_jsonl, read_lines
+from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
 
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
@@ -66,10 +66,10 @@ class Source(BaseSettings):
 # --- readers: one file or shard -> (number of the row, row) ---
 
 
-def read_txt(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
+def read_txt(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
     """Text files have no fields: a document is what `txt_documents` says, its number that of its first line."""
     start, lines, before = 1, [], 0
-    for number, line in read_lines(path, corrupt, source.txt_encoding):
+    for number, line in read_lines(path, bad_lines, source.txt_encoding):
         if number != before + 1 and source.txt_documents != "line":
             lines = None  # a line was set aside, and with it goes the rest of its document
         before = number
@@ -86,7 +86,7 @@ def read_txt(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int
         yield start, {source.text_field: "\n".join(lines)}
 
 
-def read_parquet(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
+def read_parquet(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -101,7 +101,7 @@ def read_parquet(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def read_wikipedia(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
+def read_wikipedia(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
     from xml.parsers.expat import ExpatError
 
     from zh_modernbert.train.corpus.wikipedia import read_articles
@@ -136,8 +136,8 @@ def read_hub(shard: int, source: Source) -> Iterator[tuple[int, dict]]:
         yield from enumerate(dataset.shard(dataset.num_shards, shard), 1)
 
 
-def read_json_lines(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
-    return read_jsonl(path, corrupt)
+def read_json_lines(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
+    return read_jsonl(path, bad_lines)
 
 
 READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "wikipedia": read_wikipedia}
@@ -246,11 +246,12 @@ def text_of(row: dict, source: Source) -> str:
     return f"{title.strip()}\n{text}"
 
 
-def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> Iterator[dict | None]:
+def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text, or that `where` leaves out.
 
     Raises:
-        InputError: it cannot be read; or by `corrupt`: a row has no text in `text_field`, or no number where `where` needs one.
+        InputError: the part cannot be read; or as `bad_lines` does, where a row has no text in `text_field`, or no number in a
+            field that `where` compares with one.
     """
     conditions = [parse_condition(condition) for condition in source.where]
     if source.dataset:
@@ -260,7 +261,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> It
         stem, kind = name_and_format(part)
         name = source.name or stem
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
-        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, corrupt)
+        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, bad_lines)
     number = 0
     for number, row in rows:
         try:
@@ -269,7 +270,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> It
             if not isinstance(named, str):
                 raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
         except ValueError as error:
-            corrupt(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
+            bad_lines.report(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
             continue
         if not text.strip():
             yield None
@@ -283,7 +284,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> It
             document["url"] = row["url"]
         yield document
     if not isinstance(part, Path) or READERS[kind] in (read_parquet, read_wikipedia):
-        corrupt.end(place, number)  # files of lines are at their end already
+        bad_lines.end_file(place, number)  # readers of lines have done so themselves
 
 
 def read_source(source: Source) -> Iterator[dict]:

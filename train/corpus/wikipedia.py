@@ -6,18 +6,17 @@ NoteTA), templates that stand for words of a sentence, namespaces by their Chine
 
 import re
 from collections.abc import Iterator
-from functools import cache
 from operator import ne
 from typing import BinaryIO
 from urllib.parse import quote
 from xml.parsers import expat
 
 import mwparserfromhell
-import opencc
 from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.characters import convert_script, converter
 
 # In a text that is not done: a span whose script is fixed, a heading and its level, the colon of a definition. XML has no such.
 OPEN, CLOSE, HEADING, COLON = "\x01", "\x02", "\x03", "\x04"
@@ -104,11 +103,6 @@ _FLAGS = re.compile(rf"\s*(?:([A-Z+\-][A-Z+\-;\s]*)|{_VARIANT}(?:\s*;\s*{_VARIAN
 _NOTE_TA = re.compile(r"\{\{\s*NoteTA\s*\|(.*?)\}\}", re.DOTALL | re.IGNORECASE)
 
 
-@cache
-def converter(config: str) -> opencc.OpenCC:
-    return opencc.OpenCC(config)
-
-
 def dominant_script(text: str) -> str:
     """The script that more characters of `text` are of; hans where none tells."""
     hans = sum(map(ne, text, converter("s2t").convert(text)))
@@ -163,12 +157,11 @@ def resolve_marks(wikitext: str, script: str) -> tuple[str, dict[str, str]]:
 def render(text: str, script: str, words: dict[str, str]) -> str:
     """The text in one script, as a reader of that variant sees it: marks as they are, then the page's words, then OpenCC."""
     fixed = re.compile("|".join([f"{OPEN}[^{CLOSE}]*{CLOSE}", *map(re.escape, sorted(words, key=len, reverse=True))]))
-    convert = converter({"hans": "t2s", "hant": "s2tw"}[script]).convert
     pieces, end = [], 0
     for match in fixed.finditer(text):
-        pieces += convert(text[end : match.start()]), words.get(match[0], match[0])
+        pieces += convert_script(text[end : match.start()], script), words.get(match[0], match[0])
         end = match.end()
-    return "".join([*pieces, convert(text[end:])])
+    return "".join([*pieces, convert_script(text[end:], script)])
 
 
 # --- wikitext -> text ---
