@@ -13,7 +13,7 @@ def load_tokenizer(folder: str | Path) -> ZhModernBertTokenizer:
     """The tokenizer in a folder.
 
     Raises:
-        InputError: there is none, or it lacks one of the special tokens.
+        InputError: there is no tokenizer, or it lacks a special token.
     """
     folder = require_folder(folder, "tokenizer.json")
     try:
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str | Path) -> ZhModernBertTokenizer:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """A hash of vocabulary and merges, the same for every spelling of the same tokenizer."""
+    """A hash of vocabulary and merges. It does not depend on how tokenizer.json writes them."""
     path = require_folder(folder, "tokenizer.json") / "tokenizer.json"
     model = read_json(path)["model"]
     vocab = sorted(model["vocab"].items(), key=lambda entry: entry[1])
