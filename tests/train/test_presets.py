@@ -34,7 +34,7 @@ def tokens_per_update(settings: pretrain.Settings) -> int:
 
 
 def model_of(system: str) -> ZhModernBertConfig:
-    return ZhModernBertConfig(**json.loads((ROOT / stages(system)[0].model_config).read_text()))
+    return ZhModernBertConfig(**json.loads((ROOT / "train" / "configs" / system / "model.json").read_text()))
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
