@@ -17,28 +17,29 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 class ZhModernBertConfig(PretrainedConfig):
     """Shape and behaviour of a `ZhModernBertModel`.
 
-    Fields that stock ModernBERT has too mean the same here. What is different, or worth saying:
+    Fields that stock ModernBERT has too mean the same here. These are different, or need explanation:
 
     Args:
-        initializer_range: spread of the linears' initial weights. 0.02 suits widths of 768 and more; small models need about
-            1.4 / sqrt(hidden_size), or attention has no signal to learn from for hundreds of updates.
-        embedding_initializer_range: the same for the token embeddings; None takes `initializer_range`. They are the decoder
-            too, where what rare tokens keep of it is noise in every prediction.
+        initializer_range: standard deviation of the linears' initial weights. 0.02 suits widths of 768 and more. Small models
+            need about 1.4 / sqrt(hidden_size), or attention has no signal to learn from for hundreds of updates.
+        embedding_initializer_range: the same for the token embeddings; None takes `initializer_range`. The embeddings are the
+            decoder too. There the initial weights of rare tokens, which training hardly changes, are noise in every prediction.
         norm_type: `"rmsnorm"`, or `"layernorm"` for stock ModernBERT's weights.
-        global_attn_every_n_layers: layer i attends to the whole document where i is a multiple of this, else only to
-            the window. Read only when `layer_types` is not given.
-        layer_types: one of `"full_attention"` and `"sliding_attention"` a layer.
-        local_attention: the whole window in tokens; token i sees j where abs(i - j) <= local_attention // 2.
+        global_attn_every_n_layers: layer i attends to the whole document if i is a multiple of this, else to the window. Read
+            only if `layer_types` is not given.
+        layer_types: `"full_attention"` or `"sliding_attention"` for each layer.
+        local_attention: the size of the window in tokens, both sides together; token i sees j if
+            abs(i - j) <= local_attention // 2.
         global_rope_theta, local_rope_theta: RoPE bases of the full and of the sliding layers.
         rope_scaling: None, or YaRN for the full layers: `{"rope_type": "yarn", "factor": 4.0,
             "original_max_position_embeddings": 8192}`, optionally with `beta_fast`, `beta_slow`, `attention_factor`
-            (https://arxiv.org/abs/2309.00071). The sliding layers never see far, and keep plain RoPE.
+            (https://arxiv.org/abs/2309.00071). Sliding layers see no further than their window, and keep plain RoPE.
         max_position_embeddings: the longest document in tokens; a longer one is refused.
         classifier_pooling: `"cls"` (the document's first token) or `"mean"`.
         sparse_prediction: `ForMaskedLM` computes logits only where labels are set, when labels are given.
 
     Raises:
-        ValueError: a field has a value that the model cannot be built with.
+        ValueError: no model can be built with the value of a field.
     """
 
     model_type = "zh_modernbert"
@@ -136,7 +137,10 @@ class ZhModernBertConfig(PretrainedConfig):
         self.rope_scaling = rope_scaling
 
     def check(self, rope_scaling: dict | None, layer_types: list[str] | None) -> None:
-        """Raises ValueError for shapes that no model has. The two that `super().__init__` may rewrite are given."""
+        """Raises ValueError for values that no model can have.
+
+        `super().__init__` may rewrite the fields of these names, so the two are given as arguments.
+        """
 
         def require(condition, message):
             if not condition:

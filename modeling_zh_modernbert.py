@@ -1,9 +1,8 @@
 """The zh-modernbert encoder and its heads.
 
-Data flows one way. A batch enters padded `(B, T)` or packed `(1, N)`; a `SequenceLayout` remembers which token belongs to
-which document; `unpad_input` drops the pads once; embeddings, layers and heads see only the N real tokens as `(N, H)`; and
-`pad_input` puts the pads back once, as zeros. Attention is the one place where documents matter: every backend is a function
-of the same signature in `ATTENTION_BACKENDS`.
+A batch enters padded `(B, T)` or packed `(1, N)`. A `SequenceLayout` has the document of each token. `unpad_input` drops the
+pads once. Embeddings, layers and heads see only the N real tokens, as `(N, H)`. `pad_input` puts the pads back once, as zeros.
+Documents matter in attention alone. Its backends are functions of the same signature in `ATTENTION_BACKENDS`.
 
 Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A heads, C head size, V vocabulary.
 """
@@ -43,11 +42,11 @@ try:
 except ImportError:
     varlen_attn = None
 if varlen_attn is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
-    varlen_attn = None  # its first versions knew no window
+    varlen_attn = None  # the first versions have no window
 
-# Queries a block of the block-local attention. Of 32, 64 and 128, 64 was the fastest for the window of 128 on CPU.
+# Queries of a block in block-local attention. 64 was faster than 32 and 128 for the window of 128 on CPU.
 QUERY_BLOCK = 64
-# Labels whose logits exist at once where none are returned: 128 MB in float32 for 32,768 entries.
+# `chunked_loss` has the logits of so many labels in memory: 128 MB in float32 for 32,768 entries.
 LOSS_CHUNK = 1024
 
 
@@ -55,18 +54,18 @@ LOSS_CHUNK = 1024
 
 
 def is_exporting() -> bool:
-    """Whether a program is being made that has to fit other batches too."""
+    """Whether this call is traced or compiled into a program, which must not depend on the values of this batch."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
-    """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all of them where `indices` is None."""
+    """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all entries if `indices` is None."""
     flat = tensor.flatten(0, 1)
     return flat if indices is None else flat[indices]
 
 
 def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, width: int, value=0.0) -> torch.Tensor:
-    """The inverse of `unpad_input`: `(N, ...)` -> `(rows, width, ...)`, with `value` where no token is."""
+    """The inverse of `unpad_input`: `(N, ...)` -> `(rows, width, ...)`, with `value` at pads."""
     if indices is None:
         return tensor.unflatten(0, (rows, width))
     padded = tensor.new_full((rows * width, *tensor.shape[1:]), value)
@@ -75,18 +74,19 @@ def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, wid
 
 @dataclass(frozen=True, eq=False)
 class SequenceLayout:
-    """Where the N real tokens of a batch lie, and which of them form a document.
+    """The places of the N real tokens of a batch, and their documents.
 
-    An exported program (`torch.export`, ONNX, `torch.jit.trace`) has one shape for every mask. There N is all B * T positions,
-    pads sorted to the end as a document of their own, number D, which nothing else sees and `pad` overwrites; no `lengths`.
+    An exported program (`torch.export`, ONNX, `torch.jit.trace`) has the same shapes for every mask. There N is all B * T
+    positions, and `lengths` is empty. The pads are sorted to the end, as a document of number D, which no other token sees;
+    `pad` overwrites its outputs.
 
     Args:
         cu_seqlens: `(D + 1,)` int32; document d is tokens cu_seqlens[d] to cu_seqlens[d + 1] of the N, possibly none.
         document_ids, position_ids: `(N,)`: the document of each token, and its position in it, from 0.
-        lengths: cu_seqlens as D Python integers, so that no later step waits for the device.
-        max_seqlen: the longest of them.
-        rows, width: the grid of documents, one a row: the input's own (B, T), or (D, longest) for packed input.
-        indices: `(N,)` flat position of each token in that grid; None where the grid is full.
+        lengths: the tokens of each document as D Python integers, so that no later step waits for the device.
+        max_seqlen: the largest of `lengths`.
+        rows, width: the shape of the grid with one document a row: (B, T) of padded input, (D, longest) of packed input.
+        indices: `(N,)` flat position of each token in that grid; None if the grid is full.
         packed: whether the input was `(1, N)`.
         exported: whether this is the layout of an exported program.
     """
@@ -104,7 +104,7 @@ class SequenceLayout:
 
     @classmethod
     def from_padded(cls, attention_mask: torch.Tensor | None, rows: int, width: int, device) -> "SequenceLayout":
-        """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens; left, right or any padding."""
+        """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens. Pads may be anywhere."""
         exported, lengths = is_exporting(), ()
         if attention_mask is not None:
             if attention_mask.shape != (rows, width):
@@ -126,7 +126,7 @@ class SequenceLayout:
         real = mask.flatten()
         if exported:
             token = torch.arange(rows * width, device=device)
-            indices = torch.where(real, token, token + rows * width).argsort()  # ONNX knows no stable sort
+            indices = torch.where(real, token, token + rows * width).argsort()  # ONNX has no stable sort
             document_ids = (indices // width).masked_fill(~real[indices], rows)
         else:
             indices = real.nonzero().flatten()
@@ -183,9 +183,9 @@ class SequenceLayout:
         return {}
 
     def grid_mask(self, half_window: int | None) -> torch.Tensor | None:
-        """`(rows, 1, width, width)` boolean, True where query i may see key j; None where it may see all.
+        """`(rows, 1, width, width)` boolean, True where query i may see key j; None if all queries may see all keys.
 
-        Pads see pads, so that no softmax runs over an empty set (NaN in forward and backward).
+        Pads see pads. A softmax over no keys would give NaN in forward and backward.
         """
         if self.indices is None and half_window is None:
             return None
@@ -199,17 +199,18 @@ class SequenceLayout:
         return self._masks["grid", half_window]
 
     def blocks(self, half_window: int) -> tuple[int, int, int]:
-        """How the N queries are cut for window attention: number of blocks, their size, and the keys around each."""
-        if self.exported:  # never fewer than two, or the program would be for that few alone
+        """How window attention cuts the N queries: the number of blocks, their size, and the keys on each side of a block."""
+        if self.exported:  # at least two blocks, since exporters take a size of 1 for a constant
             return self.num_tokens // QUERY_BLOCK + 2, QUERY_BLOCK, half_window
         if self.num_tokens <= QUERY_BLOCK + 2 * half_window:
-            return 1, self.num_tokens, 0  # one block has all keys
+            return 1, self.num_tokens, 0  # the only block has all keys
         return -(-self.num_tokens // QUERY_BLOCK), QUERY_BLOCK, half_window
 
     def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
         """`(blocks, 1, size, size + 2 * reach)`: 0 where the query may see the key, else -inf, for `blocks(half_window)`.
 
-        Key k of block b is token `b * size - reach + k`. Queries past the last token see each other.
+        Key k of block b is token `b * size - reach + k`. The last block may have queries past the last token; they see each
+        other.
         """
         if ("block", half_window, dtype) not in self._masks:
             blocks, size, reach = self.blocks(half_window)
@@ -224,15 +225,15 @@ class SequenceLayout:
         return self._masks["block", half_window, dtype]
 
 
-# --- attention backends -----------------------------------------------------------------------------------------------
-# Each takes query, key, value (N, A, C) with positions already in them, the layout, half_window (None: whole document),
-# dropout, and the module that asks; each returns (N, A, C) and the weights, which only `eager` has.
+# --- attention backends ----------------------------------------------------------------------------------------------- Each
+# takes the attention module, query, key and value `(N, A, C)` after RoPE, the layout, half_window (None: the whole document)
+# and dropout. Each returns `(N, A, C)` and the attention weights, which are None but for `eager`.
 
 
 def _block_local_attention(query, key, value, layout, half_window, dropout):
-    """Window attention without an N x N anything: each block of queries sees the keys within reach of the block.
+    """Window attention in blocks: each block of queries gets its own keys and those within the window on either side.
 
-    The blocks of keys overlap; they are views of one padded tensor, so nothing is copied per block.
+    No tensor is N x N. The blocks of keys overlap as views of one padded tensor, so nothing is copied for a block.
     """
     num_tokens = query.shape[0]
     blocks, size, reach = layout.blocks(half_window)
@@ -248,12 +249,12 @@ def _block_local_attention(query, key, value, layout, half_window, dropout):
 
 
 def _per_document_attention(query, key, value, layout, dropout):
-    """Attention within each whole document; neighbouring documents of one length share a call."""
+    """Attention within whole documents. Neighbouring documents of the same length share a call of the kernel."""
     states = [states.transpose(0, 1) for states in (query, key, value)]  # (A, N, C)
-    if layout.max_seqlen >= 1024:  # a head's tokens side by side make long documents up to a fifth faster
+    if layout.max_seqlen >= 1024:  # long documents are up to a fifth faster if the tokens of a head are contiguous
         states = [part.contiguous() for part in states]
     runs = [(length, len(list(run))) for length, run in groupby(layout.lengths) if length]
-    # One split, not a slice a document: the gradient of a slice is a tensor of zeros as large as the whole.
+    # One split, not a slice for each document: the gradient of a slice is a tensor of the size of the whole.
     parts = zip(*(part.split([length * run for length, run in runs], dim=1) for part in states), strict=True)
     outputs = []
     for (length, run), states in zip(runs, parts, strict=True):
@@ -262,20 +263,23 @@ def _per_document_attention(query, key, value, layout, dropout):
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
-@torch.compiler.assume_constant_result  # or every layer of a compiled model would break the graph to ask
+@torch.compiler.assume_constant_result  # otherwise this call would break the graph of a compiled model in every layer
 def _is_ampere_or_newer(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _varlen_attention_runs(query, dropout) -> bool:
-    """FlashAttention wants half precision, head sizes of 8, 16 to 256, an Ampere GPU or newer; PyTorch's has no dropout."""
+    """FlashAttention needs half precision, a head size of 8, 16 ... 256, and an Ampere GPU. PyTorch's has no dropout."""
     half_on_cuda = query.is_cuda and query.dtype in (torch.float16, torch.bfloat16)
     size_fits = query.shape[-1] % 8 == 0 and query.shape[-1] <= 256
     return varlen_attn is not None and half_on_cuda and size_fits and not dropout and _is_ampere_or_newer(query.device)
 
 
 def _copy_to_keep(value):
-    """What the kernels keep for the backward pass: a view of them would hold queries and keys, before they turned, too."""
+    """A copy of `value` for the backward pass.
+
+    `value` is a view of a tensor that has queries and keys before RoPE too. The kernel keeps it, and would keep them with it.
+    """
     return value.contiguous() if value.requires_grad else value
 
 
@@ -293,9 +297,10 @@ def sdpa_attention(module, query, key, value, layout, half_window, dropout):
     return _block_local_attention(query, key, value, layout, half_window, dropout), None
 
 
-@torch.compiler.disable  # which calls are made depends on every length; a compiled graph would be for one batch alone
+@torch.compiler.disable  # the calls depend on all lengths, so a compiled graph would fit one batch only
 def _attention_by_lengths(module, query, key, value, layout, half_window, dropout):
-    # Where no document reaches past the window, window and whole document are one, and the fewer calls are the faster.
+    # If every document fits in the window, a window and the whole document are the same. Then the faster way is the one with
+    # fewer calls: whole documents if all have one length, else blocks.
     if layout.max_seqlen <= module.half_window + 1:
         half_window = layout.max_seqlen - 1 if len(set(layout.lengths)) > 1 else None
     if half_window is None:
@@ -357,8 +362,9 @@ ATTENTION_BACKENDS = {
 def rotary_frequencies(config: ZhModernBertConfig, layer_type: str, device) -> tuple[torch.Tensor, float]:
     """Angles per position `(C / 2,)` in float32, and the factor on cos and sin (RoPE, https://arxiv.org/abs/2104.09864).
 
-    With `rope_scaling`, full layers use YaRN (https://arxiv.org/abs/2309.00071, section 3.2 and equation 22). They are computed
-    where they are used: a buffer would have to survive every way in which transformers loads a model.
+    With `rope_scaling`, full layers use YaRN (https://arxiv.org/abs/2309.00071, section 3.2 and equation 22). The angles are
+    computed in each forward pass and are no buffer, because transformers has several ways to load a model, and some would lose
+    it.
     """
     theta = config.global_rope_theta if layer_type == "full_attention" else config.local_rope_theta
     size = config.hidden_size // config.num_attention_heads
@@ -369,7 +375,7 @@ def rotary_frequencies(config: ZhModernBertConfig, layer_type: str, device) -> t
         return inv_freq, 1.0
 
     def dimension_that_turns(times):
-        """The (fractional) dimension that makes `times` full turns over the original length."""
+        """The dimension, as a fraction, whose angle makes `times` full turns over the original length."""
         original = yarn["original_max_position_embeddings"]
         return size * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
 
@@ -382,9 +388,9 @@ def rotary_frequencies(config: ZhModernBertConfig, layer_type: str, device) -> t
 
 
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns `(N, 2, A, C)` queries and keys by the float32 `cos`, `sin` `(N, 1, 1, C)` of their positions.
+    """Rotates queries and keys `(N, 2, A, C)` by the angles of their positions, given as float32 `cos`, `sin` `(N, 1, 1, C)`.
 
-    Dimension i turns with dimension i + C / 2; the first half of `sin` carries the minus sign.
+    Dimensions i and i + C / 2 are the two coordinates of a rotation. The first half of `sin` is negated for it.
     """
     turned = states.float()
     return torch.addcmul(turned * cos, turned.roll(states.shape[-1] // 2, -1), sin).to(states.dtype)
@@ -402,7 +408,10 @@ def build_norm(config: ZhModernBertConfig) -> nn.Module:
 def build_linear(
     config: ZhModernBertConfig, size_in: int, size_out: int, bias: bool, init_std: float | None = None
 ) -> nn.Linear:
-    """A linear that remembers its initial spread: by default that of linears that end a residual branch, as in ModernBERT."""
+    """A linear layer with the standard deviation of its initial weights as `init_std`.
+
+    The default is ModernBERT's for the linears at the end of a residual branch.
+    """
     linear = nn.Linear(size_in, size_out, bias=bias)
     linear.init_std = init_std or config.initializer_range / math.sqrt(2.0 * config.num_hidden_layers)
     return linear
@@ -433,7 +442,7 @@ class ZhModernBertMLP(nn.Module):
         self.act = ACT2FN[config.hidden_activation]
         self.drop = nn.Dropout(config.mlp_dropout)
         self.Wo = build_linear(config, config.intermediate_size, config.hidden_size, config.mlp_bias)
-        # Whether the backward pass computes what lies between the two products again, for a quarter of a layer's memory.
+        # Whether the backward pass computes activation and product again. This saves a quarter of a layer's memory.
         self.recompute = False
 
     def forward(self, hidden_states):
@@ -462,13 +471,14 @@ class ZhModernBertAttention(nn.Module):
 
     def forward(self, hidden_states, rotary, layout):
         """`hidden_states` (N, H), `rotary` (cos, sin) -> (N, H), and the weights where the backend has them."""
-        if hidden_states.shape[0] == 0:  # a batch of pads only: no backend takes empty tensors
+        if hidden_states.shape[0] == 0:  # the batch has pads only, and no backend takes empty tensors
             return hidden_states, None
         qkv = self.Wqkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, A, C)
         query_key, value = qkv.split((2, 1), dim=1)
         query, key = apply_rotary(query_key, *rotary).unbind(1)
-        # Ours, or what the user registered with AttentionInterface under another name. transformers reads this file for how
-        # it is looked up: as here, or (from 5.1) as ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks.
+        # A backend of this file, or one that the user registered with AttentionInterface. transformers searches this file for
+        # ALL_ATTENTION_FUNCTIONS[name], or from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a
+        # comment it is found too.
         attention = ATTENTION_BACKENDS.get(self.config._attn_implementation)
         if attention is None:
             attention = partial(grid_attention, ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation])
@@ -487,7 +497,7 @@ class ZhModernBertAttention(nn.Module):
 class ZhModernBertEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: ZhModernBertConfig, layer_idx: int):
         super().__init__()
-        # The embeddings end in a norm already.
+        # The embeddings end in a norm, so the first layer needs none.
         self.attn_norm = nn.Identity() if layer_idx == 0 else build_norm(config)
         self.attn = ZhModernBertAttention(config, layer_idx)
         self.mlp_norm = build_norm(config)
@@ -508,7 +518,7 @@ class ZhModernBertPredictionHead(nn.Module):
 
     def forward(self, hidden_states):
         hidden_states = self.act(self.dense(hidden_states))
-        return self.norm(hidden_states.to(self.norm.weight.dtype))  # under autocast it would take a slow path
+        return self.norm(hidden_states.to(self.norm.weight.dtype))  # mixed dtypes under autocast would take a slow path
 
 
 class ZhModernBertPreTrainedModel(PreTrainedModel):
@@ -523,9 +533,9 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Truncated normals of the module's own `init_std`; norms to one, biases to zero.
+        """Truncated normals with the module's own `init_std`; norms are one, biases zero.
 
-        Only leaves are initialised: for custom code transformers 5 passes by every module that has no parameter of its own.
+        Each module with parameters of its own is initialised by itself, since transformers 5 skips custom modules without any.
         """
         if isinstance(module, (nn.Linear, nn.Embedding)):
             std = getattr(module, "init_std", self.config.initializer_range)
@@ -541,11 +551,11 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _fill(parameter: nn.Parameter | None, value: float):
-        # transformers 5 marks each parameter that a checkpoint gave, and leaves it to us to pass those by.
+        # transformers 5 marks the parameters that a checkpoint gave, and expects this code to skip them.
         if parameter is not None and not getattr(parameter, "_is_hf_initialized", False):
             nn.init.constant_(parameter, value)
 
-    @torch.compiler.disable  # shapes depend on the mask from here on
+    @torch.compiler.disable  # the shapes of a layout depend on the values of the mask
     def get_layout(
         self,
         input_ids=None,
@@ -596,7 +606,7 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
-        # Again: `from_pretrained(folder, num_hidden_layers=4)` sets fields one by one.
+        # Checked again, because `from_pretrained(folder, num_hidden_layers=4)` changes fields after the config was made.
         config.check(config.rope_scaling, config.layer_types)
         self.embeddings = ZhModernBertEmbeddings(config)
         self.layers = nn.ModuleList([ZhModernBertEncoderLayer(config, i) for i in range(config.num_hidden_layers)])
@@ -655,7 +665,7 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
         all_hidden_states, all_attentions = [], []
 
         def record(hidden_states):
-            """Keeps them as the caller will see them, and goes on from there: so gradients reach what the caller sees."""
+            """Keeps hidden states with pads, for the caller. Returns them unpadded from there, so that gradients reach them."""
             if not output_hidden_states:
                 return hidden_states
             all_hidden_states.append(layout.pad(hidden_states))
@@ -675,7 +685,7 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
         )
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
-        """Per layer type, float32 cos and signed sin `(N, 1, 1, C)` of the positions `(N,)`, for `apply_rotary`."""
+        """For each layer type float32 `cos` and `sin` `(N, 1, 1, C)` of the positions `(N,)`, as `apply_rotary` takes them."""
         rotary = {}
         for layer_type in set(self.config.layer_types):
             inv_freq, factor = rotary_frequencies(self.config, layer_type, position_ids.device)
@@ -711,10 +721,10 @@ def unpad_inputs(layout, input_ids, inputs_embeds, position_ids):
 
 
 def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_index=None):
-    """The mean of `loss_function(logits, labels)` over the labels that count.
+    """The mean of `loss_function(logits, labels)` over the labels that are not `ignore_index`.
 
-    With `num_items_in_batch` (labels in the whole accumulated batch, as the Trainer counts them) the sum is divided by
-    that, so that 2 batches of 4 give the gradients of one batch of 8.
+    With `num_items_in_batch`, the number of labels in all accumulated batches as the Trainer counts them, the sum is divided by
+    that. So two batches of 4 have the gradients of one batch of 8.
     """
     labels = labels.to(logits.device)
     ignore = {} if ignore_index is None else {"ignore_index": ignore_index}
@@ -725,7 +735,7 @@ def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_ind
 
 
 class _HeadModel(ZhModernBertPreTrainedModel):
-    """What all heads share: unpad, encode, and the ModernBERT prediction head."""
+    """The common part of all heads: unpadding, the encoder, and ModernBERT's prediction head."""
 
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
@@ -745,11 +755,11 @@ class _HeadModel(ZhModernBertPreTrainedModel):
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
         lengths = layout.cu_seqlens.diff().unsqueeze(1)
         if self.config.classifier_pooling == "mean":
-            # One more row, for the pads of an exported program.
+            # One row more than documents: the pads of an exported program are document D.
             total = hidden_states.new_zeros(lengths.shape[0] + 1, hidden_states.shape[1], dtype=torch.float32)
             total = total.index_add(0, layout.document_ids, hidden_states.float())[:-1]
             return (total / lengths.clamp(min=1)).to(hidden_states.dtype)
-        # One more token, where a document without any at the end of all would start.
+        # One token more, because an empty document at the end has its start after the last token.
         first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1].long()]
         return first * (lengths > 0)
 
@@ -818,9 +828,10 @@ class ZhModernBertForMaskedLM(_HeadModel):
         )
 
     def chunked_loss(self, hidden_states, labels, num_items_in_batch=None):
-        """The mean loss of the encoder's `(M, H)` at labels `(M,)`, and the likeliest tokens `(M,)`.
+        """The mean loss at `(M, H)` hidden states with labels `(M,)`, and the likeliest tokens `(M,)`.
 
-        Logits are made a chunk at a time, and again in the backward pass, but for the last chunk's: that pass begins with them.
+        Logits are computed chunk by chunk, and once more in the backward pass. Those of the last chunk are kept, since the
+        backward pass begins with them.
         """
         if num_items_in_batch is None:
             num_items_in_batch = max(len(labels), 1)

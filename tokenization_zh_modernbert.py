@@ -1,8 +1,8 @@
 """The tokenizer: byte-level BPE whose merges were learned inside Chinese words, served without a segmenter.
 
-Every character has a token or falls into its bytes, so nothing becomes [UNK] and decoding gives back the text. This class makes
-and saves tokenizers. A saved one needs no code: it loads as `PreTrainedTokenizerFast`, with or without `trust_remote_code`,
-so that whatever loads it can save it again.
+A character without a token is cut into its bytes, so nothing becomes [UNK] and decoding gives back the text. This class makes
+and saves tokenizers. A saved tokenizer needs no code: it loads as `PreTrainedTokenizerFast`, with or without
+`trust_remote_code`, and any library that loads it can save it again.
 """
 
 import json
@@ -11,18 +11,18 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # 0 to 4 in what is trained here
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # ids 0 to 4 in tokenizers that are trained here
 
-# Where text is cut before any merge, so that answers and entities start and end on token edges:
+# Text is cut into these pieces, and no merge crosses their edges, so that answers and entities start and end on token edges.
 SPLIT_PATTERN = (
-    r"(?<=\p{N})[年月日]"  # the unit of a date behind its number; without this, 1990年代 would be 1990|年代
+    r"(?<=\p{N})[年月日]"  # the unit of a date after its number; without this, 1990年代 would be 1990|年代
     r"|\p{Han}+"
-    # One space sticks to the Latin word after it, but only behind other ASCII: after Han it is a token of its own.
+    # A space after ASCII belongs to the Latin word that follows. A space after Han is a piece of its own.
     r"|(?<=[!-~]) [\p{L}\p{M}&&[^\p{Han}]]+"
     r"|[\p{L}\p{M}&&[^\p{Han}]]+"
     r"|\p{N}{1,4}"
     r"|[!-/:-@\[-`{-~]+"  # ASCII punctuation in runs, as code has it
-    r"|([^\s\p{L}\p{M}\p{N}])\1*"  # other marks one by one, where not repeated: 》， is two
+    r"|([^\s\p{L}\p{M}\p{N}])\1*"  # runs of one other mark: …… is one piece, 》， are two
     r"|\s+"
 )
 
@@ -37,7 +37,7 @@ def build_template(cls_token_id: int, sep_token_id: int) -> processors.TemplateP
 
 
 def build_backend() -> Tokenizer:
-    """The pipeline around the vocabulary: no normaliser, so that offsets are the text's own; an empty BPE model to train."""
+    """A tokenizer with an empty BPE model to train. It has no normaliser, so offsets are places in the text as given."""
     backend = Tokenizer(models.BPE(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -51,7 +51,7 @@ def build_backend() -> Tokenizer:
 
 
 class ZhModernBertTokenizer(PreTrainedTokenizerFast):
-    """A fast tokenizer with this model's special tokens; token offsets are characters of the text, spaces included."""
+    """A fast tokenizer with this model's special tokens. Token offsets count characters of the text, with spaces."""
 
     model_input_names = ["input_ids", "attention_mask"]
 
@@ -59,7 +59,7 @@ class ZhModernBertTokenizer(PreTrainedTokenizerFast):
 
     @classmethod
     def from_backend(cls, backend: Tokenizer) -> "ZhModernBertTokenizer":
-        """A tokenizer around a trained `tokenizers.Tokenizer`, with the special tokens in their roles."""
+        """A tokenizer around a trained `tokenizers.Tokenizer`: [PAD] is its `pad_token`, and so on."""
         roles = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
         return cls(tokenizer_object=backend, clean_up_tokenization_spaces=False, **roles)
 

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import numpy as np
 from datasets import Dataset
 from sklearn.metrics import accuracy_score, f1_score
@@ -27,7 +29,7 @@ from transformers import (
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.tables import read_table
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 
 
 @dataclass
@@ -56,10 +58,10 @@ class Settings(BaseSettings):
 
 
 def resolve(settings: Settings) -> tuple[str, str, Task, dict[str, Path]]:
-    """The task's name, the split's name, its columns and published settings, and its files.
+    """The names of task and split, the task's columns and published settings, and its files.
 
     Raises:
-        InputError: task and files contradict each other, or the task or split is unknown.
+        InputError: both task and files are given or neither, or the task or split is unknown.
     """
     own_files = bool(settings.train_file or settings.validation_file)
     if bool(settings.task) == own_files:
@@ -83,7 +85,7 @@ def label_ids(train: list[tuple[int, dict]], scored: list[tuple[int, dict]], col
     """Label -> class, in sorted order of the training labels.
 
     Raises:
-        InputError: fewer than two labels, or a label to score that training has not.
+        InputError: training has fewer than two labels, or lacks one that is scored.
     """
     labels = {label: i for i, label in enumerate(sorted({str(row[column]) for _, row in train}))}
     if len(labels) < 2:
@@ -106,7 +108,7 @@ def load(settings: Settings, labels: dict[str, int]):
         else:
             model = AutoModelForSequenceClassification.from_pretrained(settings.model, **remote, **names)
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{settings.model}: cannot be loaded: {one_line(error)}") from error
     return tokenizer, model
 
 

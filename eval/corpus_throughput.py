@@ -1,10 +1,13 @@
-"""How fast the corpus stages are, beside what datatrove and datasets offer for the same, and how their memory grows.
+"""How fast the corpus stages are beside the same work in datatrove and datasets, and how their memory grows.
 
-Every stage and every peer runs over the same documents, one after the other, in a process of its own that is timed from its
-first document to its last file. The peers are datatrove's quality filters (Gopher's repetition and quality rules, FineWeb's
-quality rules) beside `clean`, its MinHash over word 5-grams beside `dedup`, each with its own Chinese words (spaCy with
-jieba) and with rjieba's in their place; and `datasets.map` of the tokenizer alone beside `encode`. Needs `pip install
-'.[benchmark]'`.
+Stages and peers run over the same documents, one after the other, each in a new process, which is timed from its first document
+to its last file. The peers:
+
+- of `clean`, datatrove's quality filters: Gopher's repetition and quality rules, and FineWeb's quality rules;
+- of `dedup`, datatrove's MinHash over word 5-grams;
+- of `encode`, `datasets.map` of the tokenizer.
+
+datatrove's run twice, with its own Chinese words (spaCy with jieba) and with rjieba's. Needs `pip install '.[benchmark]'`.
 
     python eval/corpus_throughput.py --input_dir runs/mine/sources --tokenizer_dir runs/mine/tokenizer
 """
@@ -62,7 +65,7 @@ class Settings(BaseSettings):
 
 
 class RjiebaWords(WordTokenizer):
-    """datatrove's interface to words, with the fastest segmenter of Chinese there is."""
+    """rjieba, the fastest segmenter of Chinese, behind datatrove's interface to words."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return [word for word in rjieba.cut(text) if word.strip()]
@@ -83,7 +86,7 @@ def execute(steps: list, tasks: int, logs: Path) -> None:
 
 
 def datatrove_filters(words: str, corpus: Path, folder: Path) -> None:
-    """The quality filters of datatrove, with what is Chinese told to them."""
+    """The quality filters of datatrove, with Chinese stop words, stop characters and word lengths."""
     language = words_of(words)
     steps = [
         JsonlReader(str(corpus), glob_pattern="*.jsonl.zst"),
@@ -97,7 +100,7 @@ def datatrove_filters(words: str, corpus: Path, folder: Path) -> None:
 
 def datatrove_dedup(words: str, corpus: Path, folder: Path) -> None:
     """The MinHash of datatrove with its own settings."""
-    # Its own hash, xxhash, fails with the newest versions of that; SHA-1 was its own before.
+    # datatrove's default hash, xxhash, fails with the newest xxhash package. SHA-1 was the default before.
     tasks, config = len(list(corpus.glob("*.jsonl.zst"))), MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))
     reader = JsonlReader(str(corpus), glob_pattern="*.jsonl.zst")
     signatures, pairs, removals = (str(folder / name) for name in ("signatures", "pairs", "removals"))
@@ -113,7 +116,7 @@ def datatrove_dedup(words: str, corpus: Path, folder: Path) -> None:
 
 
 def datasets_map(tokenizer_dir: str, corpus: Path, folder: Path) -> None:
-    """What a user of the tokenizer would write: ids, and no word starts."""
+    """The token ids alone, as a user of the tokenizer would compute them; no word starts."""
     import datasets
 
     tokenizer = load_tokenizer(tokenizer_dir)
@@ -142,13 +145,13 @@ def in_child(connection, function: Callable) -> None:
     started = time.perf_counter()
     result = function()
     seconds = time.perf_counter() - started
-    # Not getrusage: what that says begins with the memory of the process that started this one.
+    # The peak of getrusage would include the memory of the process that started this one.
     (peak,) = (line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     connection.send((result, seconds, int(peak) / 1024))
 
 
 def measure(function: Callable) -> tuple[object, float, float]:
-    """What `function` returns in a process of its own, the seconds it took, and that process's peak memory in MiB."""
+    """Calls `function` in a new process. Returns its result, its seconds, and the peak memory of the process in MiB."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=in_child, args=(sender, function))
@@ -212,12 +215,16 @@ def main(settings: Settings) -> dict:
             for who, candidate in {"ours": function, **peers[name]}.items():
                 folder = scratch / (f"{name}-1" if who == "ours" else f"{name}-{who}")
                 result, seconds, peak = measure(partial(candidate, corpora[first], folder))
-                rate = size * first / seconds / 1e6
-                rows[name][who] = {"seconds": round(seconds, 2), "mb_per_second": round(rate, 3), "peak_mib": round(peak)}
+                mb_per_second = size * first / seconds / 1e6
+                rows[name][who] = {
+                    "seconds": round(seconds, 2),
+                    "mb_per_second": round(mb_per_second, 3),
+                    "peak_mib": round(peak),
+                }
                 if who == "ours":
                     rows[name][who]["result"] = {key: value for key, value in result.items() if isinstance(value, int)}
                     memory[name] = {first: round(peak)}
-                print(f"{name:8}{who:20}{seconds:9.1f} s{rate:9.2f} MB/s{peak:8.0f} MiB", file=sys.stderr)
+                print(f"{name:8}{who:20}{seconds:9.1f} s{mb_per_second:9.2f} MB/s{peak:8.0f} MiB", file=sys.stderr)
             if name != "pack":
                 for times in sorted(corpora)[1:]:
                     _, _, peak = measure(partial(function, corpora[times], scratch / f"{name}-{times}"))

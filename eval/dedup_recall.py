@@ -1,9 +1,9 @@
-"""How many planted duplicates train/dedup.py finds, and what it takes away wrongly, by true Jaccard likeness.
+"""How many planted duplicates train/dedup.py finds, and how many documents it removes wrongly, by their true Jaccard index.
 
-Pieces of text get one copy each of a given likeness: with another end, with other characters here and there, or with more text
-behind it. Beside them stand chains, each piece a copy of the one before. The stage runs on all; likeness is then counted
-exactly, on sets of 5-grams. A pair is found where not both of it stay. What went though nothing that stays is like it by
-`false_below` is a false removal.
+Each piece of text gets one copy of a given likeness, with another end, other characters in places, or more text at the end.
+There are also chains, in which each piece is a copy of the one before. The stage runs on all of them. Then likeness is computed
+exactly, as the Jaccard index of the sets of 5-grams. A pair is found if the stage removed one of its documents. A removed
+document is a false removal if its likeness to every document that stays is below `false_below`.
 
     python eval/dedup_recall.py
     python eval/dedup_recall.py --text my_texts/
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from zh_modernbert.train import dedup
-from zh_modernbert.train.common.cli import BaseSettings, InputError, build, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting, settings_from
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 from zh_modernbert.train.corpus.ngrams import letters, ngram_hashes
 from zh_modernbert.train.corpus.sketches import NGRAM
@@ -52,7 +52,7 @@ def jaccard(one: set, other: set) -> float:
 
 
 def changed(text: str, foreign: str, likeness: float, generator: random.Random) -> str:
-    """`text` with as much of `foreign` in it, in one of three ways, as brings its likeness nearest to `likeness`."""
+    """A copy of `text` with as much of `foreign` in it, in one of the three ways, as makes it most nearly that alike."""
     places = generator.sample(range(len(text)), len(text))
     way = generator.choice(["end", "scattered", "longer"])
 
@@ -77,7 +77,7 @@ def changed(text: str, foreign: str, likeness: float, generator: random.Random) 
 
 
 def characters(paths: list[str], generator: random.Random) -> Iterator[str]:
-    """The letters and digits of the given text, or random ones without end."""
+    """The letters and digits of the given text; without paths, endless random Chinese characters."""
     while not paths:
         yield chr(0x4E00 + generator.randrange(3000))
     for path in paths:
@@ -86,7 +86,7 @@ def characters(paths: list[str], generator: random.Random) -> Iterator[str]:
 
 
 def plant(settings: Settings) -> list[dict]:
-    """Documents in a random order; copies name their `original` and their `kind`."""
+    """Documents in random order. Copies have the id of their `original`, and as `kind` their likeness or "chain"."""
     generator = random.Random(settings.seed)
     source, documents = characters(settings.text, generator), []
 
@@ -119,7 +119,7 @@ def plant(settings: Settings) -> list[dict]:
 
 
 def best_likeness(documents: list[dict], removed: set[str]) -> dict[str, float]:
-    """For each removed document, how alike to it the most alike document that stays is, counted exactly."""
+    """For each removed document its exact likeness to the most similar document that stays."""
     sets = {document["id"]: np.unique(ngram_hashes(letters(document["text"]), NGRAM)) for document in documents}
     stays = [identity for identity in sets if identity not in removed]
     sizes = np.array([len(sets[identity]) for identity in stays])
@@ -140,7 +140,7 @@ def main(settings: Settings) -> dict:
         corpus, output = Path(folder) / "corpus", Path(folder) / "dedup"
         corpus.mkdir()
         characters = write_corpus(corpus, documents)["characters"]
-        stage = build(
+        stage = settings_from(
             dedup.Settings, {**settings.dedup, "input_dir": str(corpus), "output_dir": str(output)}, "dedup_recall: dedup"
         )
         start = time.perf_counter()

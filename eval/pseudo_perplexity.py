@@ -1,7 +1,7 @@
 """Pseudo-perplexity of a masked language model on text (https://arxiv.org/abs/1910.14659), exact: every token is masked once.
 
-exp of minus the mean, over all tokens, of log P(token | the rest of its document); bits per character from the same sum.
-Beside it the perplexity of a unigram model over the very same tokens: what can be had without any context.
+Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over all tokens. Bits per character come from the
+same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
 
     python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \
         --input runs/quickstart/held_out_hans.jsonl --unigram_input runs/quickstart/dedup
@@ -11,13 +11,15 @@ import math
 import time
 from dataclasses import dataclass
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from zh_modernbert.eval.tasks.results import write_result
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.corpus.source import Source, read_source
 
 
@@ -36,7 +38,7 @@ class Settings(BaseSettings):
 
 @torch.inference_mode()
 def log_probabilities(model, ids: torch.Tensor, positions: torch.Tensor, mask_id: int, batch_tokens: int) -> torch.Tensor:
-    """`(P,)` float64: log P of the token at each of the P positions of a document `(T,)`, each masked alone."""
+    """`(P,)` float64: log P of the token at each of P positions of a document `(T,)`, with that token alone masked."""
     results = []
     for part in positions.split(max(batch_tokens // len(ids), 1)):
         rows = torch.arange(len(part), device=ids.device)
@@ -52,9 +54,10 @@ def log_probabilities(model, ids: torch.Tensor, positions: torch.Tensor, mask_id
 
 
 def unigram_perplexity(tokens: np.ndarray, fitted_on: np.ndarray | None = None, vocab_size: int = 0) -> float:
-    """The perplexity of `tokens` under the frequencies in `fitted_on`, plus one for each of `vocab_size` entries.
+    """The perplexity of `tokens` under a unigram model.
 
-    Without `fitted_on`, under their own frequencies: the least that any unigram model can have, and too little for short texts.
+    The model has the frequencies of `fitted_on`, with one added for each of `vocab_size` entries. Without `fitted_on` it has
+    the frequencies of `tokens` themselves. Then no unigram model has a lower perplexity, and for short texts it is far too low.
     """
     counts = np.bincount(tokens) if fitted_on is None else np.bincount(fitted_on, minlength=vocab_size) + 1
     return float(np.exp(-np.log(counts[tokens] / counts.sum()).mean()))
@@ -71,7 +74,7 @@ def load(settings: Settings):
         tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
         model = AutoModelForMaskedLM.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{settings.model}: cannot be loaded: {one_line(error)}") from error
     if hasattr(model.config, "sparse_prediction"):
         model.config.sparse_prediction = True  # logits at the masked token only
     longest = getattr(model.config, "max_position_embeddings", settings.max_length)

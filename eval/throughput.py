@@ -1,28 +1,28 @@
 """Speed and memory of this encoder beside the models that people would take instead, side by side in one run, offline.
 
-Every peer is transformers' own class with random weights; stock ModernBERT has the very weights of ours, and its outputs are
-compared before anything is timed. First the backends are checked against each other on the device. Then each peer and this
-encoder take turns, the order changing, each after a warm-up; the medians are compared. `ratio` is the peer's time by ours:
-above 1 this encoder is faster. Floors are counted: the floating-point operations that the real tokens need, at the rate of this
-device's own matrix product.
+Every peer is transformers' own class with random weights. Stock ModernBERT has the same weights as this encoder, and outputs
+are compared before anything is timed. First the backends are checked against each other on the device. Then each peer and this
+encoder run by turns after a warm-up, and their medians are compared. `ratio` is the peer's time divided by ours: above 1 this
+encoder is faster. The floor is the time in which the device's own matrix product does as many floating-point operations as the
+real tokens need.
 
     python eval/throughput.py --device cpu
     python eval/throughput.py --device cuda
     python eval/throughput.py --device cuda --modes pretraining
     python eval/throughput.py --workload collator
 
-Workloads are `TxB`, B texts of T tokens, or `TxB-KIND`, texts of at most T tokens whose lengths are even quantiles of a real
-distribution: `questions`, `articles` or `documents`. A training step is forward and backward, without the optimizer, which
-would be the same for all. The mode `pretraining` has the optimizer and all else that an update of train/pretrain.py does to B
-full packed rows of T tokens, beside stock ModernBERT in transformers' Trainer; it runs where it is asked for. `collator` is the
-masking of whole words alone, beside transformers' collator on the same rows.
+A workload is `TxB`, B texts of T tokens, or `TxB-KIND`, B texts of at most T tokens whose lengths are even quantiles of a real
+distribution: `questions`, `articles` or `documents`. The mode `training` is forward and backward, without an optimizer. The
+mode `pretraining` is a whole update of train/pretrain.py on B full packed rows of T tokens, beside stock ModernBERT in
+transformers' Trainer; it runs only when asked for. The workload `collator` is masking of whole words alone, beside
+transformers' collator on the same rows.
 """
 
 import gc
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -34,15 +34,19 @@ from torch import nn
 from tqdm import tqdm
 
 from zh_modernbert.eval.speed.correctness import check_backends, relative_difference
-from zh_modernbert.eval.speed.measuring import matmul_rate, peak_memory, synchronize, take_turns
+from zh_modernbert.eval.speed.measuring import matmul_flops_per_second, peak_memory, synchronize, take_turns
 from zh_modernbert.eval.speed.peers import OTHER_PEERS, PEERS, PRETRAINING_PEERS, SHAPES, build_ours, build_peer
 from zh_modernbert.eval.speed.training import MIXED_PRECISION, compare_collators, compare_updates
 from zh_modernbert.eval.speed.workloads import PRETRAINING_WORKLOADS, WORKLOADS, Workload
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import write_json
 
 DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["bfloat16"]}
 MODES = ("inference", "training", "curve", "pretraining")
+HEADER = (
+    f"\n{'workload':<18}{'mode':<12}{'dtype':<9}{'peer':<30}{'ours ms':>11}{'peer ms':>11}{'ratio':>8}{'% floor':>8}"
+    f"{'our MiB':>9}{'peer MiB':>9}"
+)
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Contestant:
         self.step = torch.compile(self.model) if compiled else self.model
         self.batch, self.device, self.training = batch, device, training
         self.weights = None
-        if training:  # pads count for nothing, as under any loss
+        if training:  # pads have no part in the loss
             mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
             self.weights = mask.unsqueeze(-1).to(dtype)
 
@@ -94,15 +98,16 @@ class Contestant:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def compare(peer_name: str, workload: Workload, dtype_name: str, mode: str, shape: dict, settings: Settings) -> dict:
-    """One row of the table. A peer that cannot run here, or memory that does not suffice, says so under `skipped`."""
+def compare(peer_name: str, workload: Workload, dtype_name: str, mode: str, settings: Settings) -> dict:
+    """One row of the table. Where the peer does not run here or memory does not suffice, `skipped` says why."""
     row = {"workload": workload.name, "mode": mode, "dtype": dtype_name, "peer": peer_name}
     torch.manual_seed(0)
     try:
         if mode == "pretraining":
             backend, lengths = peer_name.removeprefix("modernbert-"), workload.lengths
+            shape = SHAPES[settings.shape]
             return row | compare_updates(backend, lengths[0], len(lengths), dtype_name, shape, settings)
-        return row | _compare(peer_name, workload, dtype_name, mode == "training", shape, settings)
+        return row | compare_steps(peer_name, workload, dtype_name, mode == "training", settings)
     except torch.OutOfMemoryError as error:
         return row | {"skipped": f"out of memory: {str(error).splitlines()[0][:100]}"}
     finally:
@@ -112,29 +117,27 @@ def compare(peer_name: str, workload: Workload, dtype_name: str, mode: str, shap
         torch.compiler.reset()
 
 
-def _compare(peer_name, workload, dtype_name, training, shape, settings) -> dict:
-    device, dtype = settings.device, getattr(torch, dtype_name)
+def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training: bool, settings: Settings) -> dict:
+    """Steps of both sides on the same texts, warmed up, measured by turns; the outputs compared first where weights are shared.
+
+    Raises:
+        InputError: the outputs differ though the weights are the same.
+    """
+    device, dtype, shape = settings.device, getattr(torch, dtype_name), SHAPES[settings.shape]
     longest = max(workload.lengths)
-    same_weights, is_packed = peer_name not in OTHER_PEERS, peer_name == "modernbert-packed"
-    batch = workload.packed(device) if is_packed else workload.padded(device)
+    same_weights = peer_name not in OTHER_PEERS
+    batch = workload.packed(device) if peer_name == "modernbert-packed" else workload.padded(device)
     try:
         peer_model, peer_longest = build_peer(peer_name, shape, longest)
         if longest > peer_longest:
             return {"skipped": f"a text of it has at most {peer_longest} tokens here"}
-        theirs = dict(batch)
-        if is_packed:
-            starts = theirs["cu_seqlens"][:-1].repeat_interleave(theirs["cu_seqlens"].diff())
-            theirs["position_ids"] = (torch.arange(len(starts), device=device) - starts)[None]
-        elif not same_weights:
-            theirs = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
-            if peer_model.config.model_type == "qwen3":
-                theirs["use_cache"] = False
+        theirs = batch_for(peer_model, workload, device) if peer_name in OTHER_PEERS else with_positions(batch)
         peer = Contestant(peer_model, theirs, device, dtype, training, settings.compile)
         peer_output = peer()[1]  # the warm-up
     except torch.OutOfMemoryError:
         raise
     except (ImportError, NotImplementedError, RuntimeError, ValueError) as error:  # the peer's backend does not run here
-        return {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"}
+        return {"skipped": f"{type(error).__name__}: {one_line(error)[:100]}"}
     our_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
     ours = Contestant(our_model, batch, device, dtype, training, settings.compile)
     our_output = ours()[1]
@@ -146,31 +149,48 @@ def _compare(peer_name, workload, dtype_name, training, shape, settings) -> dict
             where = f"{peer_name} on {workload.name} in {dtype_name}"
             raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")
     del our_output, peer_output
-    if settings.compile:  # a graph may be compiled again where it is given the same shape a second time
+    if settings.compile:  # torch.compile may compile again when a shape comes a second time
         ours(), peer()
     found["our_memory"], found["peer_memory"] = peak_memory(ours, device), peak_memory(peer, device)
     found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
     found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
     found["tokens_per_second"] = round(sum(workload.lengths) / found["our_seconds"])
-    found["flops"] = workload.flops(shape) * (3 if training else 1)  # a backward is two forwards' worth of matrix products
+    found["flops"] = workload.flops(shape) * (3 if training else 1)  # a backward has twice the matrix products of a forward
     return found
 
 
-def measure_curve(shape: dict, settings: Settings) -> Iterator[dict]:
-    """One text of each length: ours, and stock ModernBERT on sdpa until that is too slow."""
+def batch_for(peer_model: nn.Module, workload: Workload, device: str) -> dict:
+    """The texts as one of `OTHER_PEERS` takes them: with its own pad token, and without a cache of keys and values."""
+    batch = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
+    return batch | ({"use_cache": False} if peer_model.config.model_type == "qwen3" else {})
+
+
+def with_positions(batch: dict) -> dict:
+    """The batch as stock ModernBERT takes it. In a packed row it does not count positions from each document's start itself."""
+    if "cu_seqlens" not in batch:
+        return batch
+    starts = batch["cu_seqlens"][:-1].repeat_interleave(batch["cu_seqlens"].diff())
+    return batch | {"position_ids": (torch.arange(len(starts), device=starts.device) - starts)[None]}
+
+
+def measure_curve(settings: Settings) -> Iterator[dict]:
+    """One text of each length, shown as it comes: ours, and stock ModernBERT on sdpa until that is too slow."""
     device, dtype, slow = settings.device, settings.dtypes[0], False
     for length in settings.curve_lengths:
         workload = Workload(f"{length}x1", [length])
         row = {"skipped": "would take too long"}
         if not slow:
-            row = compare("modernbert-sdpa", workload, dtype, "inference", shape, settings)
+            row = compare("modernbert-sdpa", workload, dtype, "inference", settings)
         # Four times the length is up to sixteen times the work.
         slow = slow or "skipped" in row or 16 * row["peer_seconds"] > settings.seconds
         if "skipped" in row:
             batch = workload.padded(device)
-            ours = Contestant(build_ours(shape, length), batch, device, getattr(torch, dtype), training=False, compiled=False)
+            model = build_ours(SHAPES[settings.shape], length)
+            ours = Contestant(model, batch, device, getattr(torch, dtype), training=False, compiled=False)
             row["our_memory"] = peak_memory(ours, device)  # the warm-up
             row["our_seconds"] = ours()[0]
+        peer = f"{row['peer_seconds']:.3f} s" if "peer_seconds" in row else row["skipped"]
+        print(f"one text of {length:,} tokens: ours {row['our_seconds']:.3f} s, stock {peer}", file=sys.stderr)
         yield {"length": length} | row
 
 
@@ -201,7 +221,7 @@ def show(row: dict) -> str:
     return f"{name}{times}{100 * row['flop_utilisation']:>8.0f}{memory}"
 
 
-def pretraining_jobs(settings: Settings) -> list[tuple]:
+def pretraining_comparisons(settings: Settings) -> list[tuple]:
     """Workload, mode, dtype and peer of each comparison of whole updates.
 
     Raises:
@@ -226,80 +246,100 @@ def pretraining_jobs(settings: Settings) -> list[tuple]:
     return list(product(workloads, ["pretraining"], settings.dtypes, peers))
 
 
+def resolve(settings: Settings) -> Settings:
+    """The settings with what was left to the device filled in: `device`, `dtypes` and `shape`.
+
+    Raises:
+        InputError: there is no such device.
+    """
+    has_gpu = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_gpu:
+        raise InputError("throughput: device is 'cuda', but PyTorch finds no GPU")
+    device = settings.device if settings.device != "auto" else "cuda" if has_gpu else "cpu"
+    shape = settings.shape if settings.shape != "auto" else {"cpu": "12x768", "cuda": "28x1024"}[device]
+    return replace(settings, device=device, dtypes=settings.dtypes or DTYPES[device], shape=shape)
+
+
+def plan_comparisons(settings: Settings) -> list[tuple]:
+    """Workload, mode, dtype and peer of each comparison.
+
+    Raises:
+        InputError: a workload or a mode cannot be made of these settings.
+    """
+    modes = [mode for mode in settings.modes if mode in ("inference", "training")]
+    workloads = [Workload.parse(name) for name in settings.workload or WORKLOADS[settings.device]]
+    comparisons = list(product(workloads, modes, settings.dtypes, settings.peers))
+    return comparisons + (pretraining_comparisons(settings) if "pretraining" in settings.modes else [])
+
+
+def measure_device(settings: Settings) -> dict:
+    """What is known of the device before anything is compared: the backends' errors, and the speed of its matrix product."""
+    print(f"correctness on {settings.device}, largest error relative to the norm:", file=sys.stderr)
+    errors = check_backends(settings.device)
+    for name, error in errors.items():
+        print(f"  {name:<40}{error:.2g}", file=sys.stderr)
+    speeds = {name: matmul_flops_per_second(settings.device, getattr(torch, name)) for name in settings.dtypes}
+    for name, speed in speeds.items():
+        print(f"matrix product in {name}: {speed / 1e12:.3f} TFLOP/s", file=sys.stderr)
+    on_gpu = settings.device == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "shape": settings.shape,
+        "compiled": settings.compile,
+        "correctness": errors,
+        "matmul_flops_per_second": speeds,
+    }
+
+
+def measure_comparisons(comparisons: list[tuple], speeds: dict[str, float], settings: Settings) -> Iterator[dict]:
+    """The row of each comparison, shown as it comes.
+
+    Args:
+        speeds: floating-point operations a second of the device's matrix product, by dtype: what the floor is counted with.
+    """
+    print(HEADER, file=sys.stderr)
+    with tqdm(comparisons, unit=" comparisons", leave=False) as progress:
+        for workload, mode, dtype, peer in progress:
+            progress.set_postfix_str(f"{workload.name} {mode} {dtype} {peer}")
+            row = compare(peer, workload, dtype, mode, settings)
+            if "ratio" in row:
+                row["floor_seconds"] = row["flops"] / speeds[dtype]
+                row["flop_utilisation"] = round(row["floor_seconds"] / row["our_seconds"], 3)
+                if "peer_flops" in row:
+                    row["peer_flop_utilisation"] = round(row["peer_flops"] / speeds[dtype] / row["peer_seconds"], 3)
+            progress.write(show(row), file=sys.stderr)
+            yield row
+
+
 def main(settings: Settings) -> dict:
     if "collator" in settings.workload:
         if len(settings.workload) > 1:
             raise InputError("throughput: the workload collator has no model; give it alone")
         return compare_collators(64, 1024, settings)
-    if settings.device == "auto":
-        settings.device = "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("throughput: device is 'cuda', but PyTorch finds no GPU")
-    device = settings.device
-    settings.dtypes = settings.dtypes or DTYPES[device]
-    shape_name = settings.shape if settings.shape != "auto" else {"cpu": "12x768", "cuda": "28x1024"}[device]
-    modes = [mode for mode in settings.modes if mode in ("inference", "training")]
-    workloads = [Workload.parse(name) for name in settings.workload or WORKLOADS[device]]
-    jobs = list(product(workloads, modes, settings.dtypes, settings.peers))
-    if "pretraining" in settings.modes:
-        jobs += pretraining_jobs(settings)
+    settings = resolve(settings)
+    comparisons = plan_comparisons(settings)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    shape = SHAPES[shape_name]
-
-    results_dir = Path(settings.results_dir)
-    results_dir.mkdir(parents=True, exist_ok=True)
-    print(f"correctness on {device}, largest error as a share of the norm:", file=sys.stderr)
-    checks = check_backends(device)
-    for name, share in checks.items():
-        print(f"  {name:<40}{share:.2g}", file=sys.stderr)
-
-    rates = {name: matmul_rate(device, getattr(torch, name)) for name in settings.dtypes}
-    for name, rate in rates.items():
-        print(f"matrix product in {name}: {rate / 1e12:.3f} TFLOP/s", file=sys.stderr)
-    print(
-        f"\n{'workload':<18}{'mode':<12}{'dtype':<9}{'peer':<30}{'ours ms':>11}{'peer ms':>11}{'ratio':>8}{'% floor':>8}"
-        f"{'our MiB':>9}{'peer MiB':>9}",
-        file=sys.stderr,
-    )
-    device_name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    result = {
-        "device": device_name,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "shape": shape_name,
-        "compiled": settings.compile,
-        "correctness": checks,
-        "matmul_flops_per_second": rates,
-        "lengths": {workload.name: workload.lengths for workload, *_ in jobs if len(set(workload.lengths)) > 1},
+    path = Path(settings.results_dir) / f"throughput-{settings.device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = measure_device(settings) | {
+        "lengths": {workload.name: workload.lengths for workload, *_ in comparisons if len(set(workload.lengths)) > 1},
         "rows": [],
         "curve": [],
         "ratio": {},
     }
-
-    def keep(kind: str, row: dict) -> None:
-        result[kind].append(row)
-        write_json(results_dir / f"throughput-{device}.json", result)  # each time: a run is long
-
-    with tqdm(jobs, unit=" comparisons", leave=False) as progress:
-        for workload, mode, dtype, peer in progress:
-            progress.set_postfix_str(f"{workload.name} {mode} {dtype} {peer}")
-            row = compare(peer, workload, dtype, mode, shape, settings)
-            if "ratio" in row:
-                row["floor_seconds"] = row["flops"] / rates[dtype]
-                row["flop_utilisation"] = round(row["floor_seconds"] / row["our_seconds"], 3)
-                if "peer_flops" in row:
-                    row["peer_flop_utilisation"] = round(row["peer_flops"] / rates[dtype] / row["peer_seconds"], 3)
-                result["ratio"][f"{workload.name} {mode} {dtype} {peer}"] = row["ratio"]
-            progress.write(show(row), file=sys.stderr)
-            keep("rows", row)
-
-    for row in measure_curve(shape, settings) if "curve" in settings.modes else ():
-        peer = f"{row['peer_seconds']:.3f} s" if "peer_seconds" in row else row["skipped"]
-        print(f"one text of {row['length']:,} tokens: ours {row['our_seconds']:.3f} s, stock {peer}", file=sys.stderr)
-        keep("curve", row)
+    for row in measure_comparisons(comparisons, result["matmul_flops_per_second"], settings):
+        result["rows"].append(row)
+        if "ratio" in row:
+            result["ratio"][" ".join(row[key] for key in ("workload", "mode", "dtype", "peer"))] = row["ratio"]
+        write_json(path, result)  # after each row, since a run is long
+    for row in measure_curve(settings) if "curve" in settings.modes else ():
+        result["curve"].append(row)
+        write_json(path, result)
     if result["curve"]:
-        title = f"One text, {settings.dtypes[0]}, {shape_name}, {device_name}"
-        draw_curve(result["curve"], results_dir / f"throughput-{device}.png", title)
+        title = f"One text, {settings.dtypes[0]}, {settings.shape}, {result['device']}"
+        draw_curve(result["curve"], path.with_suffix(".png"), title)
     return result
 
 

@@ -1,13 +1,13 @@
 """How tokenizers cut text: characters a token, what is lost, and whether answers start and end on token edges.
 
-For any fast tokenizer that transformers loads. Shares are in %. An answer that starts or ends inside a token can never be found
-exactly by a model that points at tokens, so `answers_on_token_edges` is the ceiling of its exact match.
+Any fast tokenizer that transformers loads can be measured. Shares are in %. A model that points at tokens cannot give exactly
+an answer that starts or ends inside a token, so `answers_on_token_edges` is the upper bound of its exact match.
 
     python eval/tokenizer_stats.py --tokenizer runs/mine/tokenizer --text held_out.jsonl --answers DRCD_dev.json
     python eval/tokenizer_stats.py --tokenizer runs/a runs/b --text runs/mine/dedup --held_out 0.01 --answers DRCD_dev.json
 
-With one tokenizer the last line is its row, with several `rows`; `RESULTS_DIR/tokenizer_stats.json` has the same, and
-`tokenizer_stats.png` length against edges, where answers are given.
+With one tokenizer the last line is its row, with several `rows`. `RESULTS_DIR/tokenizer_stats.json` has the same. With answers
+and several tokenizers, `tokenizer_stats.png` plots `answers_on_token_edges` over characters a token.
 """
 
 import json
@@ -26,12 +26,12 @@ from transformers import AutoTokenizer
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
 from zh_modernbert.train.corpus.lines import open_binary
 
-BATCH = 256  # documents the tokenizer gets at once
+BATCH = 256  # documents of a call of the tokenizer
 
 Span = tuple[int, int]
 
@@ -51,15 +51,15 @@ class Settings(BaseSettings):
 
 
 def load_backend(name: str, trust_remote_code: bool = False) -> tuple[Tokenizer, int | None]:
-    """A tokenizer as `tokenizers` has it, for which text that spells a special token is text, and the id of its unknown token.
+    """A tokenizer as `tokenizers.Tokenizer`, to which "[MASK]" is plain text; and the id of its unknown token.
 
     Raises:
-        InputError: it cannot be loaded, or is not a fast one.
+        InputError: the tokenizer cannot be loaded, or is not a fast one.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{name}: cannot be loaded: {one_line(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{name}: not a fast tokenizer; offsets are needed")
     backend = tokenizer.backend_tokenizer
@@ -70,7 +70,7 @@ def load_backend(name: str, trust_remote_code: bool = False) -> tuple[Tokenizer,
 
 
 def read_answers(path: str) -> tuple[list[tuple[str, list[Span]]], int]:
-    """(passage, spans of its answers) from a file of SQuAD's form, and how many answers do not stand where the file says.
+    """(passage, spans of its answers) from a file of SQuAD's form, and how many answers are not where the file says.
 
     An answer given twice for one question counts once.
 
@@ -101,7 +101,7 @@ def read_answers(path: str) -> tuple[list[tuple[str, list[Span]]], int]:
 
 
 def split_characters(offsets: list[Span]) -> int:
-    """How many characters lie in more than one token."""
+    """How many characters are in more than one token."""
     return len({place for (_, end), (start, _) in pairwise(offsets) for place in range(start, end)})
 
 
@@ -123,12 +123,12 @@ def measure_text(backend: Tokenizer, unknown_id: int | None, documents: list[dic
             count["tokens"] += len(encoding.ids)
             count["unknown"] += encoding.ids.count(unknown_id)
             count["split"] += split_characters(encoding.offsets)
-            count["whole"] += backend.decode(encoding.ids, skip_special_tokens=False) == document["text"]
+            count["same"] += backend.decode(encoding.ids, skip_special_tokens=False) == document["text"]
 
     def summary(count: Counter) -> dict:
         return {
             "chars_per_token": round(count["characters"] / count["tokens"], 4),
-            "round_trip": round(100 * count["whole"] / count["documents"], 4),
+            "round_trip": round(100 * count["same"] / count["documents"], 4),
             "unknown_rate": round(100 * count["unknown"] / count["tokens"], 4),
             "split_characters": round(100 * count["split"] / count["characters"], 4),
             "documents": count["documents"],
@@ -141,7 +141,7 @@ def measure_text(backend: Tokenizer, unknown_id: int | None, documents: list[dic
 
 
 def measure_answers(backend: Tokenizer, passages: list[tuple[str, list[Span]]]) -> tuple[float, float]:
-    """% of the answers that are on token edges, and characters a token of their passages."""
+    """The % of the answers that are on token edges, and the characters a token of their passages."""
     found = answers = characters = tokens = 0
     for passage, spans in passages:
         encoding = backend.encode(passage, add_special_tokens=False)
@@ -153,7 +153,7 @@ def measure_answers(backend: Tokenizer, passages: list[tuple[str, list[Span]]]) 
 
 
 def embedding_share(model_config: str, vocab_size: int) -> float:
-    """The embeddings' share of the parameters of the encoder that `model_config` describes, with this vocabulary."""
+    """The embeddings' % of the parameters of the encoder that `model_config` describes, with this vocabulary."""
     config = ZhModernBertConfig(**read_json(model_config) | {"vocab_size": vocab_size})
     with torch.device("meta"):
         model = ZhModernBertModel(config)
@@ -161,7 +161,7 @@ def embedding_share(model_config: str, vocab_size: int) -> float:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """Length against edges, a line for each file of answers, a point for each tokenizer."""
+    """Answers on token edges over characters a token: a line for each file of answers, a point for each tokenizer."""
     matplotlib.use("Agg")
     figure, axes = pyplot.subplots(figsize=(8, 5))
     rows = sorted(rows, key=lambda row: row["chars_per_token"])

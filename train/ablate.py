@@ -1,11 +1,11 @@
 """Variants of a pretraining run, several seeds each -> a table and a plot of what they are worth.
 
-A variant is the arguments of train/pretrain.py; the first is what the others are compared with. All score the same held-out
-text, cut to the same characters, by bits per character: unlike losses, they can be compared across vocabularies and masks. A
-run or a score that is there is not made again, and a run that was killed goes on.
+A variant is a list of arguments of train/pretrain.py. The others are compared with the first. All models score the same
+held-out text, cut to the same number of characters, in bits per character. Unlike losses, these can be compared across
+vocabularies and masks. A run or score that is there is not made again. A run that was killed goes on.
 
-Writes `<variant>-<seed>/` (runs), `scores-<hash>/`, and `ablation.md`, `ablation.json` and `ablation.png`: mean and standard
-deviation (of the sample) over the seeds.
+Writes `<variant>-<seed>/` (runs), `scores-<characters>-<hash>/`, and `ablation.md`, `ablation.json` and `ablation.png`: mean
+and sample standard deviation over the seeds.
 
     python train/ablate.py train/configs/tiny/ablate.yaml
 """
@@ -15,6 +15,8 @@ import shlex
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from accelerate.state import AcceleratorState
 from matplotlib.figure import Figure
@@ -30,8 +32,8 @@ from zh_modernbert.train.pretraining.parallel import end_processes, is_main_proc
 @dataclass
 class Settings(BaseSettings):
     output_dir: str = setting(help="folder of the runs and of the table")
-    variants: dict[str, str] = setting(help="name -> arguments of train/pretrain.py; {seed} in them is the run's")
-    text: list[str] = setting(help="to score on, as for train/sources.py; no run may have been trained on it")
+    variants: dict[str, str] = setting(help="name -> arguments of train/pretrain.py; {seed} in them stands for the run's seed")
+    text: list[str] = setting(help="text to score, given as for train/sources.py; no run may have been trained on it")
     held_out: float = setting(0.0, "only the documents that train/encode.py leaves out; 0: all", least=0, most=1)
     seeds: list[int] = setting([0, 1, 2], "of the runs of each variant", least=0)
     characters: list[int] = setting([128], "lengths that documents are cut to; shorter ones are left out", least=1, most=2000)
@@ -55,10 +57,10 @@ def run_settings(settings: Settings, variant: str, seed: int) -> pretrain.Settin
 
 
 def cut_documents(documents: list[dict], characters: int, max_documents: int) -> list[dict]:
-    """Up to `max_documents`, evenly spread over those that are long enough, cut to so many characters.
+    """Up to `max_documents` documents, cut to so many characters. They are spread evenly over those that are long enough.
 
     Raises:
-        InputError: there is none.
+        InputError: none is long enough.
     """
     long_enough = [document for document in documents if len(document["text"]) >= characters]
     if not long_enough:
@@ -69,9 +71,9 @@ def cut_documents(documents: list[dict], characters: int, max_documents: int) ->
 
 
 def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
-    """Bits per character of the model on the file, which no tokenizer's length may cut."""
+    """Bits per character of the model on the documents in `text`, none of which may be longer than the model."""
     path, config = folder / f"{name}-all-0.json", Path(model_dir) / "config.json"
-    if not path.exists() or path.stat().st_mtime_ns < config.stat().st_mtime_ns:  # or of a run that was since made anew
+    if not path.exists() or path.stat().st_mtime_ns < config.stat().st_mtime_ns:  # or the score is of an older run
         longest = read_json(config)["max_position_embeddings"]
         scoring = {"model": model_dir, "trust_remote_code": True, "input": [str(text)], "max_length": longest}
         pseudo_perplexity.main(pseudo_perplexity.Settings(name=name, results_dir=str(folder), **scoring))
@@ -79,12 +81,12 @@ def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
 
 
 def summarise(scores: dict[str, dict[int, list[float]]]) -> list[dict]:
-    """A row a variant and length: mean and standard deviation, of the scores and of their differences to the first variant's.
+    """A row for each variant and length: mean and deviation of the scores, and of the differences to the first variant.
 
-    Differences are those of the same seed, which shares what two variants have in common, such as rows: they spread less.
+    A difference is between runs of the same seed, which have rows and more in common. So differences spread less than scores.
 
     Args:
-        scores: variant -> length in characters -> a score a seed.
+        scores: variant -> length in characters -> the score of each seed.
     """
     first = next(iter(scores.values()))
     rows = []
@@ -110,7 +112,7 @@ def table(rows: list[dict]) -> str:
 
 
 def plot(rows: list[dict]) -> Figure:
-    """Means with their standard deviations, a panel a length."""
+    """Means and standard deviations, with a panel for each length."""
     lengths = sorted({row["characters"] for row in rows})
     figure = Figure(figsize=(1 + 4 * len(lengths), 1 + 0.35 * len(rows) / len(lengths)), layout="tight")
     panels = figure.subplots(1, len(lengths), sharey=True, squeeze=False)[0]
@@ -129,7 +131,7 @@ def main(settings: Settings) -> dict | None:
     documents = read_held_out(settings.text, settings.held_out)
     texts = {length: cut_documents(documents, length, settings.max_documents) for length in settings.characters}
     for each in runs.values():
-        AcceleratorState._reset_state()  # the next may have another precision
+        AcceleratorState._reset_state()  # the next run may have another precision
         pretrain.main(each)
     if not is_main_process():
         return None

@@ -1,9 +1,9 @@
 """Corpus -> the same corpus with its text normalised and bad documents dropped, each for a named and counted reason.
 
-The text goes through train/corpus/normalise.py, then through the rules of train/corpus/filters.py; the first that gives a
-document up names the reason. The kept documents get their `script`: hans (Simplified), hant (Traditional), or mixed.
-`report.md`, `report.png` and `report.json` say what came in and went out, for each source, and what was dropped why, with
-examples to read.
+train/corpus/normalise.py normalises the text. Then the rules of train/corpus/filters.py drop documents; the first rule that
+drops a document is the reason. Kept documents get their `script`: hans (Simplified), hant (Traditional), or mixed. `report.md`,
+`report.png` and `report.json` have the documents and characters of each source before and after, the reasons of what was
+dropped, and examples.
 
     python train/clean.py --input_dir runs/mine/sources --output_dir runs/mine/clean
 """
@@ -39,7 +39,7 @@ class Settings(Thresholds, ParallelSettings):
 
 
 def tally(document: Document, before: str, changed: list[str], reason: str | None) -> dict:
-    """What one document adds to the report: `[documents, characters]` of its source, the normalisers at work, the reject."""
+    """What one document adds to the report: `[documents, characters]` of its source, its normalisers, its text if dropped."""
     source = {"in": [1, len(before)]}
     examples = {}
     if reason:
@@ -52,7 +52,7 @@ def tally(document: Document, before: str, changed: list[str], reason: str | Non
 
 
 def merge(first, second):
-    """Both tallies together; of examples the first few stay."""
+    """The sum of two tallies. Of the examples only the first `EXAMPLES` of each reason are kept."""
     if isinstance(first, dict):
         keys = first | second
         return {key: merge(first[key], second[key]) if key in first and key in second else keys[key] for key in keys}
@@ -64,7 +64,7 @@ def merge(first, second):
 
 
 def make_report(tallies: list[dict]) -> dict:
-    """The tallies of all shards, in order, as one report."""
+    """The report, from the tallies of all shards in order."""
     total = reduce(merge, tallies, {"sources": {}, "changed": {}, "examples": {}})
 
     def figures(source: dict) -> dict:
@@ -125,7 +125,7 @@ def plot_report(report: dict, path: Path) -> None:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    # matplotlib's own font has no Chinese
+    # matplotlib's default font has no Chinese characters.
     names = [name if name.isascii() else f"source {number} of report.md" for number, name in enumerate(report["per_source"], 1)]
     sources = {"all": report, **dict(zip(names, report["per_source"].values(), strict=True))}
     figure = Figure(figsize=(10, 2 + 0.25 * len(sources)), layout="constrained")
@@ -149,7 +149,7 @@ def plot_report(report: dict, path: Path) -> None:
 
 
 class CleanFilter(BaseFilter):
-    """Normalisers and rules as one datatrove filter; task r leaves the tally of its shard in `tallies`/0000r.json."""
+    """Normalisers and rules as one datatrove filter. Task r writes the tally of its shard to `tallies`/0000r.json."""
 
     name = "clean"
 

@@ -2,8 +2,8 @@
 
 Reads any folder or Hub id that transformers' own ModernBERT loads: the bare model or one of its five heads, with a config as
 transformers 4 or 5 writes it. The weights keep their names and their dtype, the tokenizer its files. What was written is loaded
-again and compared with transformers' class on random tokens, in fp32; where that differs by more than 1e-5 of the largest
-entry, in fp64, since rounding alone can do that where activations are large. If that differs too, nothing is left behind.
+again and compared with transformers' class on random tokens in float32. Large activations can differ by more than 1e-5 of the
+largest entry through rounding alone; then both are compared again in float64. If they differ there too, nothing is written.
 
     python train/convert.py answerdotai/ModernBERT-base runs/modernbert-base
 """
@@ -25,7 +25,7 @@ from transformers.activations import ACT2FN
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
 from zh_modernbert.train.common.model_folder import write_model
 
@@ -38,8 +38,8 @@ ARCHITECTURES = {
     if auto_class != "AutoConfig"
 }
 
-# Every field that a config may have. The first are taken as transformers' class resolves them, the second as they stand in
-# the file; the third are the spellings of RoPE, read below; the last say nothing about the model's numbers.
+# Every field that a config may have. SHARED are taken as transformers' class resolves them. CARRIED are taken as the file has
+# them. ROPE are read by `rope_fields`. IRRELEVANT do not change what the model computes.
 SHARED = {"bos_token_id", "eos_token_id", *inspect.signature(ZhModernBertConfig).parameters} - {
     *("kwargs", "norm_type", "embedding_initializer_range", "global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
     *("global_rope_theta", "local_rope_theta", "rope_scaling"),
@@ -53,7 +53,7 @@ ROPE = {"rope_parameters", "rope_scaling", "global_rope_theta", "local_rope_thet
 IRRELEVANT = {
     *("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "tokenizer_class", "_name_or_path"),
     *("gradient_checkpointing", "reference_compile", "repad_logits_with_grad", "_attn_implementation_autoset"),
-    *("layer_norm_eps", "position_embedding_type"),  # written by some, read by no ModernBERT: that reads norm_eps, and has RoPE
+    *("layer_norm_eps", "position_embedding_type"),  # some files have them; ModernBERT reads norm_eps, and always has RoPE
 }
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -67,80 +67,97 @@ class Settings(BaseSettings):
 
 
 def find_source(source: str) -> Path:
-    """The folder of that name, or that of the Hub's model, fetched where it is not yet here."""
+    """The folder of that name, or the folder of the Hub's model, downloaded unless it is in the cache."""
     if Path(source).is_dir():
         return Path(source)
     try:
         return Path(snapshot_download(source, allow_patterns=["config.json", "model*.safetensors*", *TOKENIZER_FILES]))
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {one_line(error)}") from error
+        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def describe(error: Exception) -> str:
+    """Kind and text of another library's error: some of their texts say nothing alone."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def require(condition: bool, path: Path, name: str, value, what: str) -> None:
+    """Raises InputError, which names a field of the config at `path` and its value, unless `condition` holds."""
+    if not condition:
+        raise InputError(f"{path}: {name} is {value!r}; {what}")
 
 
 def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
     """The name of transformers' class for the model, and its config as ours.
 
     Raises:
-        InputError: this is no ModernBERT, or a field says what this model cannot do or what nobody knows, naming it.
+        InputError: this is no ModernBERT, or a field has a value that this model cannot have or is unknown, naming the field.
     """
     written = read_json(path)
-
-    def require(condition, name, value, what):
-        if not condition:
-            raise InputError(f"{path}: {name} is {value!r}; {what}")
-
-    kind = written.get("model_type")
-    require(kind == "modernbert", "model_type", kind, "only stock ModernBERT ('modernbert') can be converted")
-    names = written.get("architectures")
-    require(
-        isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and names[0] in ARCHITECTURES,
-        *("architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}"),
-    )
-    for name, value in written.items():
-        known = value is None or name in SHARED | CARRIED | ROPE | IRRELEVANT
-        require(known, name, value, "no field of stock ModernBERT; take it out if the model does not depend on it")
-    layer_types = written.get("layer_types") or []
-    known = isinstance(layer_types, list) and all(layer_type in LAYER_TYPES for layer_type in layer_types)
-    require(known, "layer_types", layer_types, f"each must be one of {', '.join(LAYER_TYPES)}")
-    try:
-        stock = ModernBertConfig.from_dict(written)
-    except Exception as error:  # transformers raises many kinds
-        raise InputError(f"{path}: not a config that transformers reads: {one_line(error)}") from error
-    for name in ("hidden_activation", "classifier_activation"):
-        value = getattr(stock, name)
-        require(value in ACT2FN, name, value, "transformers has no such activation")
-
-    full, sliding = (
-        {key: value for key, value in stock.rope_parameters[layer_type].items() if value is not None}
-        for layer_type in ("full_attention", "sliding_attention")
-    )
-    require(stock.max_position_embeddings > 0, "max_position_embeddings", stock.max_position_embeddings, "it must be above 0")
-    thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
-    for name, theta in thetas.items():
-        require(isinstance(theta, (int, float)), name, theta, "it must be a number")
-        require(written.get(name) in (None, theta), name, written.get(name), f"but rope_parameters has {theta}")
-    plain = {"rope_type": "default"}
-    require(sliding == plain, "rope_parameters.sliding_attention", sliding, "layers with a window have plain RoPE here")
-    for name, value in (("return_dict", True), ("output_attentions", False)):
-        require(written.get(name) in (None, value), name, written.get(name), f"only {value} can be the default here")
+    architecture = check_written(written, path)
+    stock = read_stock_config(written, path)
+    rope = rope_fields(written, stock, path)
     carried = {name: written[name] for name in CARRIED if written.get(name) is not None}
     try:
-        return names[0], ZhModernBertConfig(
+        return architecture, ZhModernBertConfig(
             **{name: getattr(stock, name) for name in SHARED},
             **{"mask_token_id": None, "unk_token_id": None} | carried,
-            **thetas,
-            rope_scaling=None if full == plain else full,
+            **rope,
             norm_type="layernorm",
         )
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: {one_line(error)}") from error
+        raise InputError(f"{path}: {describe(error)}") from error
+
+
+def check_written(written: dict, path: Path) -> str:
+    """Checks the fields as the file has them, before transformers fills in the rest; returns the name of the model's class."""
+    kind = written.get("model_type")
+    require(kind == "modernbert", path, "model_type", kind, "only stock ModernBERT ('modernbert') can be converted")
+    names = written.get("architectures")
+    one_known = isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and names[0] in ARCHITECTURES
+    require(one_known, path, "architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}")
+    for name, value in written.items():
+        known = value is None or name in SHARED | CARRIED | ROPE | IRRELEVANT
+        require(known, path, name, value, "no field of stock ModernBERT; take it out if the model does not depend on it")
+    layer_types = written.get("layer_types") or []
+    known = isinstance(layer_types, list) and all(layer_type in LAYER_TYPES for layer_type in layer_types)
+    require(known, path, "layer_types", layer_types, f"each must be one of {', '.join(LAYER_TYPES)}")
+    for name, value in (("return_dict", True), ("output_attentions", False)):
+        require(written.get(name) in (None, value), path, name, written.get(name), f"only {value} can be the default here")
+    return names[0]
+
+
+def read_stock_config(written: dict, path: Path) -> ModernBertConfig:
+    """The config as transformers reads it, with every field that the file leaves out."""
+    try:
+        stock = ModernBertConfig.from_dict(written)
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(f"{path}: not a config that transformers reads: {describe(error)}") from error
+    for name in ("hidden_activation", "classifier_activation"):
+        value = getattr(stock, name)
+        require(value in ACT2FN, path, name, value, "transformers has no such activation")
+    longest = stock.max_position_embeddings
+    require(longest > 0, path, "max_position_embeddings", longest, "it must be above 0")
+    return stock
+
+
+def rope_fields(written: dict, stock: ModernBertConfig, path: Path) -> dict:
+    """Our fields of RoPE, from transformers' `rope_parameters`. The older fields for the bases may stand beside it if equal."""
+    full, sliding = (
+        {key: value for key, value in stock.rope_parameters[layer_type].items() if value is not None}
+        for layer_type in LAYER_TYPES
+    )
+    thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
+    for name, theta in thetas.items():
+        require(isinstance(theta, (int, float)), path, name, theta, "it must be a number")
+        require(written.get(name) in (None, theta), path, name, written.get(name), f"but rope_parameters has {theta}")
+    plain = {"rope_type": "default"}
+    require(sliding == plain, path, "rope_parameters.sliding_attention", sliding, "layers with a window have plain RoPE here")
+    return {**thetas, "rope_scaling": None if full == plain else full}
 
 
 def read_weights(folder: Path, architecture: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, whole or in shards, all of one dtype."""
+    """The tensors of a checkpoint, in one file or in shards, all of one dtype."""
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if not (folder / names[0]).is_file():
         if not index.is_file():
@@ -157,7 +174,7 @@ def read_weights(folder: Path, architecture: str) -> dict[str, torch.Tensor]:
         try:
             tensors |= load_file(require_file(folder / name))
         except SafetensorError as error:
-            raise InputError(f"{folder / name}: damaged: {one_line(error)}") from error
+            raise InputError(f"{folder / name}: damaged: {describe(error)}") from error
     dtypes = {tensor.dtype for tensor in tensors.values()}
     if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
         raise InputError(
@@ -173,14 +190,14 @@ def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> 
     """Our model with the checkpoint's weights, in their dtype.
 
     Raises:
-        InputError: a tensor is missing, has another shape, or has no place in the model, naming it.
+        InputError: a tensor is missing, has another shape, or is none of the model's, naming it.
     """
     tensors = read_weights(folder, architecture)
     try:
         with torch.device("meta"):
             model = ARCHITECTURES[architecture](config)
     except Exception as error:  # each layer of PyTorch has its own kind for sizes that cannot be
-        raise InputError(f"{folder / 'config.json'}: no model can be built of it: {one_line(error)}") from error
+        raise InputError(f"{folder / 'config.json'}: no model can be built of it: {describe(error)}") from error
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and expected.pop("decoder.weight", None):
         embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
@@ -198,7 +215,7 @@ def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> 
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """The tokenizer's files as they are, but for what keeps some version of transformers from reading them.
+    """Copies the tokenizer's files, and changes only what some version of transformers cannot read.
 
     Raises:
         InputError: the tokenizer needs code of its own, cannot be loaded, or would give other ids.
@@ -212,7 +229,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         raise InputError(f"{path}: auto_map is {config['auto_map']!r}; a tokenizer with code of its own is not converted")
     try:
         stock = AutoTokenizer.from_pretrained(source)
-        # For a stock ModernBERT transformers takes tokenizer.json as it is, whatever the class; for others it asks the class.
+        # Of a stock ModernBERT transformers reads tokenizer.json and ignores `tokenizer_class`; of other models it does not.
         changed = {"model_input_names": stock.model_input_names} | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for them, on which 4 fails
             changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
@@ -220,13 +237,13 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             write_json(folder / path.name, changed)
         same = stock(SAMPLE)["input_ids"] == PreTrainedTokenizerFast.from_pretrained(folder)(SAMPLE)["input_ids"]
     except Exception as error:  # transformers and tokenizers raise many kinds
-        raise InputError(f"{source}: the tokenizer cannot be loaded: {one_line(error)}") from error
+        raise InputError(f"{source}: the tokenizer cannot be loaded: {describe(error)}") from error
     if not same:
         raise InputError(f"{source}: tokenizer.json alone gives other ids than transformers' AutoTokenizer does")
 
 
 def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Side of the pads, ids and mask of four rows: longer than the window, and shorter; pads hold random tokens too."""
+    """Side of the pads, ids `(4, T)` and mask `(4, T)`: rows longer than the window and shorter. Pads hold random tokens."""
     generator = torch.Generator().manual_seed(0)
     longest = min(config.local_attention + 33, config.max_position_embeddings)
     lengths = torch.tensor([longest, (longest + 1) // 2, min(longest, 2), 1])
@@ -238,7 +255,7 @@ def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tens
 
 @torch.inference_mode()
 def compare(stock: PreTrainedModel, ours: PreTrainedModel) -> dict[str, tuple[float, float]]:
-    """The largest difference of hidden states and of logits: as it is, and as a share of the largest entry of the tensor."""
+    """The largest difference of hidden states and of logits: absolute, and relative to the largest entry of the tensor."""
     architecture, pooling = type(stock).__name__, ours.config.classifier_pooling
     found = {}
 
@@ -251,7 +268,7 @@ def compare(stock: PreTrainedModel, ours: PreTrainedModel) -> dict[str, tuple[fl
         if architecture.endswith("MultipleChoice"):
             inputs = {name: tensor.unflatten(0, (2, -1)) for name, tensor in inputs.items()}
         expected = stock(**inputs, output_hidden_states=True, return_dict=True)
-        # Stock ModernBERT counts left pads as positions, which turns all angles alike; ours counts as written above.
+        # Ours counts positions so by itself. Stock ModernBERT counts left pads too, so it was given them.
         del inputs["position_ids"]
         actual = ours(**inputs, output_hidden_states=True, return_dict=True)
         real = mask.bool()
@@ -262,7 +279,7 @@ def compare(stock: PreTrainedModel, ours: PreTrainedModel) -> dict[str, tuple[fl
         per_token = architecture.endswith(("MaskedLM", "TokenClassification", "QuestionAnswering"))
         for name in expected.keys() & {"logits", "start_logits", "end_logits"}:
             record("logits", *(outputs[name][real] if per_token else outputs[name] for outputs in (actual, expected)))
-    return {what: tuple(torch.tensor(pairs).amax(0).tolist()) for what, pairs in found.items()}  # NaN, where there is one
+    return {what: tuple(torch.tensor(pairs).amax(0).tolist()) for what, pairs in found.items()}  # amax keeps NaN
 
 
 def main(settings: Settings) -> dict:
@@ -276,28 +293,28 @@ def main(settings: Settings) -> dict:
     try:
         stock = getattr(transformers, architecture).from_pretrained(source, dtype=torch.float32)
     except Exception as error:  # transformers raises many kinds
-        raise InputError(f"{source}: transformers cannot load it: {one_line(error)}") from error
+        raise InputError(f"{source}: transformers cannot load it: {describe(error)}") from error
     with replacing(output_dir) as folder:
         copy_tokenizer(source, folder)
         write_model(folder, model)
         ours = type(model).from_pretrained(folder, dtype=torch.float32)
         for dtype in (torch.float32, torch.float64):
             found = compare(stock.to(dtype), ours.to(dtype))
-            if all(share <= TOLERANCE for _, share in found.values()):
+            if all(relative <= TOLERANCE for _, relative in found.values()):
                 break
-        for what, (difference, share) in found.items():
-            if not share <= TOLERANCE:
+        for what, (difference, relative) in found.items():
+            if not relative <= TOLERANCE:
                 raise InputError(
                     f"{source}: {what} differ from those of transformers' {architecture} by {difference:.3g}, "
-                    f"{share:.3g} of the largest entry; {TOLERANCE} is allowed"
+                    f"{relative:.3g} of the largest entry; {TOLERANCE} is allowed"
                 )
-            print(f"{what}: largest difference {difference:.3g}, {share:.3g} of the largest entry", file=sys.stderr)
+            print(f"{what}: largest difference {difference:.3g}, {relative:.3g} of the largest entry", file=sys.stderr)
     return {
         "architecture": architecture,
         "num_parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "max_abs_diff": max(difference for difference, _ in found.values()),
-        "max_relative_diff": max(share for _, share in found.values()),
+        "max_relative_diff": max(relative for _, relative in found.values()),
         "compared_in": str(dtype).removeprefix("torch."),
         "output_dir": settings.output_dir,
     }

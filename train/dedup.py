@@ -1,10 +1,11 @@
 """Corpus -> the same corpus without duplicates and near-duplicates, across all sources, and without evaluation data.
 
-Texts are compared by the sets of 5-grams of their letters and digits: a sketch of each set, 32 bands of 8 numbers; texts that
-agree in a band are candidates, and are duplicates where the sketches say that the sets overlap by `min_jaccard`. Documents are
-taken in order, the sources named in `priority` first: one goes only where another that stays is like it, so that no chain of
-likenesses takes away what is like nothing that is left. Texts with the same letters always count as duplicates, however short.
-With `--decontaminate` the documents that contain evaluation data go too (train/corpus/decontaminate.py).
+Texts are compared by the sets of 5-grams of their letters and digits. Each set has a sketch of 32 bands of 8 numbers. Two texts
+with an equal band are candidates; they are duplicates if their sketches agree in as many places as sets with a Jaccard index of
+`min_jaccard`. Texts with the same letters and digits are always duplicates, however short. Documents are taken in order, the
+sources in `priority` first. A document is removed only if it is a duplicate of a document that stays, so a chain of similar
+documents loses none that is unlike all that stay. `--decontaminate` removes documents with evaluation data too
+(train/corpus/decontaminate.py).
 
     python train/dedup.py --input_dir runs/mine/clean --output_dir runs/mine/dedup --priority wikipedia books
     python train/dedup.py --input_dir runs/mine/clean --output_dir runs/mine/dedup --decontaminate my_tasks/
@@ -25,7 +26,7 @@ from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
 from zh_modernbert.train.corpus.sketches import Pairs, Removals, Sketches
 
-SHARDS_PER_PART = 20  # so many shards' worth of bands are held by a worker that looks for pairs
+SHARDS_PER_PART = 20  # a task that looks for pairs holds as many records as the bands of so many shards have
 
 
 @dataclass
@@ -43,7 +44,7 @@ class Settings(ParallelSettings):
 
 
 def check_sources(settings: Settings, sources: dict[str, int]) -> None:
-    """Raises InputError where there are no documents, or none of a source that `priority` names."""
+    """Raises InputError if there is no document at all, or none of a source that `priority` names."""
     if not sources:
         raise InputError(f"{settings.input_dir}: an empty corpus: no documents in it")
     for source in settings.priority:
@@ -52,10 +53,10 @@ def check_sources(settings: Settings, sources: dict[str, int]) -> None:
 
 
 def check_passages(passages: dict[str, int]) -> None:
-    """Says which evaluation files have nothing to look for.
+    """Warns of evaluation files without a passage to look for.
 
     Raises:
-        InputError: none has.
+        InputError: no file has one.
     """
     for file, count in passages.items():
         if not count:
@@ -65,7 +66,7 @@ def check_passages(passages: dict[str, int]) -> None:
 
 
 def under(prefix: str, counts: Counter) -> dict[str, int]:
-    """The counts whose names begin with `prefix`, by the rest of their names."""
+    """The counts whose names begin with `prefix`, under names without it."""
     return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
 
 
@@ -93,7 +94,7 @@ def build(settings: Settings, folder: Path) -> dict:
             check_sources(settings, under("in/", found))
         if name == "index":
             check_passages(under("passages_in/", found))
-        counts |= found  # what two pipelines count, they count alike
+        counts |= found  # a name in two pipelines has the same count in both
     documents = sum(under("in/", counts).values())
     return {
         "documents_in": documents,

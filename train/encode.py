@@ -1,8 +1,7 @@
-"""Corpus + tokenizer -> token ids and word starts, documents whole.
+"""Corpus + tokenizer -> token ids and word starts of each document.
 
-A token starts a word where a word of the segmenter begins with its first character; every other token belongs to the word
-before it, so the tokens of one word always stay together. Each shard of the corpus becomes a folder, whose files
-train/rows/encoded.py describes and reads.
+A token starts a word if a word of the segmenter begins at the token's first character. Every other token belongs to the word of
+the token before it. Each shard of the corpus becomes a folder; train/rows/encoded.py describes and reads its files.
 
     python train/encode.py --input_dir runs/mine/dedup --tokenizer_dir runs/mine/tokenizer --output_dir runs/mine/encoded
 """
@@ -29,7 +28,7 @@ from zh_modernbert.train.rows.encoded import encoded_shards, ids_dtype, tokens_p
 from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
 from zh_modernbert.train.tokenizer.segment import word_boundaries
 
-BATCH = 1 << 19  # characters the tokenizer gets at once, to a document
+BATCH = 1 << 19  # a batch for the tokenizer ends with the document that reaches so many characters
 
 
 @dataclass
@@ -47,18 +46,21 @@ class Settings(ParallelSettings):
 
 
 def token_bytes(backend) -> np.ndarray:
-    """`(V,)`: the bytes of text that each token of a byte-level `tokenizers.Tokenizer` stands for."""
+    """`(V,)`: for each token of a byte-level `tokenizers.Tokenizer`, how many bytes of text it stands for."""
     vocab = backend.get_vocab()
     lengths = np.zeros(max(vocab.values()) + 1, dtype=np.int64)
     for token, index in vocab.items():
-        lengths[index] = len(token)  # the byte-level alphabet has a character for each byte
+        lengths[index] = len(token)  # spelled with one character for each byte
     return lengths
 
 
 def word_starts(text: str, lengths: np.ndarray) -> np.ndarray:
-    """`(tokens,)` bool from the tokens' `(tokens,)` lengths in bytes: those where a word begins.
+    """`(tokens,)` bool: whether a word begins with the token.
 
-    A token that begins inside a character (its first bytes are in the token before) starts nothing.
+    A token that begins inside a character starts no word.
+
+    Args:
+        lengths: `(tokens,)`, the bytes of each token.
     """
     data = np.frombuffer(text.encode(), dtype=np.uint8)
     boundaries = np.zeros(len(data), dtype=bool)
@@ -67,7 +69,7 @@ def word_starts(text: str, lengths: np.ndarray) -> np.ndarray:
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """The documents in lists, each of so many that its texts have BATCH characters."""
+    """The documents in lists. A list ends as soon as its texts have `BATCH` characters together."""
     batch, size = [], 0
     for document in documents:
         batch.append(document)
@@ -80,13 +82,14 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def encode(texts: list[str], backend, bytes_of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each text its token ids and word starts.
+    """For each text its token ids `(tokens,)` and word starts `(tokens,)`.
 
     Args:
-        backend: a `tokenizers.Tokenizer`. bytes_of: its `token_bytes`.
+        backend: a `tokenizers.Tokenizer`.
+        bytes_of: its `token_bytes`.
 
     Raises:
-        InputError: its tokens are not all of the text, so that nobody knows where they stand.
+        InputError: the tokens have not as many bytes as the text, so their places are unknown.
     """
     for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
         ids = np.array(encoding.ids, dtype=np.int64)
@@ -98,7 +101,7 @@ def encode(texts: list[str], backend, bytes_of: np.ndarray) -> Iterator[tuple[np
 
 @lru_cache(maxsize=1)
 def load_backend(tokenizer_dir: str, fingerprint: str) -> tuple[Tokenizer, np.ndarray]:
-    """The tokenizer with that fingerprint and its `token_bytes`, once a process: tokenizers never frees what it caches."""
+    """The tokenizer with that fingerprint, and its `token_bytes`. Loaded once a process: tokenizers never frees its caches."""
     backend = load_tokenizer(tokenizer_dir).backend_tokenizer
     backend.encode_special_tokens = True  # text that spells "[MASK]" stays text
     return backend, token_bytes(backend)

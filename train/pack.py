@@ -1,10 +1,10 @@
 """Encoded documents -> rows of at most `seq_len` tokens, shuffled, once per `seq_len`.
 
-A document becomes [CLS] tokens [SEP]. One that is longer than a row is cut into pieces that fill rows, between words; no
-other is ever cut. Rows are filled best-fit, longest first, which leaves far below 1% empty wherever there are short
-documents to fill with.
+A document becomes [CLS] tokens [SEP]. A document longer than a row is cut between words into pieces of at most a row; no other
+document is cut. Rows are filled best-fit, longest document first. Where there are short documents to fill gaps, far less than
+1% of the rows is empty.
 
-Shards are packed in groups, each of which becomes a folder, whose files train/rows/packed.py describes and reads.
+Shards are packed in groups. Each group becomes a folder; train/rows/packed.py describes and reads its files.
 
     python train/pack.py --input_dir runs/mine/encoded --output_dir runs/mine/packed_1024 --seq_len 1024
 """
@@ -42,9 +42,12 @@ class Settings(ParallelSettings):
 
 
 def cut(starts: np.ndarray, longest: int) -> list[int]:
-    """Where to cut a document of `len(starts)` tokens into pieces of at most `longest`: bounds from 0 to the end.
+    """The bounds, from 0 to `len(starts)`, of the pieces of a document, each of at most `longest` tokens.
 
-    Cuts fall before a word; inside one only where the word alone is longer than `longest`.
+    A piece ends before the start of a word. Only a word longer than `longest` is cut inside.
+
+    Args:
+        starts: `(tokens,)`, 1 where a token starts a word.
     """
     bounds = [0]
     while len(starts) - bounds[-1] > longest:
@@ -57,8 +60,9 @@ def cut(starts: np.ndarray, longest: int) -> list[int]:
 def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     """Rows of indices into `lengths`, each row's sum at most `capacity`.
 
-    Longest first, each into the fullest row that still has room (best-fit decreasing, Johnson 1974). The rows with a given room
-    are a stack, and an integer with a bit for each room that occurs finds the fullest one.
+    Best-fit decreasing (Johnson 1974): the longest first, each into the fullest row with room for it. Rows lie in one stack for
+    each amount of room. `occurring` has bit r set where the stack of room r is not empty; its lowest bit from `length` up is
+    the fullest row that fits.
     """
     rows: list[list[int]] = []
     rows_with_room: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -80,11 +84,13 @@ def best_fit_decreasing(lengths: np.ndarray, capacity: int) -> list[list[int]]:
     return rows
 
 
-def kept_shares(tokens: dict[str, int], mixture: dict[str, float]) -> dict[str, float]:
-    """Which part of each source's tokens is used for the mixture: all of the one that has least for its share.
+def kept_fractions(tokens: dict[str, int], mixture: dict[str, float]) -> dict[str, float]:
+    """The fraction of each source's tokens that is kept, so that the sources have their shares of `mixture` in what is kept.
+
+    The source with the fewest tokens for its share is kept whole. Without a mixture all sources are.
 
     Raises:
-        InputError: a source is unknown, or the shares are not above 0.
+        InputError: a source is unknown, or a share is not above 0.
     """
     for name, share in mixture.items():
         if name not in tokens or not 0 < share < math.inf:
@@ -94,7 +100,7 @@ def kept_shares(tokens: dict[str, int], mixture: dict[str, float]) -> dict[str, 
 
 
 class Group:
-    """Documents of several encoded shards as one list: document d is lengths[d] tokens of its shard, from offsets[d] on."""
+    """The documents of several encoded shards as one list. Document d is lengths[d] tokens of shard[d], from offsets[d] on."""
 
     def __init__(self, shards: list[EncodedShard]):
         self.shards = shards
@@ -103,18 +109,18 @@ class Group:
         self.lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
         self.sources = np.array([shard.names[source] for shard in shards for source in shard.sources], dtype=object)
 
-    def mix(self, shares: dict[str, float], generator: np.random.Generator) -> np.ndarray:
-        """Documents in random order, no one twice, with the given part of each source's tokens (to half a document)."""
+    def mix(self, fractions: dict[str, float], generator: np.random.Generator) -> np.ndarray:
+        """Numbers of documents in random order: of each source its fraction of the tokens, to within half a document."""
         order = generator.permutation(len(self.sources))
         keep = np.zeros(len(order), dtype=bool)
-        for name, share in shares.items():
+        for name, fraction in fractions.items():
             own = order[self.sources[order] == name]
             lengths = self.lengths[own]
-            keep[own[np.cumsum(lengths) - lengths / 2 <= share * lengths.sum()]] = True
+            keep[own[np.cumsum(lengths) - lengths / 2 <= fraction * lengths.sum()]] = True
         return order[keep[order]]
 
     def pieces(self, documents: np.ndarray, longest: int) -> np.ndarray:
-        """`(pieces, 3)`: shard, first token and end of each document, or of its parts where it is longer than `longest`."""
+        """`(pieces, 3)`: shard, first token and end of each document, or of each piece of a document longer than `longest`."""
         found = []
         for shard, start, length in zip(self.shard[documents], self.offsets[documents], self.lengths[documents], strict=True):
             if length <= longest:
@@ -130,14 +136,14 @@ class Group:
 
 
 class Packer(PipelineStep):
-    """Task g packs group g: every `world_size`-th shard, so that each group has of all sources."""
+    """Task g packs group g: every `world_size`-th shard from g on, so that each group has documents of all sources."""
 
     type = "packer"
     name = "pack"
 
-    def __init__(self, settings: Settings, folder: Path, vocab_size: int, shares: dict[str, float]):
+    def __init__(self, settings: Settings, folder: Path, vocab_size: int, fractions: dict[str, float]):
         super().__init__()
-        self.settings, self.folder, self.vocab_size, self.shares = settings, folder, vocab_size, shares
+        self.settings, self.folder, self.vocab_size, self.fractions = settings, folder, vocab_size, fractions
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         settings = self.settings
@@ -146,10 +152,10 @@ class Packer(PipelineStep):
         group = Group([load_shard(shard, self.vocab_size) for shard in shards])
         tokenizer = load_tokenizer(Path(settings.input_dir) / "tokenizer")
         cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-        documents = group.mix(self.shares, generator)
+        documents = group.mix(self.fractions, generator)
         pieces = group.pieces(documents, settings.seq_len - 2)
         rows = best_fit_decreasing(pieces[:, 2] - pieces[:, 1] + 2, settings.seq_len)
-        # Documents lie in the order of their length within a row; what a model sees first should not depend on that.
+        # Best-fit leaves the documents of a row, and the rows, in order of length. Training should not see such an order.
         rows = [generator.permutation(rows[index]) for index in generator.permutation(len(rows))]
         document_offsets, row_offsets, dtype = [0], [0], ids_dtype(self.vocab_size)
         with replacing(self.folder / f"{rank:05d}") as shard:
@@ -158,7 +164,7 @@ class Packer(PipelineStep):
                     for piece in pieces[row].tolist():
                         ids, starts = group.tokens(*piece)
                         starts = np.concatenate(([1], starts, [1])).astype(np.uint8)
-                        starts[1] = 1  # a piece may begin inside a word that is longer than a row
+                        starts[1] = 1  # the first token of a piece starts a word, even if it was cut out of one
                         ids_file.write(np.concatenate((cls, ids, sep)).astype(dtype).tobytes())
                         starts_file.write(starts.tobytes())
                         document_offsets.append(document_offsets[-1] + len(starts))
@@ -173,10 +179,10 @@ class Packer(PipelineStep):
 
 def build(settings: Settings, folder: Path) -> dict:
     encoded = load_manifest(settings.input_dir, "encode")["result"]
-    shares = kept_shares(encoded["per_source"], settings.mixture)
+    fractions = kept_fractions(encoded["per_source"], settings.mixture)
     shards = encoded_shards(settings.input_dir)
     groups = max(1, min(len(shards), round(encoded["tokens"] / settings.group_tokens)))
-    steps = [Packer(settings, folder, encoded["vocab_size"], shares)]
+    steps = [Packer(settings, folder, encoded["vocab_size"], fractions)]
     counts = run_pipeline(steps, groups, settings, folder, f"pack {settings.seq_len}")
     if not counts["rows"]:
         raise InputError(f"{settings.input_dir}: no documents to pack")

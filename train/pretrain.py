@@ -1,66 +1,55 @@
-"""Packed rows -> a pretrained masked language model. The only loop there is; a stage is a preset.
+"""Packed rows -> a pretrained masked language model. This is the only loop of pretraining; a stage is a preset.
 
-Runs on one process or many. An update of as many rows takes the same ones with the same masks wherever it is computed; the
-loss is the mean over all masked tokens of the update. Killed at any moment and started again with the same command, it goes on
-from the last checkpoint and ends with the same weights, on CPU to the bit. SIGTERM or SIGINT save one first. On another number
-of processes it goes on at the same row of the data.
+A run has one process or many. Updates of the same number of rows take the same rows with the same masks on any number of
+processes. The loss of an update is the mean over all its masked tokens. A run that was killed goes on from its last checkpoint
+with the same command, and ends with the same weights, on CPU to the bit. SIGTERM and SIGINT save a checkpoint and end the run.
+On another number of processes a run goes on at the same row of the data.
 
 Writes `checkpoints/`, `metrics.jsonl` and its plots in `metrics.png`, TensorBoard events in `tensorboard/`, and at the end
 `model/`, a folder for `from_pretrained`. An update whose loss or gradient is not finite is skipped, and its rows are noted in
-`skipped.jsonl`. With `--dry_run true` it writes nothing, and prints what the run would be: sizes, work, time and disk. That is
-for as many processes as are started, or as WORLD_SIZE says.
+`skipped.jsonl`.
+
+With `--dry_run true` it writes nothing, and prints what the run would take: sizes, work, time and disk. The number of processes
+is that of those started, or WORLD_SIZE.
 
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_1k.yaml
     accelerate launch train/pretrain.py train/configs/tiny/pretrain_8k.yaml --init_from runs/tiny/pretrain_1k/model
     WORLD_SIZE=8 python train/pretrain.py train/configs/system_a/pretrain_1k.yaml --dry_run true --tokens_per_second 1e6
 """
 
+import contextlib
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.model_folder import save_model
-from zh_modernbert.train.pretraining.checkpoint import (
-    Rotation,
-    checkpoints,
-    load_checkpoint,
-    newest_whole,
-    save_checkpoint,
-    writing,
-)
+from zh_modernbert.train.pretraining.checkpoint import Rotation, load_checkpoint, newest_undamaged, save_checkpoint, writing
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
-from zh_modernbert.train.pretraining.parallel import agree, end_processes, on_main_process, prepare, whole_model
+from zh_modernbert.train.pretraining.parallel import agree, end_processes, gather_model, on_main_process, prepare
 from zh_modernbert.train.pretraining.plan import plan
-from zh_modernbert.train.pretraining.run_folder import check_output, claim_output, made_with, run_identity, start_of
+from zh_modernbert.train.pretraining.run_folder import claim_run_folder
 from zh_modernbert.train.pretraining.schedules import build_schedule
-from zh_modernbert.train.pretraining.set_up import (
-    build_model,
-    check_rows,
-    fit_model,
-    read_model_config,
-    require_model,
-    rows_per_update,
-)
+from zh_modernbert.train.pretraining.set_up import Parts, set_up
 from zh_modernbert.train.pretraining.signals import StopSignals
-from zh_modernbert.train.pretraining.tile import check_sizes
 from zh_modernbert.train.pretraining.tracking import TRACKERS, Log, check_trackers
 from zh_modernbert.train.pretraining.update import return_freed_memory, seed_update, skipped_rows, update
-from zh_modernbert.train.pretraining.validation import Validation
-from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches, micro_batches_of_updates
+from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
 from zh_modernbert.train.rows.masking import Masking, mlm_probability_at, special_ids_of
-from zh_modernbert.train.rows.row_stream import PackedStream
-from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 
 @dataclass
@@ -79,9 +68,9 @@ class Settings(BaseSettings):
     max_steps: int = setting(1000, "updates", least=1)
     per_device_batch_size: int = setting(16, "rows a process takes at once", least=1, running=True)
     gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1, running=True)
-    tokens_per_update: int = setting(0, "in place of gradient_accumulation_steps: tokens of full rows in an update", least=0)
+    tokens_per_update: int = setting(0, "tokens of full rows in an update, in place of gradient_accumulation_steps", least=0)
     num_batch_warmup_steps: int = setting(0, "updates over which their rows grow to the full number", least=0)
-    warmup_batch_ratio: float = setting(1.0, "where that starts, of the full number", least=0, most=1)
+    warmup_batch_ratio: float = setting(1.0, "share of the full number that they start with", least=0, most=1)
     seed: int = setting(0, "of weights, order, masks and dropout", least=0, most=2**63 - 1)
     # Masking.
     masking: str = setting("whole_word", "what is masked together", ("whole_word", "ngram", "token"))
@@ -110,7 +99,7 @@ class Settings(BaseSettings):
     attn_implementation: str = setting("sdpa", "attention backend")
     gradient_checkpointing: str = setting(
         "none",
-        "what the backward pass computes again, for less memory: what the MLPs have between their products, or whole layers",
+        "what the backward pass computes again, to save memory: what is between the two products of an MLP, or whole layers",
         ("none", "mlp", "layers"),
         running=True,
     )
@@ -119,8 +108,12 @@ class Settings(BaseSettings):
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
     save_total_limit: int = setting(2, "checkpoints kept: the newest", least=1, running=True)
-    keep_every_steps: int = setting(0, "beside them, those of every so many updates are kept; 0: none", least=0, running=True)
-    max_skipped_updates: int = setting(10, "updates in a row without a finite gradient that end the run", least=1, running=True)
+    keep_every_steps: int = setting(
+        0, "checkpoints of every so many updates are written and kept for good; 0: none", least=0, running=True
+    )
+    max_skipped_updates: int = setting(
+        10, "so many updates in a row without a finite gradient end the run", least=1, running=True
+    )
     # Showing.
     report_to: list[str] = setting(["tensorboard"], "trackers beside metrics.jsonl", ("none", *TRACKERS), running=True)
     peak_flops: float = setting(0.0, "of one device, in TFLOP/s: shows utilisation", least=0, running=True)
@@ -132,10 +125,10 @@ class Settings(BaseSettings):
 
 
 def check(settings: Settings) -> None:
-    """Contradictions between settings, before any work.
+    """Checks that the settings do not contradict one another.
 
     Raises:
-        InputError: one line that names the setting.
+        InputError: two do, naming them.
     """
 
     def require(condition: bool, message: str):
@@ -185,112 +178,60 @@ def rotation_of(settings: Settings) -> Rotation:
     return Rotation(settings.save_steps, settings.save_total_limit, settings.keep_every_steps, decay_start)
 
 
-def compare_layout(before: dict, now: dict) -> None:
-    """Says on stderr what it means that a run goes on with other processes or rows than before."""
-    if before != now:
-        form = "{processes} processes x {per_device_batch_size} rows, {rows_per_update} an update"
-        note = f"{form.format(**now)}; before: {form.format(**before)}. The run goes on at the right row, but not to the bit"
-        print(f"note: {note}", file=sys.stderr)
-
-
-def dry_run(settings: Settings) -> dict | None:
-    """What the run would be, with the checks that it makes before it reads weights. Reads what is there, and writes nothing."""
-    rows = config = tokenizer = model = sizes = None
-    num_processes, first_step = int(os.environ.get("WORLD_SIZE", 1)), 0
-    if all((Path(settings.data_dir) / name).exists() for name in settings.mixture or [""]):
-        rows = PackedStream(settings.data_dir, settings.mixture)
-        tokenizer = load_tokenizer(rows.tokenizer_dir)
-        check_rows(settings, rows, num_processes)
-    if settings.init_from and Path(settings.init_from).exists():
-        config = ZhModernBertConfig.from_pretrained(require_model(settings, rows.tokenizer if rows else None))
-    if settings.model_config:
-        start = config
-        vocab_size = rows.vocab_size if rows else (start or ZhModernBertConfig()).vocab_size
-        config = read_model_config(settings.model_config, vocab_size, tokenizer)
-        if start:
-            check_sizes(start, config)
-    if config:
-        with torch.device("meta"):
-            model = ZhModernBertForMaskedLM(config)
-    if seq_len := rows.seq_len if rows else settings.seq_len:
-        sizes = rows_per_update(settings, seq_len, num_processes)
-        micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
-    if rows and model:
-        fit_model(settings, model, rows)
-        own = made_with(settings, model, rows)
-        if not settings.init_from or Path(settings.init_from).exists():
-            check_output(Path(settings.output_dir), settings, run_identity(settings, model, own))
-        if start := start_of(settings, own):
-            first_step = start["step"]
-        if settings.validation_dir:
-            Validation(settings, rows, tokenizer, model.config)
+def dry_run(settings: Settings, parts: Parts, num_processes: int) -> dict | None:
+    """What the run would take; on stderr, what is not there yet."""
     if os.environ.get("RANK", "0") != "0":
         return None
-    for path, there in ((settings.data_dir, rows), (settings.init_from, Path(settings.init_from).exists())):
+    for path, there in ((settings.data_dir, parts.rows), (settings.init_from, Path(settings.init_from).exists())):
         if path and not there:
             print(f"{path}: not there yet; see 'assumed', and what depends on more is null", file=sys.stderr)
-    return plan(settings, model, rows, sizes, rotation_of(settings), first_step, num_processes)
+    first_step = parts.start["step"] if parts.start else 0
+    return plan(settings, parts.model, parts.rows, parts.rows_per_update, rotation_of(settings), first_step, num_processes)
 
 
-@stopping
-def main(settings: Settings) -> dict | None:
-    check(settings)
-    if settings.dry_run:
-        return dry_run(settings)
-    rows = PackedStream(settings.data_dir, settings.mixture)
-    tokenizer = load_tokenizer(rows.tokenizer_dir)
+def join_processes(settings: Settings, num_processes: int) -> Accelerator:
+    """Makes this process one of the run's.
+
+    Raises:
+        InputError: Accelerate sees another number of processes than were started.
+    """
     # Accelerate starts no group of processes without a GPU unless it is told that there is none.
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.accelerator.is_available())
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != world_size:
+    if accelerator.num_processes != num_processes:
         raise InputError(
-            f"{world_size} processes were started, but Accelerate sees {accelerator.num_processes}; "
+            f"{num_processes} processes were started, but Accelerate sees {accelerator.num_processes}; "
             "give them all a GPU, or none (ACCELERATE_USE_CPU=true)"
         )
-    check_rows(settings, rows, accelerator.num_processes)
-    main_process, output_dir = accelerator.is_main_process, Path(settings.output_dir)
-    torch.manual_seed(settings.seed)
-    model = build_model(settings, rows, tokenizer)
-    rate = (settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)
-    dataset = MicroBatches(
-        rows,
-        Masking(
-            rows.vocab_size,
-            settings.masking,
-            settings.mask_replace_prob,
-            settings.random_replace_prob,
-            tokenizer.mask_token_id,
-            special_ids_of(tokenizer),
-        ),
-        rate,
-        settings.per_device_batch_size,
-        rows_per_update(settings, rows.seq_len, accelerator.num_processes),
-        settings.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    own = made_with(settings, model, rows)
-    identity = run_identity(settings, model, own)
-    check_output(output_dir, settings, identity)
-    # Of no use to a run with checkpoints of its own, and long to verify.
-    start = None if checkpoints(output_dir) else start_of(settings, own)
-    validation = Validation(settings, rows, tokenizer, model.config) if settings.validation_dir else None
-    accelerator.wait_for_everyone()
-    if (output_dir / "model").is_dir():
-        return read_json(output_dir / "result.json") if main_process else None
-    lock = on_main_process(accelerator, lambda: claim_output(output_dir, settings, identity))
+    return accelerator
 
+
+@dataclass(frozen=True)
+class Learner:
+    """A model and what changes it.
+
+    Attributes:
+        model: has the parameters.
+        wrapped: the module to call in the model's place, see `prepare`.
+        learning_rate: update (from 0) -> its learning rate.
+    """
+
+    model: ZhModernBertForMaskedLM
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    learning_rate: Callable[[int], float]
+
+
+def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerator: Accelerator) -> Learner:
     model.to(accelerator.device).train()
     if settings.gradient_checkpointing == "layers":
         model.gradient_checkpointing_enable()
     for layer in model.model.layers:
         layer.mlp.recompute = settings.gradient_checkpointing == "mlp"
-    betas = (settings.adam_beta1, settings.adam_beta2)
     optimizer = build_optimizer(
         settings.optimizer,
         model,
         settings.learning_rate,
-        betas,
+        (settings.adam_beta1, settings.adam_beta2),
         settings.adam_epsilon,
         settings.weight_decay,
         sharded=accelerator.is_fsdp2,
@@ -307,103 +248,173 @@ def main(settings: Settings) -> dict | None:
         settings.damping,
     )
     wrapped = prepare(accelerator, model, optimizer, settings.compile)
+    return Learner(model, wrapped, optimizer, lambda step: settings.learning_rate * schedule(step))
+
+
+def mlm_schedule_of(settings: Settings) -> tuple[list[float], int, int]:
+    return settings.mlm_probability, settings.num_warmup_steps, settings.max_steps
+
+
+def build_dataset(settings: Settings, parts: Parts, accelerator: Accelerator) -> MicroBatches:
+    masking = Masking(
+        parts.rows.vocab_size,
+        settings.masking,
+        settings.mask_replace_prob,
+        settings.random_replace_prob,
+        parts.tokenizer.mask_token_id,
+        special_ids_of(parts.tokenizer),
+    )
+    return MicroBatches(
+        parts.rows,
+        masking,
+        mlm_schedule_of(settings),
+        settings.per_device_batch_size,
+        parts.rows_per_update,
+        settings.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+
+
+def restore(settings: Settings, parts: Parts, learner: Learner, dataset: MicroBatches, accelerator: Accelerator) -> dict:
+    """Loads the run's newest checkpoint, else the one to resume from, if there is one; lets the data begin at its row.
+
+    Returns:
+        The position. `step`, `rows`, `tokens` and `skipped` count what is done, `sums` are what is not logged yet, `layout` is
+        how many processes and rows an update has, `made_with` is what `describe_run` gives.
+    """
     layout = {
         "processes": accelerator.num_processes,
         "per_device_batch_size": settings.per_device_batch_size,
-        "rows_per_update": int(dataset.first_rows[-1] - dataset.first_rows[-2]),
+        "rows_per_update": int(parts.rows_per_update[-1]),
     }
-    position = start or {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "layout": layout, "sums": {}}
-    found = on_main_process(accelerator, lambda: newest_whole(output_dir, identity))
-    (saved,) = broadcast_object_list([found])
-    if saved:
-        position = load_checkpoint(saved, model, optimizer)
-        if main_process:
-            compare_layout(position["layout"], layout)
-    elif start:
-        load_checkpoint(Path(settings.resume_from), model, optimizer)
-        if main_process:
-            where = f"row {start['rows']} of the same data" if start["rows"] else "the first row of other data or another order"
-            print(f"going on from {settings.resume_from} with {where}", file=sys.stderr)
-    first_step = position["step"]
-    dataset.begin(first_step, position["rows"])
-    stream = iter(micro_batches(dataset, first_step, settings.num_workers))
-    log = None
-    if main_process:
-        with writing(output_dir):
-            log = Log(output_dir, settings, model.config, first_step, position["sums"])
-    started, first_token, line = time.perf_counter(), position["tokens"], {"loss": None, "masked_accuracy": None}
-    rotation = rotation_of(settings)
+    position, note = {"step": 0, "rows": 0, "tokens": 0, "skipped": 0, "sums": {}}, ""
+    found = on_main_process(accelerator, lambda: newest_undamaged(Path(settings.output_dir), parts.identity))
+    (own,) = broadcast_object_list([found])
+    if own:
+        position = load_checkpoint(own, learner.model, learner.optimizer)
+        if position["layout"] != layout:
+            form = "{processes} processes x {per_device_batch_size} rows, {rows_per_update} an update"
+            now, before = form.format(**layout), form.format(**position["layout"])
+            note = f"note: {now}; before: {before}. The run goes on at the right row, but not to the bit"
+    elif parts.start:
+        load_checkpoint(Path(settings.resume_from), learner.model, learner.optimizer)
+        position = parts.start
+        row = position["rows"]
+        where = f"row {row} of the same data" if row else "the first row of other data or another order"
+        note = f"going on from {settings.resume_from} with {where}"
+    if note and accelerator.is_main_process:
+        print(note, file=sys.stderr)
+    dataset.begin(position["step"], position["rows"])
+    return position | {"layout": layout, "made_with": parts.made_with}
+
+
+def leave(accelerator: Accelerator, log: Log | None, step: int, saved: bool) -> None:
+    """Ends the process after a signal."""
+    accelerator.wait_for_everyone()  # the main process may still be writing a checkpoint
+    if log:
+        log.close()
+    stopping.leave(step, saved, accelerator.is_main_process)
+
+
+def train(
+    settings: Settings,
+    parts: Parts,
+    learner: Learner,
+    dataset: MicroBatches,
+    position: dict,
+    log: Log | None,
+    accelerator: Accelerator,
+) -> dict:
+    """The loop: from `position` to the last update, or to a signal, which ends the process.
+
+    Args:
+        log: of the main process; None on the others.
+
+    Returns:
+        The last position.
+
+    Raises:
+        InputError: max_skipped_updates updates in a row had a loss or gradient that was not finite.
+    """
+    output_dir, rotation, validation = Path(settings.output_dir), rotation_of(settings), parts.validation
+    stream = iter(micro_batches(dataset, position["step"], settings.num_workers))
     skipped_in_a_row, stop = 0, False
-    for step in range(first_step, settings.max_steps):
+    for step in range(position["step"], settings.max_steps):
         if stop:
-            accelerator.wait_for_everyone()  # the main process may be saving still
-            if main_process:
-                log.close()
-            stopping.leave(step, not skipped_in_a_row, main_process)
+            leave(accelerator, log, step, saved=not skipped_in_a_row)
         seed_update(settings.seed, step, accelerator.process_index)
-        learning_rate = settings.learning_rate * schedule(step)
-        for group in optimizer.param_groups:
+        learning_rate = learner.learning_rate(step)
+        for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate
         batches = [next(stream) for _ in range(dataset.counts[step])]
-        result = update(accelerator, wrapped, batches, list(model.parameters()), settings.max_grad_norm)
+        result = update(accelerator, learner.wrapped, batches, list(learner.model.parameters()), settings.max_grad_norm)
         finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
         skip, stop = agree(accelerator, not finite, stopping.received)
-        skipped_in_a_row = skipped_in_a_row + 1 if skip else 0
-        rows_of_skipped = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
+        bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
         if not skip:
-            optimizer.step()
-        optimizer.zero_grad()
-        position = {
-            "step": step + 1,
-            "rows": int(dataset.first_rows[step + 1]),
-            "tokens": position["tokens"] + result["tokens"],
-            "skipped": position["skipped"] + skip,
-            "layout": layout,
-            "made_with": own,
-        }
-        done = position["step"]
-        if skip and main_process:
-            log.skip(done, result, rows_of_skipped)
+            learner.optimizer.step()
+        learner.optimizer.zero_grad()
+        done, tokens, skipped = step + 1, position["tokens"] + result["tokens"], position["skipped"] + skip
+        position |= {"step": done, "rows": int(dataset.first_rows[done]), "tokens": tokens, "skipped": skipped}
+        if log:
+            log.skip(done, result, bad_rows) if skip else log.add(result, batches)
+        skipped_in_a_row = skipped_in_a_row + 1 if skip else 0
         if skipped_in_a_row == settings.max_skipped_updates:
-            raise InputError(
-                f"updates {step + 2 - skipped_in_a_row} to {done}: the loss or its gradient is not finite; the rows are in "
-                f"{output_dir / 'skipped.jsonl'}, (epoch, row) of the last ones: {str(rows_of_skipped[:4])[1:-1]}; "
-                f"mend the data, or lower learning_rate (now {learning_rate:.2e})"
-            )
-        validated = validation(wrapped, accelerator) if validation and validation.due(done) else None
-        if main_process:
-            if not skip:
-                log.add(result, batches)
-            if validated:
-                log.write_validation(done, validated)  # before the clock starts anew
-            if log.sums and (done % settings.logging_steps == 0 or done == settings.max_steps):
-                line = log.write(
-                    done,
-                    learning_rate=learning_rate,
-                    mlm_probability=mlm_probability_at(step, *rate),
-                    grad_norm=None if skip else result["grad_norm"],
-                    skipped=position["skipped"],
-                )
-                return_freed_memory()
-        # Not while updates are skipped: if it is the weights that are not finite, rotation must not drop the good ones.
+            raise not_finite(output_dir, done, skipped_in_a_row, bad_rows, learning_rate)
+        validated = validation(learner.wrapped, accelerator) if validation and validation.due(done) else None
+        if log and validated:
+            log.write_validation(done, validated)
+        if log and log.due(done):
+            masked = mlm_probability_at(step, *mlm_schedule_of(settings))
+            norm = None if skip else result["grad_norm"]
+            log.write(done, learning_rate=learning_rate, mlm_probability=masked, grad_norm=norm, skipped=skipped)
+            return_freed_memory()
+        # Not while updates are skipped: the weights may be what is not finite, and the rotation would delete the good ones.
         if (stop or rotation.due(done)) and done < settings.max_steps and not skipped_in_a_row:
-            position["sums"] = log.sums if main_process else {}
-            save_checkpoint(output_dir, position, model, optimizer, identity, rotation)
-            if main_process:
+            position["sums"] = log.sums if log else {}
+            save_checkpoint(output_dir, position, learner.model, learner.optimizer, parts.identity, rotation)
+            if log:
                 log.draw()
+    return position
+
+
+def not_finite(output_dir: Path, done: int, in_a_row: int, rows: list[tuple[int, int]], learning_rate: float) -> InputError:
+    """Why a run ends whose last updates were all skipped."""
+    return InputError(
+        f"updates {done + 1 - in_a_row} to {done}: the loss or its gradient is not finite; the rows are in "
+        f"{output_dir / 'skipped.jsonl'}, (epoch, row) of the last ones: {str(rows[:4])[1:-1]}; "
+        f"mend the data, or lower learning_rate (now {learning_rate:.2e})"
+    )
+
+
+def finish(
+    settings: Settings,
+    model: ZhModernBertForMaskedLM,
+    tokenizer: ZhModernBertTokenizer,
+    position: dict,
+    log: Log | None,
+    tokens_per_second: float,
+) -> dict | None:
+    """Writes `model/` and `result.json`, and returns the latter on the main process.
+
+    Raises:
+        InputError: all updates were skipped, or the folder cannot be written.
+    """
+    output_dir = Path(settings.output_dir)
     if position["skipped"] == settings.max_steps:
         raise InputError(f"no update had a finite loss and gradient; the rows are in {output_dir / 'skipped.jsonl'}")
-    model = whole_model(model)
-    if not main_process:
+    model = gather_model(model)
+    if not log:
         return None
     log.close()
     result = {
         "steps": settings.max_steps,
-        "loss": line["loss"],
-        "masked_accuracy": line["masked_accuracy"],
+        "loss": log.line.get("loss"),
+        "masked_accuracy": log.line.get("masked_accuracy"),
         "tokens": position["tokens"],
         "skipped_updates": position["skipped"],
-        "tokens_per_second": round((position["tokens"] - first_token) / (time.perf_counter() - started), 1),
+        "tokens_per_second": round(tokens_per_second, 1),
         "parameters": model.num_parameters(),
         "output_dir": settings.output_dir,
     }
@@ -411,8 +422,33 @@ def main(settings: Settings) -> dict | None:
         write_json(output_dir / "result.json", result)
         save_model(output_dir / "model", model, tokenizer)
         (output_dir / ".lock").unlink(missing_ok=True)
-    lock.close()
     return result
+
+
+@stopping
+def main(settings: Settings) -> dict | None:
+    check(settings)
+    num_processes, output_dir = int(os.environ.get("WORLD_SIZE", 1)), Path(settings.output_dir)
+    parts = set_up(settings, num_processes)
+    if settings.dry_run:
+        return dry_run(settings, parts, num_processes)
+    accelerator = join_processes(settings, num_processes)
+    accelerator.wait_for_everyone()  # nobody writes the folder before all have checked it
+    if (output_dir / "model").is_dir():
+        return read_json(output_dir / "result.json") if accelerator.is_main_process else None
+    lock = on_main_process(accelerator, lambda: claim_run_folder(output_dir, settings, parts.identity))
+    with lock or contextlib.nullcontext():
+        learner = build_learner(settings, parts.model, accelerator)
+        dataset = build_dataset(settings, parts, accelerator)
+        position = restore(settings, parts, learner, dataset, accelerator)
+        log = None
+        if accelerator.is_main_process:
+            with writing(output_dir):
+                log = Log(output_dir, settings, parts.model.config, position["step"], position["sums"])
+        started, tokens_before = time.perf_counter(), position["tokens"]
+        position = train(settings, parts, learner, dataset, position, log, accelerator)
+        tokens_per_second = (position["tokens"] - tokens_before) / (time.perf_counter() - started)
+        return finish(settings, learner.model, parts.tokenizer, position, log, tokens_per_second)
 
 
 if __name__ == "__main__":

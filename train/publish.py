@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_folder
 from zh_modernbert.train.common.model_folder import ROOT_FILES, write_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
@@ -99,7 +99,7 @@ def main(settings: Settings) -> dict:
     try:
         model = ZhModernBertForMaskedLM.from_pretrained(source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{source}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{source}: cannot be loaded: {one_line(error)}") from error
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
     tokenizer.model_max_length = model.config.max_position_embeddings

@@ -1,9 +1,9 @@
 """Documents from wherever they are -> one corpus folder.
 
-Reads JSONL, Parquet and text files, Wikipedia dumps, and Hub datasets; writes `.jsonl.zst` shards of documents. Nothing is
-changed or dropped here but texts without any character and what `where` leaves out: cleaning is the next stage. A line that
-cannot be read is set aside in `quarantine/` with its file and number; more than 1% of them stop the run. Files, and shards of
-Hub datasets, are read in parallel.
+Reads JSONL, Parquet and text files, Wikipedia dumps, and Hub datasets; writes `.jsonl.zst` shards of documents. Texts are not
+changed, since cleaning is the next stage; only empty texts and what `where` leaves out are dropped. A line that cannot be read
+goes to `quarantine/` with its file and number; more than 1% of such lines stop the run. Files, and shards of Hub datasets, are
+read in parallel.
 
     python train/sources.py --input my_texts/ more.jsonl.zst --output_dir runs/mine/sources
     python train/sources.py train/configs/system_a/data.yaml
@@ -24,7 +24,7 @@ from zh_modernbert.train.corpus.engine import QUARANTINE, ParallelSettings, run_
 from zh_modernbert.train.corpus.lines import Quarantine
 from zh_modernbert.train.corpus.source import Source, parts_of, read_part
 
-TASK_BYTES = 1 << 24  # small files are read together, until they are so large
+TASK_BYTES = 1 << 24  # small files are read by one task, up to so many bytes
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Settings(ParallelSettings):
 
 
 def tasks_of(source: Source) -> list[list[Path | int]]:
-    """The parts of a source that are read together: small files, and all where their documents are counted."""
+    """The parts of a source, in a list for each task: small files together, or all parts if `max_documents` limits them."""
     parts = parts_of(source)
     if source.max_documents:
         return [parts]
@@ -53,7 +53,7 @@ def tasks_of(source: Source) -> list[list[Path | int]]:
 
 
 class SourceReader(PipelineStep):
-    """Task r writes what the r-th of `tasks` reads."""
+    """Task r reads the parts of `tasks[r]` and writes their documents as shards."""
 
     type = "reader"
     name = "sources"

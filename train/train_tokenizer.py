@@ -2,12 +2,12 @@
 
 1. A sample is drawn in which both scripts have their share of the characters, and sources their weight. A list of words with
    their counts may come beside it, in both scripts (`train/tokenizer/words.py`).
-2. The most frequent characters become tokens before any word does, so that hardly one falls into bytes.
-3. Merges of characters are learned on text that is cut into words (train/tokenizer/segment.py), and cross none of the
-   boundaries, for there answers and entities start and end.
-4. Both are written as merges of bytes. No token holds the end of one character and the start of the next.
+2. The most frequent characters become tokens before any word does, so that text is hardly ever cut into bytes.
+3. Merges of characters are learned on text that is cut into words (`train/tokenizer/segment.py`). No merge crosses a word
+   boundary, because answers and entities start and end there.
+4. Characters and merges are written as merges of bytes. No token holds the end of one character and the start of the next.
 
-`docs/tokenizer.md` has what each step brings.
+docs/tokenizer.md has figures for each step.
 
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --vocab_size 32768
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --word_list jieba:dict.txt
@@ -77,35 +77,38 @@ def stratum_of(document: dict) -> Stratum:
     return document["source"], document.get("script")
 
 
-def sampling_rates(
+def kept_fractions(
     characters: dict[Stratum, int], hans_share: float | None, source_weights: dict[str, float]
 ) -> dict[Stratum, float]:
-    """The share of each stratum's `characters` to learn from: all of one script and less of the other, as `hans_share` wants.
+    """The fraction of each stratum's `characters` to learn from.
+
+    Sources get their weights first. Then all of one script is kept and less of the other, so that Simplified makes up
+    `hans_share` of the characters of both.
 
     Raises:
-        InputError: there is no such source as `source_weights` names.
+        InputError: `source_weights` names a source that is not in the corpus.
     """
     sources = {source for source, _ in characters}
     if unknown := source_weights.keys() - sources:
         raise InputError(f"source_weights: no source {min(unknown)!r} in the corpus; it has {', '.join(sorted(sources))}")
-    rates = {stratum: source_weights.get(stratum[0], 1.0) for stratum in characters}
+    fractions = {stratum: source_weights.get(stratum[0], 1.0) for stratum in characters}
     weighed = Counter()
-    for stratum, rate in rates.items():
-        weighed[stratum[1]] += rate * characters[stratum]
+    for stratum, fraction in fractions.items():
+        weighed[stratum[1]] += fraction * characters[stratum]
     if hans_share is not None and weighed["hans"] and weighed["hant"]:
         balance = {"hans": hans_share / weighed["hans"], "hant": (1 - hans_share) / weighed["hant"]}
         most = max(balance.values())
-        rates = {stratum: rate * balance.get(stratum[1], most) / most for stratum, rate in rates.items()}
-    return rates
+        fractions = {stratum: fraction * balance.get(stratum[1], most) / most for stratum, fraction in fractions.items()}
+    return fractions
 
 
-def stratified_sample(documents: Iterable[dict], rates: dict[Stratum, float]) -> Iterator[dict]:
-    """Documents of each stratum in order, so many that it keeps its rate of its characters, to half a document."""
+def stratified_sample(documents: Iterable[dict], fractions: dict[Stratum, float]) -> Iterator[dict]:
+    """The documents that are kept, in order: of each stratum its fraction of the characters, to within half a document."""
     credit = Counter()
     for document in documents:
         stratum, length = stratum_of(document), len(document["text"])
-        credit[stratum] += rates[stratum] * length
-        if rates[stratum] and credit[stratum] >= length / 2:
+        credit[stratum] += fractions[stratum] * length
+        if fractions[stratum] and credit[stratum] >= length / 2:
             credit[stratum] -= length
             yield document
 
@@ -138,17 +141,17 @@ def build(settings: Settings, folder: Path) -> dict:
     characters = Counter()
     for document in documents("weigh"):
         characters[stratum_of(document)] += len(document["text"])
-    rates = sampling_rates(characters, settings.hans_share, settings.source_weights)
-    rates = {stratum: settings.sample_fraction * rate for stratum, rate in rates.items()}
+    fractions = kept_fractions(characters, settings.hans_share, settings.source_weights)
+    fractions = {stratum: settings.sample_fraction * fraction for stratum, fraction in fractions.items()}
     by_script = Counter()
-    for stratum, rate in rates.items():
-        by_script[stratum[1]] += rate * characters[stratum]
+    for stratum, fraction in fractions.items():
+        by_script[stratum[1]] += fraction * characters[stratum]
     words = words_beside(settings, by_script)
     learned = Counter()
 
     def texts() -> Iterator[str]:
         learned.clear()
-        for document in stratified_sample(documents("learn"), rates):
+        for document in stratified_sample(documents("learn"), fractions):
             learned["documents"] += 1
             learned["characters"] += len(document["text"])
             learned[f"characters_{document.get('script')}"] += len(document["text"])

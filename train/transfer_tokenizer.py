@@ -1,14 +1,16 @@
 """Another model's byte-level BPE -> the same for Traditional Chinese, with this model's special tokens: system B's tokenizer.
 
-Entries that are Simplified text become Traditional (OpenCC, by phrases) and keep their ids; all others keep ids and text.
-A form that is there already keeps the id it has. The id set free takes another form of its entry (发: 發, then 髮), or what the
-merges lack (里, which became 裡, is wanted for 公里), or a further form of any entry, or is named unused. Merges are rewritten
-in their order, each in the place of the Simplified one, and text without Han characters is cut as before. [PAD] [UNK] [SEP]
-[CLS] [MASK] come behind the entries there were.
+Entries that are Simplified text become Traditional (OpenCC, by phrases) and keep their ids. All other entries keep ids
+and text. A Traditional form that is an entry already keeps its own id, and the id of the Simplified entry is free. A
+free id takes, in this order: another form of its entry (发 becomes 發, or else 髮); an entry that merges need (里 became 裡,
+but 公里 needs 里); another form of any entry. An id that nothing takes is named unused. Each merge is rewritten in its
+place in the order. Text without Han characters is cut as before. [PAD] [UNK] [SEP] [CLS] [MASK] get ids after the
+existing entries.
 
-No normaliser is kept, so that any text comes back as it was; NFC text gets the same ids with one or without.
+The normaliser is dropped, so that decoding gives back any text. NFC text has the same ids without it.
 
-Writes the tokenizer and `transfer.json`: per kind (changed, new, unused, and unreachable: no text leads to it) ids and text.
+Writes the tokenizer and `transfer.json`, which lists ids and text of the entries that are changed, new, unused, or unreachable
+(no text is cut into them).
 
     python train/transfer_tokenizer.py --tokenizer Qwen/Qwen2.5-0.5B --output_dir runs/system_b/tokenizer
 """
@@ -24,27 +26,25 @@ from itertools import chain, count, pairwise
 from operator import itemgetter
 from pathlib import Path
 
-import opencc
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, models
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, require_folder, write_json
 from zh_modernbert.train.common.stage import run_stage
+from zh_modernbert.train.corpus.characters import converter
+from zh_modernbert.train.tokenizer.spelling import BYTES, spell, text_of
 
-# In the order in which system B's report names them.
+# In the order of system B's report.
 NEW_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[SEP]", "[CLS]", "[MASK]")
 VARIANTS = ("s2tw", "s2twp", "s2hk", "s2t")
 
-_SPELLING = bytes_to_unicode()
-_BYTES = {character: byte for byte, character in _SPELLING.items()}
 _KANA = re.compile("[\u3040-\u30ff]")
-# Where a character of U+3000 to U+9FFF begins: how tokens spell its first byte, which begins no other character.
+# How tokens spell the first byte of a character from U+3000 to U+9FFF; no other character has such a byte.
 _HAN_BYTE = re.compile("[ã-é]")
-# Bytes of a broken character are half surrogates in Python's strings; OpenCC gets what is between.
-_WHOLE_CHARACTERS = re.compile("[^\udc80-\udcff]+")
+# `text_of` makes half surrogates of the bytes of an incomplete character. OpenCC gets the text between them.
+_COMPLETE_CHARACTERS = re.compile("[^\udc80-\udcff]+")
 
 
 @dataclass
@@ -54,62 +54,51 @@ class Settings(BaseSettings):
     hant_variant: str = setting("s2tw", "OpenCC's name of the Traditional that Simplified entries become", VARIANTS)
 
 
-# --- text and its spelling ---
-
-
-def spell(text: str) -> str:
-    """`text` as tokens spell it, one character a byte."""
-    return "".join(map(_SPELLING.__getitem__, text.encode("utf-8", "surrogateescape")))
-
-
-def text_of(token: str, errors: str = "surrogateescape") -> str:
-    """What a token spells; bytes that are no whole character are half surrogates, or what else `errors` says."""
-    return bytes(map(_BYTES.__getitem__, token)).decode("utf-8", errors)
+# --- forms of a text ---
 
 
 def traditional_characters() -> frozenset[str]:
-    """Characters that are written otherwise in Simplified, by OpenCC's tables."""
+    """Characters that have another form in Simplified, by OpenCC's tables, and are Traditional themselves."""
     characters = [chr(code) for first, last in ((0x3400, 0x4DBF), (0x4E00, 0x9FFF)) for code in range(first, last + 1)]
-    hant, hans = (opencc.OpenCC(config).convert("\n".join(characters)).split("\n") for config in ("s2t", "t2s"))
+    hant, hans = (converter(config).convert("\n".join(characters)).split("\n") for config in ("s2t", "t2s"))
     return frozenset(c for c, same, other in zip(characters, hant, hans, strict=True) if c == same != other)
 
 
 class TraditionalForms:
-    """The Traditional forms of a text: what it becomes, then what else it may stand for; itself first where it stays.
+    """The Traditional forms of a text: first the form that it becomes, then others that it may stand for.
 
-    Text with Traditional characters or with kana stays: it is no Simplified Chinese.
+    Text with Traditional characters or with kana is no Simplified Chinese. It stays: its first form is itself.
     """
 
     def __init__(self, hant_variant: str):
-        self.to_standard = opencc.OpenCC("s2t")
-        self.converters = [opencc.OpenCC(name) for name in dict.fromkeys((hant_variant, *VARIANTS))]
+        self.variants = list(dict.fromkeys((hant_variant, *VARIANTS)))
         self.traditional = traditional_characters()
-        self.characters = defaultdict(list)  # a character -> the Traditional ones that are written with it in Simplified
+        self.characters = defaultdict(list)  # Simplified character -> the Traditional ones that it stands for
         text = "".join(sorted(self.traditional))
-        for character, simplified in zip(text, opencc.OpenCC("t2s").convert(text), strict=True):
+        for character, simplified in zip(text, converter("t2s").convert(text), strict=True):
             self.characters[simplified].append(character)
 
     def __call__(self, text: str) -> list[str]:
-        stays = _KANA.search(text) or self.traditional.intersection(text) or self.convert(self.to_standard, text) == text
-        forms = [text] if stays else [self.convert(converter, text) for converter in self.converters]
+        stays = _KANA.search(text) or self.traditional.intersection(text) or self.convert("s2t", text) == text
+        forms = [text] if stays else [self.convert(variant, text) for variant in self.variants]
         return list(dict.fromkeys([*forms, *self.characters[text]]))
 
-    def convert(self, converter: opencc.OpenCC, text: str) -> str:
-        return _WHOLE_CHARACTERS.sub(lambda match: converter.convert(match[0]), text)
+    def convert(self, config: str, text: str) -> str:
+        return _COMPLETE_CHARACTERS.sub(lambda match: converter(config).convert(match[0]), text)
 
 
 # --- the vocabulary ---
 
 
 def rename(tokens: Iterable[str], forms: Callable[[str], list[str]]) -> tuple[dict[str, str | None], list[str]]:
-    """What each token that does not stay becomes, None where all its forms are taken; and the forms that no token took.
+    """New names of the tokens that do not stay, None where all forms of a token are taken; and the forms that no token took.
 
-    A token that stays keeps its form, and a form that two become goes to the first of them.
+    A token that stays keeps its name. A form that two tokens could take goes to the first of them.
     """
     of_token = {token: [spell(form) for form in forms(text_of(token))] for token in tokens if _HAN_BYTE.search(token)}
     renamed = {token: None for token, candidates in of_token.items() if candidates[0] != token}
     taken = {token for token in tokens if token not in renamed}
-    for take in (slice(1), slice(1, None)):  # a token's first form comes before any other's second
+    for take in (slice(1), slice(1, None)):  # first forms of all tokens, then other forms
         for token in renamed:
             if renamed[token] is None:
                 renamed[token] = next((form for form in of_token[token][take] if form not in taken), None)
@@ -119,9 +108,9 @@ def rename(tokens: Iterable[str], forms: Callable[[str], list[str]]) -> tuple[di
 
 
 class Merges:
-    """A BPE's merges in their order, over tokens as they are spelled.
+    """The merges of a BPE in their order, over spelled tokens.
 
-    What is added comes last and so takes effect only where nothing before it does: a token that can be reached stays so.
+    Merges are only added at the end. BPE applies earlier merges first, so a token that it could make before, it can make still.
     """
 
     def __init__(self):
@@ -131,7 +120,7 @@ class Merges:
         self.ranks.setdefault((left, right), len(self.ranks))
 
     def split(self, token: str) -> list[str]:
-        """What BPE makes of the spelled text."""
+        """The tokens into which BPE cuts the spelled text."""
         parts = list(token)
         while len(parts) > 1:
             rank, place = min((self.ranks.get(pair, math.inf), place) for place, pair in enumerate(pairwise(parts)))
@@ -141,14 +130,17 @@ class Merges:
         return parts
 
     def join(self, token: str) -> None:
-        """Makes the spelled text one token."""
+        """Adds the merges that make the spelled text one token."""
         while len(parts := self.split(token)) > 1:
             self.add(*parts[:2])
 
-    def reach(self, token: str) -> bool:
-        """Makes the spelled text one token where that takes one merge, besides those that make its characters from bytes."""
+    def join_if_near(self, token: str) -> bool:
+        """Adds the merges that make the spelled text one token, if at most one is missing once its characters are tokens.
+
+        Returns whether the text is one token now.
+        """
         if len(parts := self.split(token)) > 2:
-            for character in "".join(_WHOLE_CHARACTERS.findall(text_of(token))):
+            for character in "".join(_COMPLETE_CHARACTERS.findall(text_of(token))):
                 self.join(spell(character))
             parts = self.split(token)
         if len(parts) <= 2:
@@ -157,7 +149,7 @@ class Merges:
 
 
 def rewrite(merges: Iterable[tuple[str, str]], renamed: dict[str, str | None]) -> Merges:
-    """The merges that make the renamed tokens, each in its old place."""
+    """The merges of the renamed tokens, each in the place of the merge that it replaces."""
     rewritten, waiting = Merges(), []
     for left, right in merges:
         token = renamed.get(left + right, left + right)
@@ -165,16 +157,16 @@ def rewrite(merges: Iterable[tuple[str, str]], renamed: dict[str, str | None]) -
             continue
         if not _HAN_BYTE.search(left + right):
             rewritten.add(left, right)
-        elif not rewritten.reach(token):
+        elif not rewritten.join_if_near(token):
             waiting.append(token)
-    for token in waiting:  # by now its parts may be there that came after it; what still lacks is made
+    for token in waiting:  # merges that came later may have made its parts by now; the missing ones are added
         rewritten.join(token)
     return rewritten
 
 
 @dataclass
 class Transfer:
-    """Entries with their ids, merges, and what became of the old entries."""
+    """The new vocabulary and merges, and the entries that changed, are new, or have no use."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -190,7 +182,7 @@ def transfer(
 
     Args:
         added: tokens beside the vocabulary, which keep their ids.
-        forms: a text's forms, the one to take first; a text that stays comes first itself.
+        forms: returns the forms of a text, the preferred one first; for a text that stays this is the text itself.
     """
     renamed, further = rename(sorted(vocab, key=vocab.get), forms)
     rewritten = rewrite(merges, renamed)
@@ -204,7 +196,7 @@ def transfer(
         return list(dict.fromkeys(left + right for left, right in rewritten.ranks if left + right not in entries))
 
     room = len(free) - len(lacking())
-    for form in further:  # a phrase only of two parts that are there: one of three would bring a piece of itself along
+    for form in further:  # a character at any cost; a phrase only of two tokens: of three, it would add a useless entry
         cost = len(rewritten.split(form)) - 1
         if 0 < cost <= (room if len(text_of(form)) == 1 else min(room, 1)):
             rewritten.join(form)
@@ -220,7 +212,7 @@ def transfer(
 
 
 def find_tokenizer(source: str) -> Path:
-    """The `tokenizer.json` in a folder, or that of a Hub id, fetched where it is not yet here.
+    """The path of the `tokenizer.json` in a folder or of a Hub id, downloaded unless it is in the cache.
 
     Raises:
         InputError: there is none.
@@ -230,12 +222,12 @@ def find_tokenizer(source: str) -> Path:
     try:
         return Path(hf_hub_download(source, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason = one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"{source}: no such folder, nor to be had from the Hub: {reason}") from error
 
 
 def read_tokenizer(path: Path) -> dict:
-    """What a `tokenizer.json` holds.
+    """The contents of a `tokenizer.json`.
 
     Raises:
         InputError: it is no byte-level BPE.
@@ -244,7 +236,7 @@ def read_tokenizer(path: Path) -> dict:
     try:
         model = Tokenizer.from_str(json.dumps(written)).model
     except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"{path}: not a tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(f"{path}: not a tokenizer: {one_line(error)}") from error
 
     def require(condition: bool, what: str):
         if not condition:
@@ -257,14 +249,14 @@ def read_tokenizer(path: Path) -> dict:
     require(not model.continuing_subword_prefix and not model.end_of_word_suffix, "its model marks parts of words")
     added = {token["content"] for token in written.get("added_tokens", [])}
     spelled = written["model"]["vocab"].keys() - added
-    require(spelled >= _BYTES.keys(), "some of the 256 bytes are no entries")
-    odd = min((token for token in spelled if not _BYTES.keys() >= set(token)), default=None)
+    require(spelled >= BYTES.keys(), "some of the 256 bytes are no entries")
+    odd = min((token for token in spelled if not BYTES.keys() >= set(token)), default=None)
     require(odd is None, f"the entry {odd!r} is not spelled in bytes")
     return written
 
 
 def transfer_tokenizer(written: dict, hant_variant: str) -> tuple[Tokenizer, Transfer]:
-    """The tokenizer that a `tokenizer.json` holds, moved to Traditional."""
+    """The tokenizer with the contents of a `tokenizer.json`, moved to Traditional."""
     model, added = written["model"], {token["content"]: token for token in written.get("added_tokens", [])}
     vocab = {token: token_id for token, token_id in model["vocab"].items() if token not in added}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -273,7 +265,7 @@ def transfer_tokenizer(written: dict, hant_variant: str) -> tuple[Tokenizer, Tra
         if content not in added:
             added[content] = {"id": next(new_ids), "content": content, **flags}
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
-    # The added tokens become entries of the model too: else they would be given other ids where entries lie behind them.
+    # Added tokens become entries of the model too. Otherwise tokenizers would number them anew, after the last entry.
     moved = transfer(vocab, merges, {content: token["id"] for content, token in added.items()}, TraditionalForms(hant_variant))
     backend = Tokenizer.from_str(
         json.dumps(
@@ -293,13 +285,13 @@ def transfer_tokenizer(written: dict, hant_variant: str) -> tuple[Tokenizer, Tra
 
 
 def unreachable(backend: Tokenizer) -> list[str]:
-    """Entries that their own text does not become; for an entry that ends inside a character, its own bytes."""
+    """Entries that the tokenizer does not make of their own text, or of their own bytes where these are no complete text."""
     plain = Tokenizer(backend.model)
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     found = []
     for token in sorted(backend.get_vocab().keys() - added, key=backend.token_to_id):
         text = text_of(token)
-        tokenizer, text = (backend, text) if _WHOLE_CHARACTERS.fullmatch(text) else (plain, token)
+        tokenizer, text = (backend, text) if _COMPLETE_CHARACTERS.fullmatch(text) else (plain, token)
         if tokenizer.encode(text, add_special_tokens=False).ids != [backend.token_to_id(token)]:
             found.append(token)
     return found

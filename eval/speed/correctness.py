@@ -9,77 +9,95 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval.speed.workloads import Workload
 from zh_modernbert.train.common.cli import InputError
 
+SHAPE = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192}
+TEXTS = Workload("check", [1, 2, 64, 65, 130, 300])
+ARRANGEMENTS = ("right", "left", "packed")
+
 
 def check_backends(device: str) -> dict[str, float]:
-    """Every backend that runs, padded left and right and packed, forward and backward, beside eager in float32.
+    """Compares every backend that runs here with eager in float32, forward and backward, in each of `ARRANGEMENTS`.
 
-    Returns the largest error of each backend and dtype, of outputs and of gradients, as a share of their norm; float32 may
-    differ by 1e-5, half precision by twice what eager itself does in it.
+    float32 may differ by 1e-5. Half precision may differ by twice what eager itself differs in it.
+
+    Returns:
+        The largest relative error of each backend and dtype, of outputs and of gradients.
 
     Raises:
-        InputError: one differs by more, or gives something that is not finite, or pads that are not zero.
+        InputError: an error is larger or not finite, or pads are not zero.
     """
-    texts = Workload("check", [1, 2, 64, 65, 130, 300])
-    rows = texts.padded(device)
-    # A row of pads, and texts with stretches of pads longer than the window on either side of them.
-    rows = {name: torch.cat((tensor, torch.zeros_like(tensor[:1]))) for name, tensor in rows.items()}
-    mask = rows["attention_mask"].bool()
-    flipped = {name: tensor.flip(1) for name, tensor in rows.items()}
-    arrangements = {
-        "right": rows,
-        "left": {**flipped, "input_ids": left_padded(rows["input_ids"], mask)},
-        "packed": texts.packed(device),
-    }
-    shape = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192}
-    torch.manual_seed(0)
-    config = ZhModernBertConfig(vocab_size=1000, **shape, initializer_range=0.08)
-    model = modeling.ZhModernBertModel(config).to(device)
-    weights = [parameter.detach().clone() for parameter in model.parameters()]
-    direction = torch.randn(sum(texts.lengths), shape["hidden_size"], generator=torch.Generator().manual_seed(1)).to(device)
-
-    def measure(backend, dtype, how):
-        for parameter, weight in zip(model.to(dtype).parameters(), weights, strict=True):
-            parameter.data.copy_(weight)
-        model.set_attn_implementation(backend)
-        model.zero_grad()
-        batch = arrangements[how]
-        output = model(**batch).last_hidden_state
-        real = (
-            batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(output[..., 0], dtype=torch.bool)
-        )
-        if output[~real].any():
-            raise InputError(f"correctness: {backend} in {dtype}, {how}: pads are not zero")
-        (output[real].float() * direction).sum().backward()
-        gradient = torch.cat([parameter.grad.flatten().float() for parameter in model.parameters()])
-        return output[real].detach().float(), gradient
-
-    exact = measure("eager", torch.float32, "right")
-    backends = ["sdpa"] + ["flash_attention_2"] * (device == "cuda" and modeling.flash_attn_varlen_func is not None)
+    probe = Probe(device)
+    exact = probe.measure("eager", torch.float32, "right")
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        plain = list(map(relative_difference, measure("eager", dtype, "right"), exact))
-        allowed = [1e-5] * 2 if dtype == torch.float32 else [2 * share + 1e-3 for share in plain]
-        for backend, how in product(backends, arrangements):
-            if dtype == torch.float32 and backend != "sdpa":
-                continue  # FlashAttention has half precision only
-            for what, mine, theirs, limit in zip(
-                ("outputs", "gradients"), measure(backend, dtype, how), exact, allowed, strict=True
-            ):
-                share = relative_difference(mine, theirs)
-                if not share <= limit:
+        plain = relative_differences(probe.measure("eager", dtype, "right"), exact)
+        for backend, how in product(backends_for(device, dtype), ARRANGEMENTS):
+            for what, error in relative_differences(probe.measure(backend, dtype, how), exact).items():
+                allowed = 1e-5 if dtype == torch.float32 else 2 * plain[what] + 1e-3
+                if not error <= allowed:
                     name = f"{backend} in {dtype}, {how}"
-                    raise InputError(f"correctness: {name}: {what} differ by {share:.3g}, {limit:.3g} is allowed")
+                    raise InputError(f"correctness: {name}: {what} differ by {error:.3g}, {allowed:.3g} is allowed")
                 key = f"{backend} {str(dtype).removeprefix('torch.')} {what}"
-                found[key] = max(found.get(key, 0.0), share)
+                found[key] = max(found.get(key, 0.0), error)
     return found
 
 
-def left_padded(input_ids, mask):
-    """The ids of right-padded rows, with their pads on the left."""
-    moved = torch.zeros_like(input_ids)
-    moved[mask.flip(1)] = input_ids[mask]
-    return moved
+def backends_for(device: str, dtype: torch.dtype) -> list[str]:
+    """The backends that run on `device` in `dtype`, without eager. FlashAttention has half precision only."""
+    flash = device == "cuda" and modeling.flash_attn_varlen_func is not None and dtype != torch.float32
+    return ["sdpa", "flash_attention_2"] if flash else ["sdpa"]
+
+
+class Probe:
+    """A small random model on the device, and the same texts in each of `ARRANGEMENTS`."""
+
+    def __init__(self, device: str):
+        torch.manual_seed(0)
+        config = ZhModernBertConfig(vocab_size=1000, **SHAPE, initializer_range=0.08)
+        self.model = modeling.ZhModernBertModel(config).to(device)
+        self.weights = [parameter.detach().clone() for parameter in self.model.parameters()]
+        self.batches = dict(zip(ARRANGEMENTS, arrange(device), strict=True))
+        generator = torch.Generator().manual_seed(1)
+        # The loss is the product of the outputs with this, so that every output has a gradient of its own.
+        self.direction = torch.randn(sum(TEXTS.lengths), SHAPE["hidden_size"], generator=generator).to(device)
+
+    def measure(self, backend: str, dtype: torch.dtype, how: str) -> dict[str, torch.Tensor]:
+        """Outputs `(N, H)` of the real tokens and the gradients of all weights `(W,)`, as float32.
+
+        Raises:
+            InputError: pads are not zero.
+        """
+        for parameter, weight in zip(self.model.to(dtype).parameters(), self.weights, strict=True):
+            parameter.data.copy_(weight)
+        self.model.set_attn_implementation(backend)
+        self.model.zero_grad()
+        batch = self.batches[how]
+        output = self.model(**batch).last_hidden_state
+        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        if output[~real].any():
+            raise InputError(f"correctness: {backend} in {dtype}, {how}: pads are not zero")
+        (output[real].float() * self.direction).sum().backward()
+        gradients = torch.cat([parameter.grad.flatten().float() for parameter in self.model.parameters()])
+        return {"outputs": output[real].detach().float(), "gradients": gradients}
+
+
+def arrange(device: str) -> tuple[dict, dict, dict]:
+    """`TEXTS` padded on the right, padded on the left, and packed.
+
+    The padded batches have a row of pads only, and stretches of pads that are longer than the window.
+    """
+    padded = TEXTS.padded(device)
+    right = {name: torch.cat((tensor, torch.zeros_like(tensor[:1]))) for name, tensor in padded.items()}
+    mask = right["attention_mask"].bool()
+    left = {name: torch.zeros_like(tensor) for name, tensor in right.items()}
+    for name, tensor in right.items():
+        left[name][mask.flip(1)] = tensor[mask]
+    return right, left, TEXTS.packed(device)
+
+
+def relative_differences(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> dict[str, float]:
+    return {what: relative_difference(actual[what], expected[what]) for what in expected}
 
 
 def relative_difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference, divided by the norm of what is expected."""
     return ((actual - expected).norm() / expected.norm()).item()

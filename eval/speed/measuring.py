@@ -1,4 +1,4 @@
-"""How speed and memory are measured here: texts of real lengths, turns, peaks, and the rate of the device's matrix product."""
+"""How speed and memory are measured: texts of real lengths, turns, peaks, and the speed of the device's matrix product."""
 
 import os
 import statistics
@@ -8,25 +8,25 @@ from itertools import accumulate
 
 import numpy as np
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own lines would stand between those of a table
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences the profiler, whose lines would break up the table
 
 import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-# Lengths of real texts, in tokens of 1.4 characters, at the middle of each tenth of them, the shortest first.
+# Lengths of real texts in tokens of 1.4 characters: the 5%, 15%, ... 95% quantiles.
 LENGTHS = {
-    # C3's mixed development set: passage, question and longest choice; 1,991 questions. At most 512: 44% of 512 in the mean.
+    # C3's mixed development set: passage, question and longest choice; 1,991 questions. Cut at 512, their mean is 44% of 512.
     "questions": (33, 55, 82, 113, 184, 230, 283, 335, 402, 530),
-    # Chinese Wikipedia, 851 articles. At most 512: 58% of 512 in the mean.
+    # Chinese Wikipedia, 851 articles. Cut at 512, their mean is 58% of 512.
     "articles": (98, 121, 146, 176, 217, 288, 385, 576, 902, 2151),
-    # Mixed pretraining text, 58,873 documents of 52 sources in both scripts. At most 8,192: 23% of 8,192 in the mean.
+    # Mixed pretraining text, 58,873 documents of 52 sources in both scripts. Cut at 8,192, their mean is 23% of 8,192.
     "documents": (142, 252, 372, 518, 731, 1035, 1565, 2489, 4331, 8578),
 }
 
 
 def lengths_at(kind: str, quantiles: np.ndarray) -> np.ndarray:
-    """Tokens of the texts of a kind that stand at `quantiles`, from 0 to 1, when all are sorted by length."""
+    """The lengths in tokens of the texts of a kind at `quantiles`, numbers from 0 to 1."""
     return np.rint(np.interp(quantiles, (np.arange(10) + 0.5) / 10, LENGTHS[kind])).astype(int)
 
 
@@ -36,7 +36,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_memory(function: Callable, device: str) -> int:
-    """Bytes of tensors that a call holds at its peak, beyond what is held before it."""
+    """The most bytes of tensors that a call holds at once, without those held before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -48,8 +48,8 @@ def peak_memory(function: Callable, device: str) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
 
 
-def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of this device's matrix product, the best of some shapes and runs."""
+def matmul_flops_per_second(device: str, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of this device's matrix product: the best of three shapes and ten runs of each."""
     best = 0.0
     size = 8192 if device == "cuda" else 2048
     for rows, inner, columns in ((size, 768, 2304), (size, size, size), (size, 1024, 5248)):
@@ -64,7 +64,12 @@ def matmul_rate(device: str, dtype: torch.dtype) -> float:
 
 
 def take_turns(ours: Callable, peer: Callable, repeats: int, seconds: float) -> tuple[float, float, int]:
-    """Median seconds of both, and how often each ran: in turn, every second time the peer first."""
+    """Median seconds of both sides, and how often each ran. They run by turns; who goes first alternates.
+
+    Args:
+        ours, peer: return the seconds of one run as the first item.
+        seconds: no turn starts after so long.
+    """
     times, started = ([], []), time.perf_counter()
     for turn in range(repeats):
         for side in (0, 1) if turn % 2 else (1, 0):

@@ -22,7 +22,7 @@ SHAPES = {
     "28x1024": {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624},
 }
 
-# Peers at the sizes that are published; those of transformers' defaults have nothing to say here.
+# Peers at their published sizes. Where the mapping is empty, transformers' defaults are these sizes.
 OTHER_PEERS = {
     "chinese-roberta-wwm-ext-large": (
         "bert",
@@ -61,7 +61,7 @@ STOCK = (
 )
 PEERS = (*STOCK, *OTHER_PEERS)
 PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
-EAGER_LONGEST = 2048  # it keeps T x T weights a head; more does not fit
+EAGER_LONGEST = 2048  # eager keeps T x T weights for each head, so longer texts do not fit
 
 
 def stock_config(shape: dict, vocab_size: int, longest: int, backend: str) -> ModernBertConfig:
@@ -81,8 +81,9 @@ def build_ours(shape: dict, longest: int, state_dict: dict | None = None) -> nn.
 
 
 def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_seqlen, sliding_window, dropout=0.0, **kwargs):
-    """What a user can register today for stock ModernBERT on packed rows: PyTorch's varlen kernel on a GPU; on CPU, which has
-    none, SDPA on each document, with a band where the layer has a window. `(1, A, N, C)` -> `(1, N, A, C)`.
+    """Attention that a user can register today for stock ModernBERT on packed rows: `(1, A, N, C)` -> `(1, N, A, C)`.
+
+    On a GPU it is PyTorch's varlen kernel. On CPU, which has none, it is SDPA on each document, with a mask for the window.
     """
     reach = -1 if sliding_window is None else sliding_window - 1
     if query.is_cuda:

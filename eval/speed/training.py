@@ -1,8 +1,9 @@
 """Speed of pretraining beside transformers' own way of it, on the same rows: masking alone, and whole updates.
 
-An update is all that train/pretrain.py does for one: rows are read and masked, the loss is the mean over all masked tokens,
-gradients are clipped, the optimizer steps. The peer is stock ModernBERT under transformers' Trainer, set up as a user would,
-with the cheap choice wherever there is one: masking of tokens, no document bounds, no attention mask, `AdamW` fused.
+An update is all that train/pretrain.py does for one: it reads and masks rows, computes the mean loss over all masked tokens,
+clips gradients, and steps the optimizer. The peer is stock ModernBERT in transformers' Trainer. The Trainer is set up as a user
+would, with the cheapest choices: it masks tokens and not words, has no document bounds and no attention mask, and uses fused
+AdamW.
 """
 
 import gc
@@ -33,7 +34,7 @@ from zh_modernbert.eval.speed.measuring import lengths_at, peak_memory, synchron
 from zh_modernbert.eval.speed.peers import stock_config
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.pretraining.flops import training_flops
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
 from zh_modernbert.train.pretraining.parallel import prepare
@@ -44,7 +45,7 @@ from zh_modernbert.train.rows.row_stream import RowStream
 
 MLM_PROBABILITY, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 0.3, 1e-4, 0.1, 1.0
 MIXED_PRECISION = {"float32": "no", "bfloat16": "bf16"}
-# Updates of a turn: to warm up, and timed.
+# Updates of a turn: those of the warm-up, and those that are timed.
 UPDATES = {"cpu": (1, 3), "cuda": (3, 10)}
 
 
@@ -52,9 +53,10 @@ UPDATES = {"cpu": (1, 3), "cuda": (3, 10)}
 
 
 class MadeRows:
-    """Full packed rows in memory, of documents in random words of 1 to 3 tokens: what `RowStream` reads of `PackedRows`.
+    """Full packed rows in memory, with the interface of `PackedRows` that `RowStream` needs.
 
-    The documents have the lengths of real ones. They are laid end to end and cut where a row ends.
+    The documents have random words of 1 to 3 tokens, and the lengths of real documents. They are laid end to end and cut at the
+    ends of rows.
     """
 
     vocab_size = 32768
@@ -87,7 +89,7 @@ class MadeRows:
         return [int(length) for *_, bounds in self.rows for length in np.diff(bounds)]
 
     def features(self) -> list[dict]:
-        """The rows as a user of transformers has them. Its collator begins a word where a text has a gap; so have these."""
+        """The rows as transformers' collator takes them. A gap between offsets begins a word for it, so each word has one."""
         features = []
         for input_ids, word_starts, _ in self.rows:
             ends = np.cumsum(1 + word_starts.astype(int))
@@ -98,16 +100,16 @@ class MadeRows:
         return features
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """What transformers' collator asks for pads and [MASK]."""
+        """A tokenizer from which transformers' collator takes the pad token and [MASK]."""
         vocabulary = [*SPECIAL_TOKENS, *(str(index) for index in range(self.vocab_size - len(SPECIAL_TOKENS)))]
         backend = Tokenizer(WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token="[UNK]"))
         special = {"pad_token": "[PAD]", "mask_token": "[MASK]"}
         return PreTrainedTokenizerFast(tokenizer_object=backend, **special, model_input_names=["input_ids"])
 
     def masked(self, masking: Masking, updates: int, rows_at_once: int) -> MicroBatches:
-        """Updates of all the rows, so many in a micro-batch."""
-        rate = ([MLM_PROBABILITY], 0, updates)
-        return MicroBatches(RowStream({"made": self}), masking, rate, rows_at_once, np.full(updates, len(self)), seed=0)
+        """Updates of all the rows, in micro-batches of `rows_at_once`."""
+        schedule = ([MLM_PROBABILITY], 0, updates)
+        return MicroBatches(RowStream({"made": self}), masking, schedule, rows_at_once, np.full(updates, len(self)), seed=0)
 
 
 def masked_share(batch: dict) -> float:
@@ -118,13 +120,13 @@ def masked_share(batch: dict) -> float:
 
 
 def compare_collators(rows: int, seq_len: int, settings) -> dict:
-    """Tokens a second of masking whole words in a micro-batch of `rows`, ours and transformers'.
+    """Tokens a second of masking whole words in a micro-batch of `rows`, here and in transformers.
 
     Args:
-        settings: of eval/throughput.py.
+        settings: those of eval/throughput.py.
     """
     made = MadeRows(rows, seq_len)
-    # All become [MASK]: transformers has no random words here.
+    # All masked tokens become [MASK], because transformers has no random tokens with whole words.
     replaced = {"mask_replace_prob": 1, "random_replace_prob": 0}
     collator = DataCollatorForLanguageModeling(
         made.tokenizer(), whole_word_mask=True, mlm_probability=MLM_PROBABILITY, **replaced
@@ -160,7 +162,7 @@ def compare_collators(rows: int, seq_len: int, settings) -> dict:
 
 
 def clear(device: str) -> None:
-    """Nothing of one side is left in memory, nor in the libraries' state, where the other takes its turn."""
+    """Frees what one side left in memory and in the libraries' state, before the other takes its turn."""
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.compiler.reset()
     gc.collect()
@@ -170,7 +172,7 @@ def clear(device: str) -> None:
 
 @dataclass(frozen=True)
 class Updates:
-    """Updates of `rows` full rows of `seq_len` tokens, the same rows each time, under both sides."""
+    """Updates of `rows` full rows of `seq_len` tokens. Each update of both sides has the same rows."""
 
     seq_len: int
     rows: int
@@ -198,13 +200,13 @@ class Updates:
         return Accelerator(mixed_precision=mixed_precision, cpu=self.device == "cpu")
 
     def check(self) -> dict[str, float]:
-        """An update of two micro-batches in float32 beside the plain mean over all logits, of the same model and batches.
+        """Compares an update of two micro-batches in float32 with the plain mean over all logits of the same batches.
 
         Returns:
-            By what share loss and norm of the gradient differ.
+            The relative differences of loss and gradient norm.
 
         Raises:
-            InputError: one differs by more than 1e-4, or is not finite.
+            InputError: one is above 1e-4, or not finite.
         """
         dataset = MadeRows(2, self.seq_len).masked(Masking(self.made.vocab_size), updates=1, rows_at_once=1)
         batches = [dataset[0], dataset[1]]
@@ -220,7 +222,7 @@ class Updates:
             part = F.cross_entropy(model(**inputs).logits[0], labels, ignore_index=IGNORE_INDEX, reduction="sum") / masked
             part.backward()
             loss += part.item()
-        # Of all squares in float32, as it was clipped by: on CPU that is 1e-4 off by itself.
+        # In float32, as clipping computes it; on CPU this norm has an error of up to 1e-4 itself.
         norm = float(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
         differences = {}
         for name, plain in (("loss", loss), ("gradient", norm)):
@@ -233,7 +235,7 @@ class Updates:
         """Seconds of each of `count` updates as train/pretrain.py makes them.
 
         Raises:
-            InputError: loss or gradient of one is not finite.
+            InputError: the loss or the gradient of an update is not finite.
         """
         accelerator = self.accelerator(MIXED_PRECISION[self.dtype])
         model = self.our_model()
@@ -271,7 +273,7 @@ class Updates:
             model = ModernBertForMaskedLM(stock_config(self.shape, self.made.vocab_size, self.seq_len, backend))
         return time_updates(
             model,
-            # One update more than it makes: its loader prepares a batch ahead, after the last update too.
+            # Rows for one update more: the loader prepares a batch ahead, even after the last update.
             self.peer_features * (count + 1),
             self.peer_collator,
             self.device,
@@ -286,9 +288,9 @@ class Updates:
         )
 
     def most_rows(self, side: Callable) -> tuple[int, int]:
-        """As many rows as fit at once, and the bytes of tensors at the peak, weights and optimizer included.
+        """The most rows that fit the device at once, and the peak bytes of tensors, with weights and optimizer.
 
-        The optimizer has its state from the first update on, so that the second has the peak.
+        Two updates are made, because the optimizer creates its state in the first, so the peak is in the second.
         """
         for rows_at_once in (self.rows // parts for parts in range(1, self.rows + 1) if self.rows % parts == 0):
             clear(self.device)
@@ -306,23 +308,23 @@ class Updates:
 
 
 def compare_updates(backend: str, seq_len: int, rows: int, dtype: str, shape: dict, settings) -> dict:
-    """What an update of `rows` rows costs here, and in the Trainer with stock ModernBERT on `backend`.
+    """Time and memory of an update of `rows` rows here, and in the Trainer with stock ModernBERT on `backend`.
 
-    Either takes as many rows at once as fit the device, and accumulates gradients over the rest. No more than one side is in
-    memory at a time.
+    Each side takes as many rows at once as fit the device, and accumulates gradients over the rest. Only one side is in memory
+    at a time.
 
     Args:
-        settings: of eval/throughput.py.
+        settings: those of eval/throughput.py.
 
     Raises:
-        InputError: the update is not what it should be.
+        InputError: as `Updates.check` and `Updates.ours`.
     """
     task = Updates(seq_len, rows, shape, settings.device, dtype, settings.compile)
     ours, peer = task.ours, partial(task.peer, backend)
     try:
         peer_rows, peer_memory = task.most_rows(peer)
     except (ImportError, ValueError) as error:  # the backend does not run here
-        return {"skipped": f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"}
+        return {"skipped": f"{type(error).__name__}: {one_line(error)[:100]}"}
     clear(task.device)
     checked = task.check()
     our_rows, our_memory = task.most_rows(ours)
@@ -350,6 +352,6 @@ def compare_updates(backend: str, seq_len: int, rows: int, dtype: str, shape: di
         "peer_masked_share": round(shares[1], 4),
         "documents": len(task.made.lengths()),
         "flops": training_flops(task.made.lengths(), shares[0] * tokens, task.config),
-        # It knows no documents, and has logits for all tokens.
+        # The peer has no document bounds, and computes logits of all tokens.
         "peer_flops": training_flops([seq_len] * rows, tokens, task.config),
     }

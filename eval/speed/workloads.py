@@ -21,14 +21,18 @@ PRETRAINING_WORKLOADS = {"cpu": ["512x4"], "cuda": ["1024x64", "8192x8"]}
 
 @dataclass
 class Workload:
-    """`lengths` of the texts of one batch, in tokens, and how the workload is called."""
+    """The name of a workload, and the lengths in tokens of the texts of its batch."""
 
     name: str
     lengths: list[int]
 
     @classmethod
     def parse(cls, name: str) -> "Workload":
-        """Raises InputError for anything but TxB and TxB-KIND."""
+        """The workload that `TxB` or `TxB-KIND` names.
+
+        Raises:
+            InputError: the name has another form.
+        """
         match = re.fullmatch(rf"([1-9]\d*)x([1-9]\d*)(?:-({'|'.join(LENGTHS)}))?", name)
         if match is None:
             kinds = ", ".join(LENGTHS)

@@ -1,4 +1,4 @@
-"""The benchmark tasks: where their examples are, and the settings they are published with. One row a task."""
+"""The benchmark tasks: their files, columns and published settings. One row a task."""
 
 from dataclasses import dataclass
 

@@ -10,7 +10,7 @@ from zh_modernbert.train.corpus.lines import open_binary, read_jsonl
 
 
 def find_file(path: str | Path) -> Path:
-    """`path`, or the same with .gz or .zst behind it."""
+    """`path`, or `path` with .gz or .zst added if only that exists."""
     for candidate in (Path(path), Path(f"{path}.gz"), Path(f"{path}.zst")):
         if candidate.is_file():
             return candidate
@@ -34,13 +34,13 @@ def _delimited(path: Path, dialect: dict) -> list[tuple[int, dict]]:
 
 
 def read_table(path: str | Path, columns: list[str]) -> list[tuple[int, dict]]:
-    """(line number, row) of a table; the ending tells its form (.tsv without quoting, .csv, .jsonl or .json).
+    """(line number, row) of a table. The ending gives its form: .tsv (without quoting), .csv, .jsonl or .json.
 
     Args:
-        columns: those that every row must have.
+        columns: the columns that every row must have.
 
     Raises:
-        InputError: the file is missing, of another form, empty, or has a bad line or a missing column.
+        InputError: the file is missing, empty or of another form, or has a bad line or lacks a column.
     """
     path = find_file(path)
     form = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")][-1:]

@@ -26,7 +26,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(throughput, "SHAPES", {"12x768": TINY, "28x1024": TINY})
     for name, (kind, _) in throughput.OTHER_PEERS.items():
         monkeypatch.setitem(throughput.OTHER_PEERS, name, (kind, sizes))
-    monkeypatch.setattr(throughput, "matmul_rate", lambda device, dtype: 1e11)
+    monkeypatch.setattr(throughput, "matmul_flops_per_second", lambda device, dtype: 1e11)
     monkeypatch.setattr(throughput, "check_backends", lambda device: {})
 
 

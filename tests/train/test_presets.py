@@ -10,6 +10,7 @@ from zh_modernbert.train import pretrain
 from zh_modernbert.train import sources as sources_script
 from zh_modernbert.train.common import cli
 from zh_modernbert.train.pretraining.set_up import rows_per_update
+from zh_modernbert.train.rows.dataloader import micro_batches_of_updates
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = sorted(path.parent.name for path in (ROOT / "train" / "configs").glob("*/pretrain_1k.yaml"))
@@ -28,7 +29,7 @@ def stages(system: str) -> list[pretrain.Settings]:
 
 def tokens_per_update(settings: pretrain.Settings) -> int:
     rows = rows_per_update(settings, settings.seq_len, 8)
-    assert pretrain.micro_batches_of_updates(rows, settings.per_device_batch_size, 8).all()  # can be shared by 8 GPUs
+    assert micro_batches_of_updates(rows, settings.per_device_batch_size, 8).all()  # can be shared by 8 GPUs
     return int(rows[-1]) * settings.seq_len
 
 

@@ -713,7 +713,7 @@ def poison(monkeypatch):
 def rows_of(settings: pretrain.Settings, update: int, number: int, rows: int) -> list[tuple[int, int]]:
     """(epoch, row) of a micro-batch of `rows` rows, of which an update has two."""
     packed = PackedStream(settings.data_dir, {})
-    return dataloader.MicroBatches(packed, None, ([0.3], 0, 100), rows, np.full(100, 2 * rows), settings.seed).share(
+    return dataloader.MicroBatches(packed, None, ([0.3], 0, 100), rows, np.full(100, 2 * rows), settings.seed).rows_of(
         update, number
     )
 

@@ -1,13 +1,27 @@
 """The quick start's corpus and report; the whole run is what .ci/run does in a reduced setting."""
 
+import itertools
 import json
+import string
 
 import pytest
 
-from zh_modernbert.train import quickstart
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.characters import detect_script
-from zh_modernbert.train.quickstart import Report, Settings, begin, prepare, read_articles, read_reviews
+from zh_modernbert.train.quickstart import (
+    Settings,
+    Stage,
+    begin,
+    corpus_stages,
+    evaluation_stages,
+    model_stages,
+    prepare,
+    read_articles,
+    read_reviews,
+    run_stages,
+    sentiment_line,
+    table,
+)
 
 
 def read(path) -> list[dict]:
@@ -91,17 +105,34 @@ def test_a_foreign_folder_is_refused(tmp_path):
     assert (tmp_path / "mine.txt").exists()
 
 
-def test_the_table_has_a_row_a_stage():
-    report = Report()
-    assert report.stage("clean", lambda: {"documents": 1234}, "2,000 documents", "{documents:,} documents") == {
-        "documents": 1234
-    }
-    lines = report.table().splitlines()
+def test_stages_know_the_results_before_them_and_have_a_row_each():
+    stages = [
+        Stage("read", lambda: {"documents": 2345}, "a folder", "{documents:,} documents"),
+        Stage("clean", lambda: {"documents": 1234}, "{read[documents]:,} documents", "{documents:,} documents"),
+    ]
+    results, rows = run_stages(stages)
+    assert results == {"read": {"documents": 2345}, "clean": {"documents": 1234}}
+    lines = table(rows).splitlines()
     assert lines[0].split() == ["stage", "what", "went", "in", "what", "came", "out", "seconds"]
-    assert "clean  2,000 documents  1,234 documents" in lines[2]
+    assert "read   a folder         2,345 documents" in lines[2]
+    assert "clean  2,345 documents  1,234 documents" in lines[3]
     assert lines[-1].startswith("all")
 
 
-def test_the_presets_of_the_quick_start_are_there():
-    for name in ("data.yaml", "model.json", "pretrain_1k.yaml", "pretrain_8k.yaml", "tokenizer.yaml"):
-        assert (quickstart.CONFIGS / name).is_file()
+def test_stages_name_no_stage_that_is_not_before_them(tmp_path):
+    """Each takes its settings from a preset that is there."""
+    stages = [make(Settings(), tmp_path) for make in (corpus_stages, model_stages, evaluation_stages)]
+    before = set()
+    for stage in itertools.chain(*stages):
+        assert {name.partition("[")[0] for _, name, _, _ in string.Formatter().parse(stage.went_in) if name} <= before
+        before.add(stage.name)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"), [(80.0, "helps"), (70.0, "hurts"), (73.0, "makes no difference"), (76.0, "makes no difference")]
+)
+def test_the_verdict_is_what_was_measured(accuracy, verdict):
+    """1,000 examples show 3.2 points and more."""
+    random = {"metrics": {"accuracy": 75.0, "majority_class": 50.0}, "num_examples": 1000}
+    pretrained = {"metrics": {"accuracy": accuracy, "majority_class": 50.0}, "num_examples": 1000}
+    assert f"pretraining this short {verdict}" in sentiment_line(pretrained, random)

@@ -14,9 +14,10 @@ from zh_modernbert.train import train_tokenizer
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 from zh_modernbert.train.corpus.held_out import is_held_out
-from zh_modernbert.train.tokenizer.learning import compose, frequent_characters, mark_words, set_apart, spell, train
+from zh_modernbert.train.tokenizer.learning import compose, frequent_characters, mark_words, set_apart, train
 from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
-from zh_modernbert.train.train_tokenizer import Settings, sampling_rates, stratified_sample
+from zh_modernbert.train.tokenizer.spelling import spell
+from zh_modernbert.train.train_tokenizer import Settings, kept_fractions, stratified_sample
 
 SENTENCES = ["我们研究经济问题。", "他們討論歷史文化！", "公司准备发表报告，大家都很高兴。", "BERT 與 GPT-4 在2024年"]
 SMALLEST = 256 + len(SPECIAL_TOKENS)
@@ -186,11 +187,11 @@ def characters_by_stratum(documents) -> Counter:
 def test_every_stratum_keeps_its_rate_of_characters(fraction):
     documents = sample_documents()
     before = characters_by_stratum(documents)
-    rates = {stratum: fraction * (0.5 if stratum == ("web", "hans") else 1.0) for stratum in before}
-    chosen = list(stratified_sample(iter(documents), rates))
+    fractions = {stratum: fraction * (0.5 if stratum == ("web", "hans") else 1.0) for stratum in before}
+    chosen = list(stratified_sample(iter(documents), fractions))
     after = characters_by_stratum(chosen)
     for stratum, count in before.items():
-        assert abs(after[stratum] - rates[stratum] * count) <= 250, stratum
+        assert abs(after[stratum] - fractions[stratum] * count) <= 250, stratum
     assert chosen == [document for document in documents if document in chosen], "the order changed"
     if fraction == 1.0:
         assert after["news", "hans"] == before["news", "hans"]
@@ -199,25 +200,25 @@ def test_every_stratum_keeps_its_rate_of_characters(fraction):
 @pytest.mark.parametrize("share", [0.5, 0.2, 0.9])
 def test_scripts_get_their_share_and_sources_their_weight(share):
     characters = {("news", "hans"): 4000, ("novels", "hans"): 6000, ("news", "hant"): 2000, ("web", None): 100}
-    rates = sampling_rates(characters, share, {"novels": 0.5})
-    taken = {stratum: rates[stratum] * count for stratum, count in characters.items()}
+    fractions = kept_fractions(characters, share, {"novels": 0.5})
+    taken = {stratum: fractions[stratum] * count for stratum, count in characters.items()}
     hans, hant = taken["news", "hans"] + taken["novels", "hans"], taken["news", "hant"]
     assert hans / (hans + hant) == pytest.approx(share)
-    assert rates["novels", "hans"] == pytest.approx(rates["news", "hans"] / 2)
-    assert max(rates["news", "hans"], rates["news", "hant"]) == pytest.approx(1), "more than one script was cut down"
-    assert rates["web", None] == 1
+    assert fractions["novels", "hans"] == pytest.approx(fractions["news", "hans"] / 2)
+    assert max(fractions["news", "hans"], fractions["news", "hant"]) == pytest.approx(1), "more than one script was cut down"
+    assert fractions["web", None] == 1
 
 
 def test_nothing_to_balance():
     one_script = {("news", "hans"): 4000, ("web", None): 100}
-    assert set(sampling_rates(one_script, 0.5, {}).values()) == {1.0}
+    assert set(kept_fractions(one_script, 0.5, {}).values()) == {1.0}
     both = one_script | {("news", "hant"): 1}
-    assert sampling_rates(both, None, {"web": 0.1}) == {("news", "hans"): 1, ("news", "hant"): 1, ("web", None): 0.1}
+    assert kept_fractions(both, None, {"web": 0.1}) == {("news", "hans"): 1, ("news", "hant"): 1, ("web", None): 0.1}
 
 
 def test_weight_of_an_unknown_source():
     with pytest.raises(InputError, match="no source 'novel' in the corpus; it has news, web"):
-        sampling_rates({("news", "hans"): 1, ("web", None): 1}, 0.5, {"novel": 0.1})
+        kept_fractions({("news", "hans"): 1, ("web", None): 1}, 0.5, {"novel": 0.1})
 
 
 @pytest.mark.parametrize(

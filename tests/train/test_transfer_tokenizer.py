@@ -19,14 +19,13 @@ from zh_modernbert.train.common.cli import InputError, parse
 from zh_modernbert.train.corpus.documents import read_corpus
 from zh_modernbert.train.rows.packed import PackedRows
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
+from zh_modernbert.train.tokenizer.spelling import spell, text_of
 from zh_modernbert.train.transfer_tokenizer import (
     NEW_SPECIAL_TOKENS,
     VARIANTS,
     Merges,
     Settings,
     TraditionalForms,
-    spell,
-    text_of,
     transfer,
 )
 

@@ -1,9 +1,9 @@
 """The one grammar of every script here: `NAME.py [PRESET.yaml] [--field value ...]`.
 
-A script has one dataclass of settings, the only home of its defaults. Where that has positional fields, they stand in the
-preset's place: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset holds a named run: a mapping of fields, or one
-such mapping under the name of each script that shares the file. Flags beat the preset. An unknown key is an error that names
-the nearest known one. The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or
+A script has one dataclass of settings, the only home of its defaults. A script whose settings have positional fields takes them
+instead of a preset: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset is a mapping of fields. A preset that several
+scripts share has one such mapping under the name of each. Flags beat the preset. An unknown key is an error that names the
+nearest known one. The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or
 input end with one line on stderr and exit status 2.
 """
 
@@ -26,15 +26,21 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
+def one_line(error: Exception) -> str:
+    """The text of another library's error, for the line of an `InputError`: on one line, at most 300 characters."""
+    return " ".join(str(error).split())[:300]
+
+
 def setting(
     default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
 ):
-    """A documented field of a settings dataclass; without `default` it has to be given.
+    """A documented field of a settings dataclass. A field without `default` must be given.
 
     Args:
-        choices: the values it may have. least, most: bounds of a number, or of each number of a list.
-        positional: may be given without its flag, in the order of the fields; the script then takes no preset.
-        running: says how and where the work is done, not what comes out.
+        choices: the values that the field may have; of a list, the values of its items.
+        least, most: bounds of a number, or of each number of a list.
+        positional: the field may be given without its flag, in the order of the fields; the script then takes no preset.
+        running: the field says how and where the work is done, and has no influence on the output.
     """
     metadata = {"help": help, "choices": choices, "least": least, "most": most, "positional": positional, "running": running}
     if isinstance(default, (list, dict)):
@@ -43,23 +49,23 @@ def setting(
 
 
 def recipe_of(settings) -> dict:
-    """The settings that decide what comes out: all but those marked as `running`."""
+    """The settings that decide what the output is: all but those marked as `running`."""
     fields = dataclasses.fields(settings)
     kept = {field.name for field in fields if not field.metadata.get("running")}
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in kept}
 
 
 def script_of(settings) -> str:
-    """The name of the script that a settings class or instance belongs to, also where that runs as `__main__`."""
+    """The name of the script that defines a settings class or the class of an instance. `__main__` has its file's name, too."""
     kind = settings if isinstance(settings, type) else type(settings)
     return Path(sys.modules[kind.__module__].__file__).stem
 
 
 class BaseSettings:
-    """Base of every settings dataclass: choices and bounds hold however an instance is made.
+    """Base of every settings dataclass. Each instance is checked, from a preset, from flags or made in Python.
 
     Raises:
-        InputError: a field breaks its own, naming script and field.
+        InputError: a value is none of its field's choices or out of its bounds, naming script and field.
     """
 
     def __post_init__(self):
@@ -77,10 +83,10 @@ class BaseSettings:
 
 
 def convert(value, kind, where: str):
-    """`value`, as YAML gives it, as the annotated type `kind`.
+    """A value that YAML gave, converted to the annotated type `kind`.
 
     Raises:
-        InputError: it cannot be, naming `where`.
+        InputError: the value is not of that type, naming `where`.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
@@ -100,7 +106,7 @@ def convert(value, kind, where: str):
     if origin is dict and isinstance(value, dict):
         return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        return build(kind, value, where)
+        return settings_from(kind, value, where)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
@@ -119,8 +125,12 @@ def convert(value, kind, where: str):
     raise InputError(f"{where}: expected {name}, got {value!r}{hint}")
 
 
-def build(settings_class: type, values: dict, where: str):
-    """An instance of the dataclass from a plain mapping, every key and type checked."""
+def settings_from(settings_class: type, values: dict, where: str):
+    """An instance of the dataclass from a plain mapping.
+
+    Raises:
+        InputError: a key is unknown or missing, or a value has the wrong type, naming `where`.
+    """
     hints = typing.get_type_hints(settings_class)
     fields = {field.name: field for field in dataclasses.fields(settings_class)}
     for key in values:
@@ -137,7 +147,7 @@ def build(settings_class: type, values: dict, where: str):
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; YAML itself lets the second win silently."""
+    """YAML in which a repeated key is an error. In plain YAML the last one wins silently."""
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -148,22 +158,22 @@ class StrictLoader(yaml.SafeLoader):
 
 
 def load_yaml(text: str, where: str):
-    """The value that a YAML text holds.
+    """The value of a YAML text.
 
     Raises:
-        InputError: it is not YAML, naming `where`.
+        InputError: the text is not YAML, naming `where`.
     """
     try:
         return yaml.load(text, StrictLoader)  # a SafeLoader: plain values only
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where}: not valid YAML: {one_line(error)}") from error
 
 
 def read_yaml(path: str | Path) -> dict:
     """The mapping in a YAML file.
 
     Raises:
-        InputError: it is missing, not UTF-8, not YAML, or not a mapping.
+        InputError: the file is missing, not UTF-8, not YAML, or not a mapping.
     """
     try:
         values = load_yaml(Path(path).read_text(encoding="utf-8"), str(path))
@@ -177,7 +187,11 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def preset_values(path: str, script: str) -> dict:
-    """The settings for `script` in a preset: the whole mapping, or the section of that name where all are sections."""
+    """The settings for `script` in a preset. If every value is a mapping, these are sections, and the script has one of them.
+
+    Raises:
+        InputError: a section belongs to no script, or this script has none; or as `read_yaml`.
+    """
     values = read_yaml(path)
     if any(isinstance(section, dict) for section in values.values()) and all(
         section is None or isinstance(section, dict) for section in values.values()
@@ -198,7 +212,7 @@ def positional_fields(settings_class: type) -> list[str]:
 
 
 def form(settings_class: type) -> str:
-    """What may follow the script's name."""
+    """The form of the arguments, as usage and errors show it."""
     return f"{' '.join(map(str.upper, positional_fields(settings_class))) or '[PRESET.yaml]'} [--field value ...]"
 
 
@@ -206,7 +220,8 @@ def parse(settings_class: type, arguments: list[str], script: str):
     """Settings from `[PRESET.yaml] [--field value ...]`, or with the positional fields in the preset's place.
 
     Raises:
-        InputError: see the module's docstring.
+        InputError: the arguments have another form, a flag is unknown, given twice or has no value; or as `preset_values` and
+            `settings_from`.
     """
     arguments = list(arguments)
     values, where = {}, script
@@ -238,17 +253,24 @@ def parse(settings_class: type, arguments: list[str], script: str):
         given.add(name)
         parsed = [flag_value(text, hints[name], f"{script}: --{name}") for text in texts]
         values[name] = parsed if len(parsed) > 1 else parsed[0]
-    return build(settings_class, values, where)
+    return settings_from(settings_class, values, where)
+
+
+def types_in(kind) -> set:
+    """A type and the types it is made of: list, str and int of `list[str | int]`."""
+    return {typing.get_origin(kind) or kind}.union(*map(types_in, typing.get_args(kind)))
 
 
 def flag_value(text: str, kind, where: str):
-    """A flag's text as it is where the field takes text (or, in braces, a mapping), else as YAML reads it."""
-    options = {kind, *typing.get_args(kind), *(o for argument in typing.get_args(kind) for o in typing.get_args(argument))}
-    return (
-        text
-        if str in options and dict not in map(typing.get_origin, options) and not text.startswith("{")
-        else load_yaml(text, f"{where} {text}")
-    )
+    """What the text of a flag means for a field of type `kind`.
+
+    A field that takes text gets it as it was typed: 007 stays 007. Text in braces is a YAML mapping. The text for all other
+    fields is YAML: 1e3 is a number.
+    """
+    types = types_in(kind)
+    if str in types and dict not in types and not text.startswith("{"):
+        return text
+    return load_yaml(text, f"{where} {text}")
 
 
 def usage(settings_class: type, script: str, description: str) -> str:
@@ -275,8 +297,9 @@ def leave_script_folder() -> None:
         del sys.path[0]
 
 
-# Seconds. What all processes of a run find, the first of a machine says; the launcher then ends the others before they do.
-ONE_SPEAKS = 5.0
+# Seconds. All processes of a run find the same error. The first of a machine reports it; the others wait, until the launcher
+# ends them.
+SECONDS_BEFORE_REPEATING = 5.0
 
 
 def run(main: Callable, settings_class: type) -> None:
@@ -292,10 +315,10 @@ def run(main: Callable, settings_class: type) -> None:
         result = main(parse(settings_class, arguments, script))
     except (InputError, OSError) as error:
         if not isinstance(error, InputError) and error.filename is None:
-            raise  # not about a file of the user's
+            raise  # no file of the user's is to blame
         text = error if isinstance(error, InputError) else f"{error.filename}: {error.strerror}"
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            time.sleep(ONE_SPEAKS)
+            time.sleep(SECONDS_BEFORE_REPEATING)
         print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

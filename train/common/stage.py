@@ -1,10 +1,10 @@
-"""One stage, one folder: built whole or not at all, once, and from where it broke off.
+"""One stage writes one folder. The folder is complete or not there; a killed run goes on; a finished one is not repeated.
 
-A stage writes into a hidden folder beside its output that is named after its recipe (the settings that decide what comes out,
-and the content of what it reads). It is renamed when all is there. A run that was killed leaves it behind: the same command
-goes on in it, and another recipe starts a new one. Every output has `settings.json`, the resolved settings, and
-`manifest.json`: the recipe, the result, and the size and hash of each file. A stage whose recipe is that of the output there
-does nothing.
+The recipe of an output is a hash of the settings that decide what the output is, and of the content of what the stage reads.
+A stage works in a hidden folder beside its output, which is named after the recipe, and renames it when all is there. A run
+that was killed leaves the hidden folder behind: the same command goes on in it, and another recipe starts a new one. Every
+output has `settings.json`, the resolved settings, and `manifest.json`: the recipe, the result, and the size and hash of each
+file. A stage does nothing where its output is there already, with the same recipe.
 """
 
 import dataclasses
@@ -17,15 +17,19 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
 from zh_modernbert.train.common.files import check_files, hash_file, put_in_place, read_json, require_folder, sha256, write_json
 
-SCRATCH = "scratch"  # in the hidden folder: what a stage remembers of its work, but does not hand on
+SCRATCH = "scratch"  # a folder in the hidden one: notes on the work, which are not part of the output
 
 
 def content_of(path: str | Path) -> str:
-    """What a file or folder holds, as a hash: of a stage's output by its manifest, of others by names, sizes and times."""
+    """A hash of what a file or folder holds.
+
+    A stage's output has the hash in its manifest. Of anything else, the names, sizes and times of its files are hashed.
+    """
     path = Path(path)
     if (path / "manifest.json").is_file():
         manifest = read_json(path / "manifest.json")
@@ -40,10 +44,10 @@ def content_of(path: str | Path) -> str:
 
 
 def check_manifest(folder: str | Path, stage: str) -> dict:
-    """The manifest of a folder that `stage` wrote, after a look at whether all its files are there.
+    """The manifest of a folder that `stage` wrote.
 
     Raises:
-        InputError: it is something else, or damaged.
+        InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
     """
     folder = require_folder(folder, "manifest.json")
     manifest = read_json(folder / "manifest.json")
@@ -56,7 +60,7 @@ def check_manifest(folder: str | Path, stage: str) -> dict:
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
-    """Size and SHA-256 of each file that a stage hands on, by its name below `folder`."""
+    """Name below `folder` -> size and SHA-256, of each file that belongs to the output."""
 
     def describe(path: Path) -> dict:
         return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
@@ -87,11 +91,11 @@ def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
-def check_output(settings) -> Path:
-    """The absolute `output_dir`.
+def resolve_output_dir(settings) -> Path:
+    """The absolute path of `settings.output_dir`.
 
     Raises:
-        InputError: it is not empty and was not written by this stage, or holds what the stage reads.
+        InputError: the folder must not be replaced: it holds something that this stage did not write, or what the stage reads.
     """
     if not settings.output_dir:
         raise InputError("output_dir is empty; name a folder")
@@ -112,8 +116,8 @@ def check_output(settings) -> Path:
     return path
 
 
-def whole(folder: Path, stage: str, recipe: str) -> dict | None:
-    """The result of the stage in `folder`, if that is there, undamaged and by this recipe."""
+def finished_result(folder: Path, stage: str, recipe: str) -> dict | None:
+    """The result in the manifest of `folder`; None where the folder is missing, damaged, or of another stage or recipe."""
     try:
         manifest = check_manifest(folder, stage)
     except InputError:
@@ -121,9 +125,11 @@ def whole(folder: Path, stage: str, recipe: str) -> dict | None:
     return manifest["result"] if manifest.get("recipe") == recipe else None
 
 
-def take_over(folder: Path):
-    """A lock on the hidden folder of a run, free again when its process ends (whatever that left running); None where another
-    run holds it."""
+def lock_folder(folder: Path) -> IO | None:
+    """Locks a folder for this process, until the file that this returns is closed or the process ends.
+
+    Processes that this one started do not keep the lock. Returns None where another process has it.
+    """
     lock = open(folder / ".lock", "a")  # noqa: SIM115
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,11 +140,12 @@ def take_over(folder: Path):
 
 
 def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Path] = ()) -> dict:
-    """Writes `settings.output_dir` by `build(folder)`, or goes on with that, or finds it done.
+    """Makes sure that `settings.output_dir` holds the output of these settings: builds it, goes on with it, or finds it done.
 
     Args:
-        build: fills the folder, where some of its work may be there already, and returns the result, plain JSON.
-        inputs: files and folders that it reads, beside the settings that end in `_dir`.
+        build: fills the folder it is given, and returns the result, plain JSON. A run that was killed may have left part of the
+            work in the folder.
+        inputs: files and folders that the stage reads, beside the settings that end in `_dir`.
 
     Returns:
         What `build` returned, and `output_dir`.
@@ -146,7 +153,7 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
     Raises:
         InputError: the output cannot be written, or another run is writing it.
     """
-    path, stage = check_output(settings), script_of(settings)
+    path, stage = resolve_output_dir(settings), script_of(settings)
     folders = [value for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir" and value]
     values = {name: value for name, value in recipe_of(settings).items() if not name.endswith("_dir")}
     for given in (*folders, *inputs):
@@ -154,21 +161,21 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
             raise InputError(f"{given}: no such file or folder")
     contents = [content_of(given) for given in (*folders, *inputs)]
     recipe = sha256(json.dumps([stage, version("zh-modernbert"), values, contents], sort_keys=True).encode())
-    if (done := whole(path, stage, recipe)) is not None:
+    if (done := finished_result(path, stage, recipe)) is not None:
         print(f"{path}: there already, from the same settings and input; nothing to do", file=sys.stderr)
         return {**done, "output_dir": settings.output_dir}
     work = path.with_name(f".{path.name}.{recipe[:12]}.tmp")
     try:
         for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            if other != work and take_over(other):
+            if other != work and lock_folder(other):
                 shutil.rmtree(other)
         work.mkdir(parents=True, exist_ok=True)
-        lock = take_over(work)
+        lock = lock_folder(work)
         if not lock:
             raise InputError(f"{path}: another run is writing it; wait for that to end")
         with lock:
             try:
-                if whole(work, stage, recipe) is None:  # else a run was killed when all but the renaming was done
+                if finished_result(work, stage, recipe) is None:  # else a run was killed when all but the renaming was done
                     write_manifest(work, settings, recipe, build(work))
             finally:
                 if {file.name for file in work.iterdir()} == {".lock"}:

@@ -1,13 +1,13 @@
-"""Lines that are a web page's and not its text's: navigation, imprint, counters, calls to click and to share.
+"""Lines that belong to a web page and not to its text: navigation, imprint, counters, calls to click and to share.
 
-Patterns are written in Simplified and hold for Traditional too.
+Patterns are written in Simplified and match Traditional too.
 """
 
 import re
 
 from zh_modernbert.train.corpus.characters import converter, in_both_scripts
 
-# Links that stand side by side; one alone may be a heading.
+# Texts of links. A line of several is navigation; one alone may be a heading.
 _NAVIGATION_WORDS = (
     "首页 网站首页 返回首页 回首页 主页 上一页 下一页 上页 下页 末页 尾页 关于我们 联系我们 网站地图 "
     "网站导航 加入收藏 设为首页 收藏本站 登录 登入 注册 会员登录 会员中心 免费注册 忘记密码 搜索 搜寻 "
@@ -19,7 +19,7 @@ _NAVIGATION_WORDS = (
     "search news products blog facebook twitter line rss share tweet top menu english faq"
 )
 _NAVIGATION = frozenset(w for config in ("t2s", "s2t", "s2tw") for w in converter(config).convert(_NAVIGATION_WORDS).split())
-# What a line starts with, decorations aside, that is the page's.
+# Lines that belong to the page, without their decorations.
 _PAGE_LINE = in_both_scripts(
     "|".join(
         (
@@ -46,7 +46,7 @@ _PAGE_LINE = in_both_scripts(
         )
     )
 )
-# What stands in an imprint and in no sentence.
+# Phrases of an imprint. A line with one is dropped, unless it is a sentence.
 _IMPRINT = in_both_scripts(
     r"ICP(?:备|证)\s?\d{5,}|公网安备\s?\d{8,}|版权所有(?![者人权])|版权归\S{1,20}所有|[Rr]ights [Rr]eserved|RIGHTS RESERVED|"
     r"[Cc]opyright ?(?:©|\([Cc]\)|[12]\d{3})|© ?[12]\d{3}|(?:增值电信业务|互联网新闻信息|网络文化)\S{0,6}许可证(?=[^》]{0,6}\d)"
@@ -58,7 +58,7 @@ _LONGEST_PAGE_LINE = 150
 
 
 def is_boilerplate(line: str) -> bool:
-    """Whether a line is the page's and not the text's: navigation, imprint, counters, calls to click and share."""
+    """Whether a line belongs to the page and not to the text: navigation, imprint, counters, calls to click and to share."""
     if len(line) > _LONGEST_PAGE_LINE:
         return False
     core = line.strip(_DECORATION)
@@ -70,7 +70,7 @@ def is_boilerplate(line: str) -> bool:
 
 
 def strip_boilerplate(text: str) -> str:
-    """No lines of the page's; nothing is cut out of a line."""
+    """The text without the lines that are boilerplate. Lines are dropped or kept as a whole."""
     lines = text.split("\n")
     kept = [line for line in lines if not is_boilerplate(line)]
     return "\n".join(kept) if len(kept) < len(lines) else text

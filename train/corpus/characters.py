@@ -1,4 +1,4 @@
-"""What kind of characters a text is made of: one table over all code points, so that NumPy counts a text in one pass."""
+"""What kinds of characters a text has, and their other forms. Tables over all code points let NumPy do a text in one pass."""
 
 import re
 import unicodedata
@@ -11,11 +11,10 @@ HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f
 _HAN_BLOCKS = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F))
 _PRIVATE_BLOCKS = ((0xE000, 0xF8FF), (0xF0000, 0x10FFFF))
 _KANA_BLOCKS = ((0x3041, 0x309F), (0x30A1, 0x30FA), (0x30FC, 0x30FF))
-# Written in Cantonese only; 係 and 睇, say, stand in Mandarin too.
+# Characters that only written Cantonese uses. 係 and 睇 are missing, since Mandarin has them too.
 _CANTONESE = "嘅喺咗嚟哋冇唔佢啲嗰乜咁噉嘢冧嗌嚿瞓攞畀俾啱嗮晒嘥嬲孭乸嘞囖喎啩"
 
-
-# Stands for no code point.
+# In `half_width`: the character is removed.
 REMOVED = 0xFFFFFFFF
 
 
@@ -41,10 +40,10 @@ def _in_codec(character: str, codec: str, first: int = 0, last: int = 0xFFFF) ->
 
 @cache
 def kinds() -> np.ndarray:
-    """(0x110000,) uint8: the `Kind` flags of each code point.
+    """`(0x110000,)` uint8: the `Kind` flags of each code point.
 
-    A character is of one script where OpenCC changes it and the other script's own character set (Big5, GB 2312) lacks it: 后
-    and 里 are the Simplified forms of 後 and 裡, but stand in Traditional text in their own right.
+    A character is HANS if OpenCC changes it to Traditional and Big5 lacks it, and HANT if OpenCC changes it to Simplified and
+    GB 2312 lacks it. So 后 and 里 are neither: they are the Simplified forms of 後 and 裡, but Traditional text has them too.
     """
     table = np.zeros(0x110000, np.uint8)
     for code in range(len(table)):
@@ -65,7 +64,7 @@ def kinds() -> np.ndarray:
             table[code] |= Kind.HANS
         if hans != character == hant and not _in_codec(character, "gb2312"):
             table[code] |= Kind.HANT
-        # the first levels of both sets: characters in order of sound or strokes for their frequency
+        # The first level of GB 2312 and that of Big5 have the frequent characters.
         if _in_codec(character, "gb2312", 0xB0A1, 0xD7F9) or _in_codec(character, "big5", 0xA440, 0xC67E):
             table[code] &= 0xFF ^ Kind.RARE
     for character in _CANTONESE:
@@ -75,7 +74,7 @@ def kinds() -> np.ndarray:
 
 
 def code_points(text: str) -> np.ndarray:
-    """(characters,) uint32."""
+    """`(characters,)` uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
@@ -84,7 +83,7 @@ def from_code_points(codes: np.ndarray) -> str:
 
 
 class Counts:
-    """How many characters of each `Kind` there are among some code points."""
+    """How many of some code points have each flag of `Kind`: `counts[Kind.HAN]`."""
 
     def __init__(self, codes: np.ndarray):
         self._by_bit = (_BITS @ np.bincount(kinds()[codes], minlength=256)).tolist()
@@ -93,12 +92,15 @@ class Counts:
         return self._by_bit[kind.bit_length() - 1]
 
 
-# (8, 256): whether a flag is set in each combination of flags
+# `(8, 256)`: 1 where the flag of the row is set in the combination of the column.
 _BITS = np.arange(256) >> np.arange(8)[:, None] & 1
 
 
 def script_of(counts: Counts) -> str:
-    """`hans`, `hant`, or `mixed` where each has more than a tenth of the characters that tell them apart (or none has)."""
+    """`hans`, `hant`, or `mixed`, by the characters that only one script has.
+
+    A text is `mixed` where each script has more than a tenth of these characters, or where there are none.
+    """
     hans, hant = counts[Kind.HANS], counts[Kind.HANT]
     if (hans * 9 > hant and hant * 9 > hans) or hans == hant == 0:
         return "mixed"
@@ -111,10 +113,11 @@ def detect_script(text: str) -> str:
 
 @cache
 def half_width() -> np.ndarray:
-    """(0x110000,) uint32: the code point that stands for each one in clean text; `REMOVED` for none.
+    """`(0x110000,)` uint32: what each code point becomes in clean text, `REMOVED` if nothing.
 
-    Full-width Latin letters and digits become half-width, for that is only layout; full-width punctuation is Chinese. Every
-    line end becomes a newline and every other space a plain one; control, invisible and private characters go.
+    Full-width Latin letters and digits become half-width, since their width is only layout. Full-width punctuation stays, since
+    it is Chinese. Every line end becomes a newline and every other space a plain one. Control, invisible and private characters
+    go.
     """
     table = np.arange(0x110000, dtype=np.uint32)
     for first, last in (("０", "９"), ("Ａ", "Ｚ"), ("ａ", "ｚ")):
@@ -143,12 +146,12 @@ def converter(config: str) -> opencc.OpenCC:
 
 
 def in_both_scripts(pattern: str) -> re.Pattern:
-    """A pattern written in Simplified, for both scripts."""
+    """A regular expression for both scripts, from one in Simplified: that, its Traditional form, and its form in Taiwan."""
     versions = (pattern, converter("s2t").convert(pattern), converter("s2tw").convert(pattern))
     return re.compile("|".join(dict.fromkeys(versions)))
 
 
-# OpenCC's configurations; hant has the forms used in Taiwan
+# OpenCC's configurations. Hant has the forms used in Taiwan.
 CONVERTERS = {"hans": "t2s", "hant": "s2tw"}
 
 

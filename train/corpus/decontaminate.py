@@ -1,9 +1,9 @@
 """Which documents contain evaluation data, by 13-grams of Chinese characters and other words, folded in case and script.
 
-Evaluation data are passages: each text in each record of each file. A document contains a passage where it has at least half of
-the passage's 13-grams, and 8 of them; of a shorter passage all; of a longer one 100 are enough. So a name, a phrase of law or a
-quotation that both happen to have drops nothing. Passages under 17 tokens are not looked for: they are names and common speech.
-Whole documents go: what stands around a passage is often its answer, or the rest of its source.
+A passage is a text in a record of an evaluation file. A document contains a passage if it has enough of the passage's 13-grams:
+at least half of them and at least 8, or all where there are fewer than 8; 100 are always enough. So a name, a phrase of law or
+a quotation in both drops nothing. Passages under 17 tokens are names and common speech, and are not looked for. The document is
+dropped as a whole, because the answer or the rest of the source often stands beside the passage.
 """
 
 import csv
@@ -24,22 +24,20 @@ from zh_modernbert.train.corpus.ngrams import letter_table, mix, ngram_hashes
 from zh_modernbert.train.corpus.source import PACKED
 
 NGRAM = 13
-FEWEST, SHORT, ENOUGH = 5, 8, 100  # 13-grams: of a passage that is looked for; whole passages up to here; of any passage
-ALONE = 0x2E80  # from here on scripts have no spaces: each letter is a token
+# Numbers of 13-grams: the fewest of a passage that is looked for; up to which a document needs all; how many are always enough.
+FEWEST, SHORT, ENOUGH = 5, 8, 100
+ALONE = 0x2E80  # from this code point on scripts have no spaces, and each letter is a token
 FIELDS = re.compile(r"\t|\|\||_!_")
-TAGGED, TAG = (
-    re.compile(r"\[?\S+/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?"),
-    re.compile(r"^\[(?=.)|/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?$"),
-)
+TAG = re.compile(r"/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?$")  # 中央/n, or the last word of a bracket: 电视台/n]nt
 MOST_COLUMNS, LONGEST_TOKEN = 12, 24  # of a table of tokens; longer fields are texts
 NOT_DATA = re.compile(r"readme|licen[cs]e|manifest|\.|.*\.md$", re.IGNORECASE)
 
 
 def evaluation_files(paths: list[str]) -> list[Path]:
-    """The files given, and those in the folders given but for notes about them.
+    """The files given, and the files in the folders given, without readmes, licences and the like (`NOT_DATA`).
 
     Raises:
-        InputError: there is none.
+        InputError: a path does not exist, or a folder has no such file.
     """
     files = []
     for path in map(Path, paths):
@@ -54,7 +52,7 @@ def evaluation_files(paths: list[str]) -> list[Path]:
 
 
 def strings(value) -> Iterator[str]:
-    """All texts inside a JSON value; a list of tokens is one text."""
+    """All texts inside a JSON value. A list of strings of at most 4 characters is a text cut into tokens, and is joined."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list) and all(isinstance(item, str) and len(item) <= 4 for item in value):
@@ -67,15 +65,15 @@ def strings(value) -> Iterator[str]:
 def passages_of_lines(lines: list[str]) -> Iterator[str]:
     """The texts in lines of a text file, which has a blank line before and after them.
 
-    Each field of a line is a text; tabs, `||` and `_!_` part fields. Where words carry tags (`我/r 来/v`), the tags go. Lines
-    of few and short fields may be a table with a token a line (CoNLL, CoNLL-U) or short records with a label. Nothing tells
-    these apart for certain, so such lines are also read as a table: what stands in the column of tokens is one text. What is
-    read wrongly is no text that a document contains.
+    Each field of a line is a text. Fields end at tabs, `||` and `_!_`. Words may carry tags (`我/r 来/v`), which go. Lines of
+    few and short fields may be a table with a token a line (CoNLL, CoNLL-U), or short records with a label. Nothing tells
+    these apart for certain. Such lines are therefore read as a table too: all that stands in the column of tokens is one
+    text. A reading that is wrong gives a text that no document contains.
     """
     for line in lines:
         items = line.split()
-        if len(items) > 1 and sum(bool(TAGGED.fullmatch(item)) for item in items) > 0.8 * len(items):
-            yield "".join(TAG.sub("", item) for item in items)
+        if len(items) > 1 and sum(bool(TAG.search(item)) for item in items) > 0.8 * len(items):
+            yield "".join(TAG.sub("", item).removeprefix("[") for item in items)
         else:
             yield from FIELDS.split(line)
     rows = [line.split() for line in lines if not line.startswith("#")]
@@ -90,7 +88,11 @@ def passages_of_lines(lines: list[str]) -> Iterator[str]:
 
 
 def read_passages(path: Path) -> Iterator[str]:
-    """The texts in an evaluation file: JSON (one value, or one a line), Parquet, CSV, else what its lines hold."""
+    """The texts in an evaluation file.
+
+    In JSON (one value, or one a line) and Parquet these are all strings, in CSV all cells, in other files those of
+    `passages_of_lines`.
+    """
     form = [suffix for suffix in path.suffixes if suffix not in PACKED][-1:]
     if form == [".parquet"]:
         import pyarrow.parquet as pq
@@ -117,7 +119,10 @@ def read_passages(path: Path) -> Iterator[str]:
 
 
 def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes, places in the text) `(T,)` of a text's tokens: Chinese characters, and whole words and numbers."""
+    """(hashes, places in the text) `(T,)` of a text's tokens: single Chinese characters, and whole words and numbers of others.
+
+    "GPT-4 很好" has the tokens gpt, 4, 很 and 好 at places 0, 4, 6 and 7. "gpt：4，很好" has the same hashes.
+    """
     codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
     letter, word = codes > 0, (codes > 0) & (codes < ALONE)
     starts = letter.copy()
@@ -129,7 +134,10 @@ def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ngrams_of(passages: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(13-grams, passages they are from) `(N,)`: the distinct ones of each passage that has enough; only such are counted."""
+    """(hashes of 13-grams, numbers of their passages) `(N,)`: the distinct 13-grams of each passage with at least `FEWEST`.
+
+    Only such passages are numbered, from 0.
+    """
     words, places = tokens("\n".join(passages))
     owners = np.searchsorted(np.cumsum([len(passage) + 1 for passage in passages]), places, side="right")
     hashes, inside = ngram_hashes(words, NGRAM), owners[NGRAM - 1 :] == owners[: 1 - NGRAM]
@@ -143,19 +151,22 @@ def ngrams_of(passages: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def needed(ngrams: np.ndarray) -> np.ndarray:
-    """Of passages with so many 13-grams, how many a document has to have to contain them."""
+    """How many 13-grams of each passage a document must have to contain it, given how many the passage has."""
     return np.minimum(np.minimum(np.maximum((ngrams + 1) // 2, SHORT), ngrams), ENOUGH)
 
 
 def bit_of(hashes: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(byte, bit) of a table of bits for each hash."""
+    """For each hash its place in a table of bits: the index of a byte, and a mask with one bit set."""
     places = hashes & np.uint64(8 * len(table) - 1)
     return (places >> 3).astype(np.int64), np.uint8(1) << (places & 7).astype(np.uint8)
 
 
 class Index(PipelineStep):
-    """One task writes the 13-grams of all passages, in order, with the passages they are from; for each passage how many are
-    needed, and its file; and a table of bits, in which nearly all that is no such 13-gram misses.
+    """One task writes what `DecontaminationFilter` reads, an array a file.
+
+    `hashes` are the 13-grams of all passages, sorted; `owners` are their passages. `needed` and `files` give for each passage
+    how many 13-grams are needed, and its file. `bits` is a table with the bits of all `hashes` set: most other 13-grams have a
+    bit that is not, and need no search.
     """
 
     type, name = "decontaminate", "index"
@@ -177,7 +188,7 @@ class Index(PipelineStep):
             self.stat_update(f"passages_in/{file}", value=len(need[-1]))
         hashes, owners = np.concatenate(hashes), np.concatenate(owners)
         order = np.argsort(hashes, kind="stable")
-        bits = np.zeros(1 << (2 * len(hashes) + 1).bit_length(), np.uint8)  # 16 to 32 bits for each
+        bits = np.zeros(1 << (2 * len(hashes) + 1).bit_length(), np.uint8)  # 16 to 32 bits for each hash
         np.bitwise_or.at(bits, *bit_of(hashes, bits))
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = (hashes[order], owners[order], np.concatenate(need), np.concatenate(file_of), bits)
@@ -186,7 +197,7 @@ class Index(PipelineStep):
 
 
 class DecontaminationFilter(BaseFilter):
-    """Drops what contains a passage; the reason is the first evaluation file that has one."""
+    """Drops documents that contain a passage. The reason is the first evaluation file with such a passage."""
 
     name = "decontaminate"
 
@@ -195,7 +206,7 @@ class DecontaminationFilter(BaseFilter):
         self.files, self.folder, self.index = files, folder, None
 
     def contained_in(self, text: str) -> np.ndarray:
-        """The numbers of the evaluation files of which a passage is in the text."""
+        """The numbers of the evaluation files with a passage that the text contains."""
         if self.index is None:
             names = ("hashes", "owners", "needed", "files", "bits")
             self.index = [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]

@@ -10,7 +10,7 @@ import zstandard
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import check_files, read_json
-from zh_modernbert.train.corpus.lines import STRICT, Corrupt, read_jsonl
+from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl
 
 DOCUMENTS_PER_SHARD = 20_000
 
@@ -19,7 +19,7 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     """The shards of a corpus folder, in order.
 
     Raises:
-        InputError: there is no such folder, no shard in it, or not the shards that its stage wrote.
+        InputError: the folder or its shards are missing, or the shards are not those in its manifest.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -35,16 +35,17 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     return shards
 
 
-def read_corpus_shard(shard: Path, corrupt: Corrupt = STRICT) -> Iterator[dict]:
+def read_corpus_shard(shard: Path, bad_lines: BadLines = STRICT) -> Iterator[dict]:
     """The documents of one shard.
 
     Raises:
-        InputError: as `read_jsonl`; or by `corrupt`: a line is no document.
+        InputError: as `read_jsonl`; or as `bad_lines` does, where a line is no document.
     """
-    for number, document in read_jsonl(shard, corrupt):
+    for number, document in read_jsonl(shard, bad_lines):
         missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
         if missing:
-            corrupt(shard, number, f"a document needs a string {missing[0]!r}", json.dumps(document, ensure_ascii=False))
+            text = json.dumps(document, ensure_ascii=False)
+            bad_lines.report(shard, number, f"a document needs a string {missing[0]!r}", text)
         else:
             yield document
 
@@ -53,7 +54,7 @@ def read_corpus(folder: str | Path) -> Iterator[dict]:
     """The documents of a corpus folder, in order.
 
     Raises:
-        InputError: there is none, or one cannot be read.
+        InputError: there is no document, or one cannot be read.
     """
     empty = True
     for shard in corpus_shards(folder):
@@ -65,7 +66,7 @@ def read_corpus(folder: str | Path) -> Iterator[dict]:
 
 
 def write_corpus(folder: Path, documents: Iterable[dict], prefix: str = "") -> dict:
-    """Writes shards `00000.jsonl.zst` and on, `prefix` before their names; returns the counts of documents and characters."""
+    """Writes shards `{prefix}00000.jsonl.zst`, `{prefix}00001.jsonl.zst` ...; returns how many documents and characters."""
     counts = {"documents": 0, "characters": 0}
     file = None
     try:

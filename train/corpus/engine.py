@@ -1,11 +1,10 @@
-"""datatrove as the engine of the corpus stages: reading with a quarantine, writing, and running of pipelines over shards.
+"""datatrove as the engine of the corpus stages: reading with a quarantine, writing, and running pipelines over shards.
 
-One shard is one task, and a task's output is a function of its shard alone: a stage gives the same bytes on one core, on
-many, or on a cluster. A task that is done leaves a mark, so that a run that was killed goes on with those that are not.
+One shard is one task, and a task's output depends on its shard alone. So a stage writes the same bytes on one core, on many, or
+on a cluster. A finished task leaves a mark. After a run was killed, the same command does the tasks without a mark.
 """
 
 import contextlib
-import ctypes
 import inspect
 import os
 import signal
@@ -33,18 +32,18 @@ from fsspec.compression import register_compression
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.common.stage import SCRATCH
 from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 
 QUARANTINE = "quarantine"  # in a stage's folder
-PR_SET_PDEATHSIG = 1  # of prctl(2)
-MAX_CORRUPT = 0.01  # of the lines read; more than that is no accident
+MAX_QUARANTINED = 0.01  # share of the lines read; a run with more bad lines stops
 
 
 @dataclass(kw_only=True)
 class ParallelSettings(BaseSettings):
-    """How a stage runs its tasks; what it writes does not depend on it."""
+    """How a stage runs its tasks. The output does not depend on these settings."""
 
     workers: int = setting(1, "tasks at the same time", least=1, running=True)
     executor: str = setting("local", "where: processes here, Slurm jobs, or Ray tasks", ("local", "slurm", "ray"), running=True)
@@ -54,7 +53,7 @@ class ParallelSettings(BaseSettings):
 
 
 def zstd_3(file: IO, mode: str, **_):
-    """fsspec's own zstd compresses at level 10, which takes longer than all else that a stage does."""
+    """zstd at level 3. fsspec's own is level 10, which takes longer than the rest of a stage."""
     return zstandard.ZstdCompressor(level=3).stream_writer(file)
 
 
@@ -63,7 +62,7 @@ register_compression(COMPRESSION, zstd_3, COMPRESSION)
 
 
 class CorpusReader(PipelineStep):
-    """Task r reads shard r. Lines that cannot be read go into quarantine, in `output_dir`; the files have to be whole."""
+    """Task r reads shard r. Lines that cannot be read go into the quarantine in `output_dir`; a damaged file is an error."""
 
     type = "reader"
     name = "corpus"
@@ -82,7 +81,7 @@ class CorpusReader(PipelineStep):
 
 
 class CorpusWriter(JsonlWriter):
-    """Task r writes `folder`/0000r.jsonl.zst, a document's fields side by side, whatever they are called."""
+    """Task r writes `folder`/0000r.jsonl.zst, with a document's metadata beside `id` and `text`."""
 
     def __init__(self, folder: Path):
         super().__init__(str(folder), "${rank}.jsonl.zst", compression=COMPRESSION)
@@ -95,16 +94,16 @@ class CorpusWriter(JsonlWriter):
 
 
 class TaskStart:
-    """What every task begins with, before the steps of its pipeline."""
+    """The first step of every task's pipeline: binds the worker's life to the run's, and starts the statistics at zero."""
 
     def __init__(self, steps: list[PipelineStep]):
         self.steps = steps
 
     def __call__(self, data, rank: int, world_size: int) -> None:
-        # No worker writes on when the run that started it was killed, beside the run that follows.
-        if multiprocess.parent_process() is not None and sys.platform == "linux":
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Several tasks of one Slurm job share their steps; datatrove would count the first task's documents again.
+        # The kernel kills the worker when the run that started it dies. Otherwise it would write beside the next run.
+        if multiprocess.parent_process() is not None:
+            signal_at_parents_end(signal.SIGKILL)
+        # Tasks of one Slurm job share these objects. With the old statistics a task would count the documents of those before.
         for step in self.steps:
             step.stats = Stats(str(step))
 
@@ -113,7 +112,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     """datatrove's executor for these settings.
 
     Raises:
-        InputError: Slurm is not told its partition and time, or Ray is not installed.
+        InputError: `slurm` lacks partition or time, or Ray is not installed.
     """
     common = {
         "pipeline": [TaskStart(steps), *steps],
@@ -138,7 +137,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
 
 
 def wait_for_slurm(executor: SlurmPipelineExecutor) -> None:
-    """Returns when no job of the executor is queued or running any more."""
+    """Waits until no job of the executor is queued or running."""
     while executor.get_incomplete_ranks() and executor.job_id not in (None, -1):
         queue = subprocess.run(["squeue", "-h", "-j", str(executor.job_id)], capture_output=True, text=True)
         if queue.returncode or not queue.stdout.strip():
@@ -148,9 +147,9 @@ def wait_for_slurm(executor: SlurmPipelineExecutor) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[IO]:
-    """Nothing but what is written to the file it gives reaches stderr, from here or from the processes started meanwhile.
+    """Keeps stderr silent, for this process and those it starts meanwhile; the file that it yields still writes there.
 
-    datatrove logs every step of every task there; its log files have the same.
+    datatrove logs every step of every task to stderr. Its log files have the same lines.
     """
     sys.stderr.flush()
     stderr = os.dup(2)
@@ -164,7 +163,7 @@ def silence() -> Iterator[IO]:
 
 @contextlib.contextmanager
 def progress(executor, name: str, file: IO):
-    """A line in `file` that counts the tasks done, wherever they run."""
+    """Shows in `file` how many tasks are done, wherever they run."""
     stop = threading.Event()
 
     def watch(bar: tqdm):
@@ -184,17 +183,17 @@ def progress(executor, name: str, file: IO):
 
 
 def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Path, name: str) -> Counter:
-    """Runs `steps` for those of the ranks 0 to `tasks` - 1 that are not done yet; marks and logs go to `folder`'s scratch.
+    """Runs `steps` for the ranks 0 to `tasks` - 1, without those that are done; marks and logs are in the scratch of `folder`.
 
     Args:
-        folder: where the stage writes, and its quarantine lies.
-        name: of the pipeline within its stage.
+        folder: the stage's output, with its quarantine.
+        name: the name of the pipeline within its stage.
 
     Returns:
-        The sums of all statistics of all steps and tasks, by name.
+        Each statistic by name, summed over all steps and tasks, those of earlier runs among them.
 
     Raises:
-        InputError: too many lines could not be read, or tasks failed elsewhere.
+        InputError: more than `MAX_QUARANTINED` of the lines could not be read, or tasks failed on a cluster.
     """
     logs = folder / SCRATCH / name
     executor = build_executor(steps, tasks, settings, logs)
@@ -209,10 +208,10 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         for step in orjson.loads(task.read_bytes()):
             for key, value in step["stats"].items():
                 totals[key] += value["total"] if isinstance(value, dict) else value
-    if totals["quarantined"] > MAX_CORRUPT * totals["lines"]:
+    if totals["quarantined"] > MAX_QUARANTINED * totals["lines"]:
         _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
         raise InputError(
             f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {totals['lines']} lines "
-            f"cannot be read, more than {MAX_CORRUPT:.0%}: mend the input"
+            f"cannot be read, more than {MAX_QUARANTINED:.0%}: mend the input"
         )
     return totals

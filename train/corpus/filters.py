@@ -1,8 +1,9 @@
-"""The rules by which a normalised document is dropped: each is a plain function whose name is the reason.
+"""The rules by which a normalised document is dropped. Each is a plain function; its name is the reason in reports.
 
 Thresholds marked (FineWeb-2) are those of its Chinese configuration: `configs/cmn_Hani.yml` and `fineweb-2-pipeline.py` of
-https://github.com/huggingface/fineweb-2; (Gopher) is table A1 of https://arxiv.org/abs/2112.11446. Both count jieba's words,
-here characters are counted. Where a published threshold drops statutes, minutes, poems or manuals, ours is wider and says so.
+https://github.com/huggingface/fineweb-2. (Gopher) is table A1 of https://arxiv.org/abs/2112.11446. Both count words of jieba;
+the rules here count characters. Some published thresholds drop statutes, minutes, poems or manuals. Ours are wider there and
+say so.
 """
 
 import re
@@ -17,38 +18,46 @@ from zh_modernbert.train.corpus.normalise import MISREAD_AS_GBK
 from zh_modernbert.train.corpus.source import SCRIPTS
 
 
-def _share(default: float, help: str):
+def _share_setting(default: float, help: str):
     return setting(default, help, least=0, most=1)
 
 
 @dataclass(kw_only=True)
 class Thresholds(BaseSettings):
     min_han_characters: int = setting(50, "drop documents with fewer Han characters", least=0)
-    max_garbled_share: float = _share(0.02, "drop documents with more characters that only damaged text has")
-    max_rare_share: float = _share(0.15, "drop documents with more rare characters in the Han: text read in a wrong encoding")
-    min_han_share: float = _share(0.3, "drop documents where Han is less of the letters and digits")
-    max_kana_share: float = _share(0.1, "drop documents with more Japanese kana in the letters and digits")
-    max_cantonese_share: float = _share(0.05, "drop documents with more characters of written Cantonese in the Han")
+    max_garbled_share: float = _share_setting(0.02, "drop documents with more characters that only damaged text has")
+    max_rare_share: float = _share_setting(
+        0.15, "drop documents with more rare characters in the Han: text read in a wrong encoding"
+    )
+    min_han_share: float = _share_setting(0.3, "drop documents where Han is less of the letters and digits")
+    max_kana_share: float = _share_setting(0.1, "drop documents with more Japanese kana in the letters and digits")
+    max_cantonese_share: float = _share_setting(0.05, "drop documents with more characters of written Cantonese in the Han")
     scripts: list[str] = setting(list(SCRIPTS), "keep these scripts only", SCRIPTS)
-    min_letter_share: float = _share(0.5, "drop documents where letters and digits are less of the characters but spaces")
-    min_function_word_share: float = _share(
+    min_letter_share: float = _share_setting(
+        0.5, "drop documents where letters and digits are less of the characters but spaces"
+    )
+    min_function_word_share: float = _share_setting(
         0.006, "drop documents where function words, 的 and the like, are less of the characters"
     )
-    min_sentence_line_share: float = _share(0.106, "drop documents with fewer lines that have any punctuation (FineWeb-2)")
+    min_sentence_line_share: float = _share_setting(
+        0.106, "drop documents with fewer lines that have any punctuation (FineWeb-2)"
+    )
     max_bare_lines: float = setting(
         0.111, "drop documents with more lines without punctuation for each character (FineWeb-2's newlines: 0.178 a word)"
     )
-    max_list_function_word_share: float = _share(0.09, "... in both cases only if function words are no more of those lines")
-    max_bullet_line_share: float = _share(0.9, "drop documents with more lines that start with a bullet (Gopher)")
-    max_ellipsis_line_share: float = _share(0.3, "drop documents with more lines that break off in ... or … (Gopher)")
-    max_repeated_line_share: float = _share(
+    max_list_function_word_share: float = _share_setting(
+        0.09, "... in both cases only if function words are no more of those lines"
+    )
+    max_bullet_line_share: float = _share_setting(0.9, "drop documents with more lines that start with a bullet (Gopher)")
+    max_ellipsis_line_share: float = _share_setting(0.3, "drop documents with more lines that break off in ... or … (Gopher)")
+    max_repeated_line_share: float = _share_setting(
         0.3,
         "drop documents with more characters in lines that occurred before (FineWeb-2: 0.1; ours keeps minutes and manuals)",
     )
-    max_top_ngram_share: float = _share(
+    max_top_ngram_share: float = _share_setting(
         0.55, "drop documents with more characters in one 4-gram (FineWeb-2: 0.256 in two words; ours keeps rhymes and tables)"
     )
-    max_repeated_ngram_share: float = _share(
+    max_repeated_ngram_share: float = _share_setting(
         0.7,
         "drop documents where more 16-grams occurred before (FineWeb-2: 0.127 in ten words; ours keeps minutes and manuals)",
     )
@@ -60,11 +69,11 @@ class Thresholds(BaseSettings):
         None, "path of a fastText model (GlotLID, lid.176) that has to find the text Chinese too"
     )
     languages: list[str] = setting(["cmn_Hani", "lzh_Hani", "zh"], "the labels of that model to keep")
-    min_language_score: float = _share(0.692, "drop documents where they have less probability together (FineWeb-2)")
+    min_language_score: float = _share_setting(0.692, "drop documents where they have less probability together (FineWeb-2)")
 
 
 class Page:
-    """A document's text, and what more than one rule wants to know of it."""
+    """A document's text, and what several rules compute from it."""
 
     def __init__(self, text: str):
         self.text = text
@@ -77,13 +86,13 @@ class Page:
 
     @cached_property
     def bare_lines(self) -> list[str]:
-        """The lines without any punctuation of sentences: headings, menus, items of lists."""
+        """The lines without punctuation of sentences: headings, menus, items of lists."""
         return [line for line in self.lines if not _PUNCTUATION.search(line)]
 
 
 # --- encoding, language and script ---
 
-# Replacement characters, what failed conversions leave behind, UTF-8 or GBK read in a western encoding, Base64.
+# Replacement characters, the traces of failed conversions, UTF-8 or GBK read in a western encoding, Base64.
 _GARBLED = re.compile(
     r"\ufffd|锟斤拷|錕斤拷|烫烫烫|屯屯屯|[\u00c2-\u00f4][\u00a1-\u00ba\u00bc-\u00bf\u0152-\u0192\u02c6\u02dc\u2013-"
     rf"\u203a\u20ac\u2122]+|[\u00a1-\u00b6\u00b8-\u00d6\u00d8-\u00ff]{{4,}}|{MISREAD_AS_GBK.pattern}|[A-Za-z0-9+/]{{200,}}"
@@ -138,7 +147,7 @@ def wrong_language(page: Page, settings: Thresholds) -> bool:
 # --- prose ---
 
 _PUNCTUATION = re.compile(r"[。！？；，．…]|[\u4e00-\u9fff][,.!?;]|[!?;:：.」』”’）)]$")
-# FineWeb-2's stop words and, for statutes, classical texts and rhymes, a few more
+# FineWeb-2's stop words, and some more for statutes, classical texts and rhymes.
 _FUNCTION_WORDS = "的年在月是和日了於·為有被人中为他與後也而由之者其以或不一這这我你"
 _BULLETS = ("•", "-", "*", "·", "●", "■", "◆", "★", "※", "○", "➤", "►")
 
@@ -152,32 +161,32 @@ def few_letters(page: Page, settings: Thresholds) -> bool:
 
 
 def few_function_words(page: Page, settings: Thresholds) -> bool:
-    """The first hundred characters may do without."""
+    """Few function words for the length. The first hundred characters need none."""
     return count_function_words(page.text) < settings.min_function_word_share * (len(page.text) - 100)
 
 
 def _are_verses(lines: list[str], settings: Thresholds) -> bool:
-    """Lists only name things; verses without punctuation still speak."""
+    """Whether lines without punctuation are verses. Verses have function words, as sentences do; lists have hardly any."""
     text = "".join(lines)
     return count_function_words(text) > settings.max_list_function_word_share * len(text)
 
 
 def few_sentences(page: Page, settings: Thresholds) -> bool:
-    """Hardly a line with punctuation, and no long ones either."""
+    """Few lines with punctuation, and less than half of the text in them."""
     sentence_lines = len(page.lines) - len(page.bare_lines)
     few = len(page.bare_lines) > 2 and sentence_lines < settings.min_sentence_line_share * len(page.lines)
     return few and 2 * sum(map(len, page.bare_lines)) > len(page.text) and not _are_verses(page.bare_lines, settings)
 
 
 def list_like(page: Page, settings: Thresholds) -> bool:
-    """Many short lines without punctuation, or bullets."""
+    """Many short lines without punctuation, or many bullets."""
     bullets = sum(line.startswith(_BULLETS) for line in page.lines)
     many = len(page.bare_lines) > settings.max_bare_lines * len(page.text) and not _are_verses(page.bare_lines, settings)
     return many or bullets > max(settings.max_bullet_line_share * len(page.lines), 3)
 
 
 def broken_off(page: Page, settings: Thresholds) -> bool:
-    """Lines that break off, as in lists of search results; …… is punctuation."""
+    """Many lines that break off, as in search results. …… is punctuation and does not count."""
     ellipses = sum(line.endswith(("...", "…")) and not line.endswith("……") for line in page.lines)
     return ellipses > max(settings.max_ellipsis_line_share * len(page.lines), 1)
 
@@ -186,7 +195,13 @@ def broken_off(page: Page, settings: Thresholds) -> bool:
 
 
 def ngram_runs(codes: np.ndarray, n: int) -> np.ndarray:
-    """How often each different n-gram occurs; `n` is a power of two. Two n-grams may share a hash of 64 bits, by chance."""
+    """How often each different n-gram occurs, in no order.
+
+    Args:
+        n: a power of two.
+
+    n-grams are compared by hashes of 64 bits, so two may count as one by chance.
+    """
     hashes, factor = codes.astype(np.uint64), 0x9E3779B97F4A7C15
     for width in (2**i for i in range(n.bit_length() - 1)):
         hashes = hashes[:-width] * np.uint64(factor) + hashes[width:]
@@ -274,6 +289,6 @@ FILTERS = {
 
 
 def drop_reason(text: str, settings: Thresholds) -> str | None:
-    """The name of the first rule that gives this (normalised) text up, or None."""
+    """The name of the first rule that drops this normalised text, or None."""
     page = Page(text)
     return next((name for name, drops in FILTERS.items() if drops(page, settings)), None)

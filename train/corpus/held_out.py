@@ -1,4 +1,4 @@
-"""Documents that are kept from tokenizer and model, by a hash of their ids: the same ones wherever the share is the same."""
+"""Documents that are held out of training tokenizer and model, by a hash of their ids: the same share is the same documents."""
 
 from collections.abc import Iterable
 
@@ -10,15 +10,15 @@ from zh_modernbert.train.corpus.source import Source, read_source
 
 
 def is_held_out(document_id: str, share: float) -> bool:
-    """By the id alone: texts that are parallel under one id are held out together."""
+    """Whether a document is held out, by its id alone. Parallel texts with the same id are held out together."""
     return int(sha256(document_id.encode())[:8], 16) < share * 2**32
 
 
 def read_held_out(paths: Iterable[str], share: float) -> list[dict]:
-    """The documents of the files and folders that are held out; all of them where `share` is 0.
+    """The held-out documents of files and folders; all documents where `share` is 0.
 
     Raises:
-        InputError: there are none.
+        InputError: there is no such document.
     """
     documents = (document for path in paths for document in read_source(Source(path=path)))
     with tqdm(documents, desc="read", unit=" documents") as progress:

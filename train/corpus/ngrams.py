@@ -1,36 +1,37 @@
-"""Text as letters and n-grams as hashes, to find texts that are alike: the same numbers in every process, on every machine."""
+"""Text as letters, and n-grams as hashes, for finding similar texts. The numbers are the same on every machine."""
 
 import unicodedata
 from functools import cache
 
 import numpy as np
-import opencc
+
+from zh_modernbert.train.corpus.characters import converter
 
 
 @cache
 def letter_table(fold_scripts: bool) -> np.ndarray:
-    """`(0x110000,)` uint32: the letter or digit each code point counts as (lower case, half width), 0 for all that is neither.
+    """`(0x110000,)` uint32: each letter and digit in lower case and half width; 0 for all other code points.
 
     Args:
-        fold_scripts: a Traditional character counts as its Simplified one, whatever stands beside it.
+        fold_scripts: give a Traditional character as its Simplified one, without regard to the characters beside it.
     """
     table = np.zeros(0x110000, np.uint32)
     letters = [chr(code) for code in range(len(table)) if chr(code).isalnum()]
     folded = [lowered if len(lowered := unicodedata.normalize("NFKC", c).lower()) == 1 else c for c in letters]
     if fold_scripts:
-        folded = opencc.OpenCC("t2s").convert("\n".join(folded)).split("\n")
+        folded = converter("t2s").convert("\n".join(folded)).split("\n")
     table[[ord(c) for c in letters]] = [ord(c) for c in folded]
     return table
 
 
 def letters(text: str, fold_scripts: bool = False) -> np.ndarray:
-    """`(L,)` uint32: the letters and digits of a text, by `letter_table`."""
+    """`(L,)` uint32: the letters and digits of a text, as `letter_table` gives them."""
     codes = letter_table(fold_scripts)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
     return codes[codes > 0]
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:
-    """64 bits -> 64 bits, one to one, each bit depending on all (the end of MurmurHash3)."""
+    """Mixes the 64 bits of each hash, so that each depends on all others, one to one (the finalizer of MurmurHash3)."""
     half = np.uint64(33)
     hashes = (hashes ^ (hashes >> half)) * np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes ^ (hashes >> half)) * np.uint64(0xC4CEB9FE1A85EC53)
@@ -44,7 +45,7 @@ def random_numbers(count: int, seed: int = 0) -> np.ndarray:
 
 
 def ngram_hashes(letters: np.ndarray, n: int) -> np.ndarray:
-    """`(L - n + 1,)` uint64: a hash of each n-gram; of the whole, where that is shorter."""
+    """`(L - n + 1,)` uint64: a hash of each n-gram. Fewer than n letters have one hash, of all of them."""
     n = min(n, len(letters))
     hashes = np.zeros(len(letters) - n + 1, np.uint64)
     for i, factor in enumerate(random_numbers(n)):

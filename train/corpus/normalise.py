@@ -1,6 +1,6 @@
 """Text -> clean text: encoding, markup, Unicode, references, boilerplate lines, personal data, white space.
 
-Every normaliser is a plain function; `normalise` applies all of `NORMALISERS`.
+Every normaliser is a plain function. `normalise` applies all of `NORMALISERS`.
 """
 
 import html
@@ -14,16 +14,16 @@ from zh_modernbert.train.corpus.personal_data import mask_personal_data
 
 # --- encoding ---
 
-# What each of the bytes 0x80 to 0xff looks like when it is read as Windows-1252, or as Latin-1 where that has nothing.
+# The characters of the bytes 0x80 to 0xff in Windows-1252, and in Latin-1 where Windows-1252 has none.
 _AS_WESTERN = [bytes([byte]).decode("cp1252", "replace").replace("\ufffd", chr(byte)) for byte in range(0x80, 0x100)]
 _WESTERN_RUN = re.compile(f"[{''.join(map(re.escape, _AS_WESTERN))}\x80-\x9f]{{3,}}")
 _TO_LATIN1 = {ord(character): byte for byte, character in enumerate(_AS_WESTERN, 0x80)}
-# 的，。「 and full-width marks as they look when their UTF-8 is read as GBK; no other text has these characters often.
+# Characters that come of the UTF-8 of 的，。「 and full-width marks read as GBK. Other text seldom has them.
 MISREAD_AS_GBK = re.compile("[鐨锛銆殑紝]")
 
 
 def _decoded(run: str, encode: Callable[[str], bytes]) -> str:
-    """`run`, or the text that its bytes are in UTF-8. Chance makes almost no three bytes valid UTF-8."""
+    """The text that the bytes of `run` are in UTF-8, else `run`. Three bytes are hardly ever valid UTF-8 by chance."""
     try:
         return encode(run).decode("utf-8")
     except UnicodeError:
@@ -31,7 +31,7 @@ def _decoded(run: str, encode: Callable[[str], bytes]) -> str:
 
 
 def repair_encoding(text: str) -> str:
-    """UTF-8 that was read as Windows-1252, Latin-1 or GBK, where every byte is still there; ASCII and punctuation stay."""
+    """Undoes reading UTF-8 as Windows-1252, Latin-1 or GBK, where no byte was lost."""
     text = _WESTERN_RUN.sub(lambda run: _decoded(run[0], lambda s: s.translate(_TO_LATIN1).encode("latin-1")), text)
     if MISREAD_AS_GBK.search(text):
         text = "\n".join(_decoded(line, lambda s: s.encode("gb18030")) for line in text.split("\n"))
@@ -46,7 +46,7 @@ _TAGS = (
     "meta|nav|nobr|noscript|object|ol|option|p|param|pre|q|ref|s|section|select|small|source|span|strike|strong|style|sub|sup|"
     "svg|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul|video|wbr"
 )
-# What is opened is looked for only up to the next opening, or a page of openings would take quadratic time.
+# The search for a closing tag ends at the next opening one. Otherwise a page of opening tags would take quadratic time.
 _HIDDEN_ELEMENT = re.compile(
     r"<(script|style|noscript|iframe|ref)\b[^<>]*(?<!/)>(?:(?!<\1\b).)*?</\1\s*>", re.IGNORECASE | re.DOTALL
 )
@@ -77,7 +77,10 @@ _BB_TAG = re.compile(
 
 
 def strip_html(text: str) -> str:
-    """No tags, comments, scripts and entities. An opening tag alone stays: it is what a text about HTML says."""
+    """Removes tags, comments and scripts, and decodes entities.
+
+    Text with no tag but opening ones may be about HTML, and keeps them.
+    """
     if "<" in text and _LEFT_OVER_TAG.search(text):
         text = _HIDDEN_ELEMENT.sub("", text) if "</" in text else text
         text = _TAG.sub("", _BREAK_TAG.sub("\n", _COMMENT.sub("", text) if "-->" in text else text))
@@ -85,7 +88,7 @@ def strip_html(text: str) -> str:
 
 
 def strip_wiki(text: str) -> str:
-    """Links and variants as what the reader sees; no files, categories, templates, tables and bold type."""
+    """Replaces links and variants by what a reader sees; removes files, categories, templates, tables and marks of bold."""
     if "[[" in text:
         text = _WIKI_LINK.sub(r"\1", _WIKI_FILE.sub("", text))
     if "{{" in text:
@@ -107,13 +110,13 @@ def strip_bbcode(text: str) -> str:
 
 
 def normalise_unicode(text: str) -> str:
-    """NFC, half-width letters and digits, plain spaces and newlines, no control or invisible characters."""
+    """NFC, with half-width letters and digits, plain spaces and newlines, and no control or invisible characters."""
     codes = half_width()[code_points(text)]
     return unicodedata.normalize("NFC", from_code_points(codes[codes != REMOVED]))
 
 
 def normalise_whitespace(text: str) -> str:
-    """One space between, none at the ends of lines; no blank lines."""
+    """Makes runs of spaces one, and removes spaces at the ends of lines and blank lines."""
     if "  " in text:
         text = re.sub(" {2,}", " ", text)
     return "\n".join(line for line in map(str.strip, text.split("\n")) if line)
@@ -132,7 +135,7 @@ _CITATIONS = in_both_scripts(
 
 
 def strip_urls(text: str) -> str:
-    """No URLs; of a Markdown link its words remain, of an image nothing."""
+    """Removes URLs and Markdown images, and replaces Markdown links by their text."""
     if "://" in text or "www." in text.lower():
         if "](" in text:
             text = _MARKDOWN_LINK.sub(lambda link: "" if link[1] else link[2], text)
@@ -141,7 +144,7 @@ def strip_urls(text: str) -> str:
 
 
 def strip_citations(text: str) -> str:
-    """No [1] and [注 2] behind Chinese; `a[1]` is code."""
+    """Removes [1] and [注 2] after Chinese. `a[1]` is code and stays."""
     return _CITATIONS.sub("", text) if "[" in text or "［" in text else text
 
 
@@ -165,7 +168,7 @@ NORMALISERS = {
 def normalise(text: str) -> tuple[str, list[str]]:
     """The text after all normalisers, and the names of those that changed it.
 
-    They run again until nothing changes, for what one takes away can bring forth work for another; ten times at most.
+    They run again until nothing changes, at most ten times, because one can make text that another changes.
     """
     changed = {}
     for _ in range(10):

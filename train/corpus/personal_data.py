@@ -1,11 +1,11 @@
-"""Personal data -> fixed placeholders, also where Han touches it; numbers with a check digit only where that is right."""
+"""Personal data -> fixed placeholders, also beside Han without a space. Numbers with a check digit need the right one."""
 
 import ipaddress
 import re
 from collections.abc import Callable
 from datetime import date
 
-_START, _END = r"(?<![A-Za-z0-9_.\-/@#])", r"(?![A-Za-z0-9_/\-]|\.\d)"  # Han may touch
+_START, _END = r"(?<![A-Za-z0-9_.\-/@#])", r"(?![A-Za-z0-9_/\-]|\.\d)"  # Han may stand directly before and after
 _NO_AMOUNT = "(?! ?[元圆圓万萬亿億%％])"
 
 
@@ -36,7 +36,7 @@ def _hong_kong_id(number: str) -> bool:
 
 
 def _public_address(number: str) -> bool:
-    """Small numbers only are rather a version or a section."""
+    """Whether an address is public. Four numbers up to 31 are taken for a version or a section."""
     address = ipaddress.ip_address(number)
     return address.is_global and max(address.packed) > 31
 

@@ -1,6 +1,6 @@
-"""Near-duplicates among the documents of a corpus: sketches of their n-grams, pairs that are alike, and which of them go.
+"""Near-duplicates among the documents of a corpus: sketches of their n-grams, similar pairs, and what is removed.
 
-The three steps of train/dedup.py, whose settings they take.
+These are the steps of train/dedup.py, and take its settings.
 """
 
 import hashlib
@@ -12,22 +12,24 @@ from datatrove.pipeline.base import PipelineStep
 from zh_modernbert.train.corpus.ngrams import letters, mix, ngram_hashes, random_numbers
 
 NGRAM = 5
-# A document's key is its place in the order: source by priority (8 bits), shard (24), document (32).
+# The key of a document: priority of its source (8 bits), shard (24), number in the shard (32). Keys sort as documents are
+# taken.
 FILE_BITS, DOCUMENT_BITS = 24, 32
 BAND = np.dtype([("hash", "<u8"), ("key", "<u8")])
 
 
 def sketch(hashes: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """`(size,)` uint64 of a set of hashes; two sketches agree at each place with the probability of the sets' Jaccard likeness.
+    """`(size,)` uint64: a sketch of a set of hashes.
 
-    Fast similarity sketching (https://arxiv.org/abs/1704.04370): in each round every hash falls into one place, where the
-    least stays, earlier rounds before later ones; for long texts one or two rounds fill all places, where MinHash takes `size`.
-    The last `size` rounds fill one place each.
+    Two sketches agree at a place with the probability of the sets' Jaccard index. This is fast similarity sketching
+    (https://arxiv.org/abs/1704.04370). There are 2 `size` rounds. In each of the first `size` rounds every hash falls into one
+    place; each of the others fills one place. A place keeps the least hash of the earliest round that reached it. For long
+    texts one or two rounds fill all places; MinHash would need `size`.
     """
     empty = np.iinfo(np.uint64).max
     values = np.full(size, empty, np.uint64)
     seeds = random_numbers(2 * size, seed)
-    at_once = -(-8 * size // len(hashes))  # these mostly fill all places
+    at_once = -(-8 * size // len(hashes))  # so many rounds mostly fill all places
     for start in range(0, 2 * size, at_once):
         rounds = np.arange(2 * size)[start : start + at_once, None]
         mixed = mix(hashes ^ seeds[rounds])
@@ -41,20 +43,20 @@ def sketch(hashes: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def agreement(min_jaccard: float, size: int) -> float:
-    """The least number of places in which sketches of `size` bytes agree where the sets overlap so; 1 in 256 does by chance."""
+    """In how many places sketches of `size` bytes agree on average; 1 in 256 of the others is equal by chance, and counted."""
     return size * (min_jaccard + (1 - min_jaccard) / 256)
 
 
 def alike(sketches: np.ndarray, pairs: np.ndarray, least: float) -> np.ndarray:
-    """Of each of P pairs `(P, 2)` of rows of `sketches`, whether they agree in `least` places."""
+    """`(P,)` bool: whether the rows of `sketches` in each of the pairs `(P, 2)` agree in at least `least` places."""
     parts = np.array_split(pairs, len(pairs) // 65536 + 1)
     return np.concatenate([(sketches[a] == sketches[b]).sum(axis=1) >= least for a, b in (part.T for part in parts)])
 
 
 def find_pairs(hashes: np.ndarray, sketches: np.ndarray, least: float) -> np.ndarray:
-    """`(P, 2)` rows, an earlier one and a later one that is like it, among those that share a hash.
+    """`(P, 2)`: pairs of similar rows with the same hash, the earlier row first.
 
-    The first row of each group is compared with all others; those that it is not like are a group again.
+    The first row of each group of one hash is compared with all others. Those that are not similar to it are a group again.
     """
     rows, found = np.arange(len(hashes)), []
     while len(rows):
@@ -67,7 +69,11 @@ def find_pairs(hashes: np.ndarray, sketches: np.ndarray, least: float) -> np.nda
 
 
 def choose_removals(pairs: np.ndarray) -> np.ndarray:
-    """Of pairs `(P, 2)` of keys, the less first, all keys that go: those paired with a lesser one that stays; in order."""
+    """The keys to remove, in order: those that are paired with a lesser key that stays.
+
+    Args:
+        pairs: `(P, 2)` keys, the lesser first.
+    """
     keys, pairs = np.unique(pairs, return_inverse=True)
     pairs = pairs.reshape(-1, 2)
     removed = np.zeros(len(keys), bool)
@@ -80,12 +86,12 @@ def choose_removals(pairs: np.ndarray) -> np.ndarray:
 
 
 def split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(shards, documents) of keys."""
+    """The shards, and the numbers of the documents in them, of keys."""
     return (keys >> DOCUMENT_BITS & (2**FILE_BITS - 1)).astype(np.int64), (keys & (2**DOCUMENT_BITS - 1)).astype(np.int64)
 
 
 def by_shard(keys: np.ndarray):
-    """(shard, the places of its keys, their documents), shard by shard."""
+    """For each shard: its number, the places of its keys in `keys`, and the numbers of their documents."""
     shards, documents = split_keys(keys)
     order = np.argsort(shards, kind="stable")
     found, starts = np.unique(shards[order], return_index=True)
@@ -94,8 +100,11 @@ def by_shard(keys: np.ndarray):
 
 
 class Sketches(PipelineStep):
-    """Task r sketches shard r: `r.bands.npy`, (1 + bands, documents) of hash and key, each band in order of its hashes, the
-    first of them of the whole text; `r.sketches.npy`, (documents, places), of each number in the sketch its last byte.
+    """Task r sketches shard r.
+
+    `r.bands.npy` `(1 + bands, documents)` has a BAND record of each document and band, each band sorted by hash. The first row
+    has the hash of the whole text instead. `r.sketches.npy` `(documents, places)` has the last byte of each number of the
+    sketches.
     """
 
     type, name = "dedup", "sketches"
@@ -117,8 +126,8 @@ class Sketches(PipelineStep):
                 if not len(codes):  # punctuation only
                     codes = np.frombuffer(document.text.encode("utf-32-le"), "<u4")
                 values = sketch(ngram_hashes(codes, NGRAM), shape[0] * shape[1], settings.seed)
-                whole = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
-                hashes.append(np.append(mix((values.reshape(shape) * factors).sum(axis=1)), np.uint64(whole))[::-1])
+                text_hash = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
+                hashes.append(np.append(mix((values.reshape(shape) * factors).sum(axis=1)), np.uint64(text_hash))[::-1])
                 sketches.append(values.astype(np.uint8))
                 priority = settings.priority.index(source) if source in settings.priority else len(settings.priority)
                 keys.append((priority << FILE_BITS | rank) << DOCUMENT_BITS | number)
@@ -131,7 +140,7 @@ class Sketches(PipelineStep):
 
 
 class Pairs(PipelineStep):
-    """Task r finds the pairs in all bands, among the documents whose hash there is in range r: `r.npy`, (pairs, 2) of keys."""
+    """Task r finds the pairs whose hash in some band is in range r of all hashes: `r.npy` `(pairs, 2)` of keys."""
 
     type, name = "dedup", "pairs"
 
@@ -140,7 +149,7 @@ class Pairs(PipelineStep):
         self.sketches, self.folder, self.settings = sketches, folder, settings
 
     def read_part(self, part: int, parts: int) -> list[np.ndarray]:
-        """For each band the BAND records, of all shards, whose hash is in one of `parts` equal ranges; in order."""
+        """For each band the BAND records whose hash is in range `part` of `parts` equal ranges, sorted by hash and key."""
         first, last = (np.uint64(2**64 * (part + i) // parts - i) for i in (0, 1))
         pieces = [[] for _ in range(self.settings.num_buckets + 1)]
         for path in sorted(self.sketches.glob("*.bands.npy")):
@@ -168,7 +177,7 @@ class Pairs(PipelineStep):
 
 
 class Removals(PipelineStep):
-    """One task chooses what goes, and writes it as datatrove's MinhashDedupFilter reads it."""
+    """One task chooses what is removed, and writes it as datatrove's MinhashDedupFilter reads it."""
 
     type, name = "dedup", "removals"
 

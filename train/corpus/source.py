@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, Corrupt, open_binary, read_jsonl, read_lines
+from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
 
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
@@ -83,12 +83,12 @@ class Source(BaseSettings):
 # --- readers: one file or shard -> (number of the row, row) ---
 
 
-def read_txt(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
-    """Text files have no fields: a document is what `txt_documents` says, its number that of its first line."""
+def read_txt(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
+    """The documents of a text file, which `txt_documents` tells apart; the number is that of the first line."""
     start, lines, before = 1, [], 0
-    for number, line in read_lines(path, corrupt, source.txt_encoding):
+    for number, line in read_lines(path, bad_lines, source.txt_encoding):
         if number != before + 1 and source.txt_documents != "line":
-            lines = None  # a line was set aside, and with it goes the rest of its document
+            lines = None  # a line could not be read, so the rest of its document is skipped
         before = number
         ends = source.txt_documents == "line" or (source.txt_documents == "blank_line" and not line.strip())
         if source.txt_documents == "line":
@@ -103,7 +103,7 @@ def read_txt(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int
         yield start, {source.text_field: "\n".join(lines)}
 
 
-def read_parquet(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
+def read_parquet(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
     import pyarrow
     import pyarrow.parquet as pq
 
@@ -118,7 +118,7 @@ def read_parquet(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def read_wikipedia(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
+def read_wikipedia(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
     from xml.parsers.expat import ExpatError
 
     from zh_modernbert.train.corpus.wikipedia import read_articles
@@ -134,8 +134,8 @@ def read_wikipedia(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tup
 def hub_errors(source: Source) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the hub client has many; all mean that this source cannot be read
-        raise InputError(f"dataset {source.dataset}: cannot be loaded: {' '.join(str(error).split())}") from error
+    except Exception as error:  # the hub client raises many kinds; each means that the source cannot be read
+        raise InputError(f"dataset {source.dataset}: cannot be loaded: {one_line(error)}") from error
 
 
 def load_hub(source: Source):
@@ -153,8 +153,8 @@ def read_hub(shard: int, source: Source) -> Iterator[tuple[int, dict]]:
         yield from enumerate(dataset.shard(dataset.num_shards, shard), 1)
 
 
-def read_json_lines(path: Path, source: Source, corrupt: Corrupt) -> Iterator[tuple[int, dict]]:
-    return read_jsonl(path, corrupt)
+def read_json_lines(path: Path, source: Source, bad_lines: BadLines) -> Iterator[tuple[int, dict]]:
+    return read_jsonl(path, bad_lines)
 
 
 READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "wikipedia": read_wikipedia}
@@ -164,7 +164,7 @@ READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "
 
 
 def name_and_format(path: Path) -> tuple[str, str | None]:
-    """The file's name without its known endings, and the format that they tell."""
+    """The file's name without its known endings, and the format that these stand for; None if there is no such ending."""
     packed = path.suffix in PACKED
     plain = path.with_suffix("") if packed else path
     suffix = plain.suffix.partition("-")[0]  # parts of a dump end in .xml-p1p187712
@@ -173,10 +173,10 @@ def name_and_format(path: Path) -> tuple[str, str | None]:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files of a local source, in order of their names; of a corpus that a stage wrote, its shards alone.
+    """The files of a local source, sorted by path. Of a corpus that a stage wrote these are its shards only.
 
     Raises:
-        InputError: there is none, or its format is not known.
+        InputError: there is no file, or its format is unknown.
     """
     path = Path(source.path)
     if path.is_dir():
@@ -194,10 +194,10 @@ def files_of(source: Source) -> list[Path]:
 
 
 def parts_of(source: Source) -> list[Path | int]:
-    """What of a source can be read apart: its files, or the numbers of its Hub dataset's shards.
+    """The parts of a source that can be read separately: its files, or the numbers of its Hub dataset's shards.
 
     Raises:
-        InputError: there is none, or the dataset cannot be loaded.
+        InputError: as `files_of`, or the dataset cannot be loaded.
     """
     return list(range(load_hub(source).num_shards)) if source.dataset else files_of(source)
 
@@ -206,10 +206,10 @@ def parts_of(source: Source) -> list[Path | int]:
 
 
 def parse_condition(text: str) -> tuple[str, Callable, float | str]:
-    """`score >= 3` as field, comparison and bound; the bound is a number where it reads as one and is compared as one.
+    """`score >= 3` as field, comparison and bound. The bound is a number if it can be read as one, but for `^=`.
 
     Raises:
-        InputError: it is of another form.
+        InputError: the condition has another form.
     """
     match = re.fullmatch(r"\s*([\w.-]+)\s*(>=|<=|==|!=|\^=|>|<)\s*(.+?)\s*", text)
     if match:
@@ -226,7 +226,7 @@ def parse_condition(text: str) -> tuple[str, Callable, float | str]:
 
 
 def field_of(row: dict, name: str):
-    """The row's field `name`, or of `a.b` field b of field a; None where there is none."""
+    """The row's field `name`, and for `a.b` field b of field a; None if there is no such field."""
     if name in row or "." not in name:
         return row.get(name)
     outer, _, inner = name.partition(".")
@@ -234,10 +234,10 @@ def field_of(row: dict, name: str):
 
 
 def is_wanted(row: dict, conditions: list[tuple]) -> bool:
-    """Whether the conditions hold; numbers may be given as text.
+    """Whether all conditions hold. Numbers may be given as text.
 
     Raises:
-        ValueError: a field that is to be compared with a number is none.
+        ValueError: the bound is a number, and the field is not.
     """
     for field, compare, bound in conditions:
         value = field_of(row, field)
@@ -252,10 +252,10 @@ def is_wanted(row: dict, conditions: list[tuple]) -> bool:
 
 
 def text_of(row: dict, source: Source) -> str:
-    """The text, with its title above where that is asked for and not there already.
+    """The text of a row, below its title if the source has a `title_field` and the text does not begin with the title.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the row has no text.
     """
     text = field_of(row, source.text_field)
     if not isinstance(text, str):
@@ -267,11 +267,12 @@ def text_of(row: dict, source: Source) -> str:
     return f"{title.strip()}\n{text}"
 
 
-def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> Iterator[dict | None]:
-    """The documents of one of `parts_of(source)`; None for a row without text, or that `where` leaves out.
+def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
+    """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     Raises:
-        InputError: it cannot be read; or by `corrupt`: a row has no text in `text_field`, or no number where `where` needs one.
+        InputError: the part cannot be read; or as `bad_lines` does, where a row has no text in `text_field`, or no number in a
+            field that `where` compares with one.
     """
     conditions = [parse_condition(condition) for condition in source.where]
     if source.dataset:
@@ -281,7 +282,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> It
         stem, kind = name_and_format(part)
         name = source.name or stem
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
-        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, corrupt)
+        place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, bad_lines)
     number = 0
     for number, row in rows:
         try:
@@ -290,7 +291,7 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> It
             if not isinstance(named, str):
                 raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
         except ValueError as error:
-            corrupt(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
+            bad_lines.report(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
             continue
         if not text.strip():
             yield None
@@ -304,10 +305,14 @@ def read_part(source: Source, part: Path | int, corrupt: Corrupt = STRICT) -> It
             document["url"] = row["url"]
         yield document
     if not isinstance(part, Path) or READERS[kind] in (read_parquet, read_wikipedia):
-        corrupt.end(place, number)  # files of lines are at their end already
+        bad_lines.end_file(place, number)  # readers of lines have done so themselves
 
 
 def read_source(source: Source) -> Iterator[dict]:
-    """The documents of one source, at most `max_documents`; raises as `parts_of` and `read_part` do."""
+    """The documents of one source, at most `max_documents`.
+
+    Raises:
+        InputError: as `parts_of` and `read_part`.
+    """
     documents = (document for part in parts_of(source) for document in read_part(source, part) if document)
     return islice(documents, source.max_documents or None)

@@ -1,37 +1,40 @@
 """A Chinese Wikipedia dump (`zhwiki-*-pages-articles*.xml`) -> the plain text of its articles.
 
-mwparserfromhell reads the wikitext. Ours is what it does not know: language conversion (`-{zh-hans:程序;zh-hant:程式}-` and
-NoteTA), templates that stand for words of a sentence, namespaces by their Chinese names, and sections without prose.
+mwparserfromhell parses the wikitext. This module adds what it does not know: language conversion
+(`-{zh-hans:程序;zh-hant:程式}-` and NoteTA), templates that stand for words of a sentence, Chinese names of namespaces, and
+sections without prose.
 """
 
 import re
 from collections.abc import Iterator
-from functools import cache
 from operator import ne
 from typing import BinaryIO
 from urllib.parse import quote
 from xml.parsers import expat
 
 import mwparserfromhell
-import opencc
 from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.characters import convert_script, converter
 
-# In a text that is not done: a span whose script is fixed, a heading and its level, the colon of a definition. XML has no such.
+# Marks in unfinished text: around a span whose script is fixed, before a heading and its level, for the colon of a definition.
+# XML cannot hold these characters, so no page has them.
 OPEN, CLOSE, HEADING, COLON = "\x01", "\x02", "\x03", "\x04"
 
 # --- XML -> pages ---
 
 
 def read_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
-    """(line where it begins, fields) of every page of a dump: `title`, `ns`, `id`, `redirect`, `revision/text`, `base` ...
+    """(number of its first line, fields) of every page of a dump: `title`, `ns`, `id`, `redirect`, `revision/text`, `base` ...
 
-    One page is in memory at a time. Dumps declare no entities, so a document type, which could, is refused.
+    Hardly more than one page is in memory at a time. A document type could declare entities and no dump has one, so it is
+    refused.
 
     Raises:
-        InputError: the file is no MediaWiki dump. expat.ExpatError: it is not well-formed.
+        InputError: the file is no MediaWiki dump.
+        expat.ExpatError: the file is not well-formed XML.
     """
     parser = expat.ParserCreate()
     parser.buffer_text, parser.buffer_size = True, 1 << 20
@@ -60,7 +63,7 @@ def read_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     parser.StartDoctypeDeclHandler = refuse
     while chunk := file.read(1 << 18):
         parser.Parse(chunk)
-        while len(pages) > (path[1:2] == ["page"]):  # all but one that is not whole yet
+        while len(pages) > (path[1:2] == ["page"]):  # the last page is unfinished while the parser is inside it
             yield pages.pop(0)
     parser.Parse(b"", True)
 
@@ -73,7 +76,7 @@ _REDIRECT = re.compile(r"\s*#(?:redirect|重定向)", re.IGNORECASE)
 
 
 def is_article(page: dict) -> bool:
-    """Whether a page is of the main namespace, and neither a redirect nor a list of meanings."""
+    """Whether a page is in the main namespace, and neither a redirect nor a disambiguation."""
     if page.get("ns") != "0" or not {"id", "title", "revision/text"} <= page.keys():
         return False
     wikitext = page["revision/text"]
@@ -81,7 +84,11 @@ def is_article(page: dict) -> bool:
 
 
 def read_articles(file: BinaryIO, script: str | None = None) -> Iterator[tuple[int, dict]]:
-    """(line, row) of the articles of a dump, rendered by `plain_text`; raises as `read_pages` does."""
+    """(number of its first line, row) of every article of a dump, rendered by `plain_text`.
+
+    Raises:
+        InputError, expat.ExpatError: as `read_pages`.
+    """
     for number, page in read_pages(file):
         if is_article(page):
             title = page["title"]
@@ -93,31 +100,26 @@ def read_articles(file: BinaryIO, script: str | None = None) -> Iterator[tuple[i
 
 # --- language conversion (https://www.mediawiki.org/wiki/Writing_systems/Syntax) ---
 
-# The readings that may stand for each script, the first that is there wins.
+# The variants that may be shown in each script. The first that a rule has is taken.
 VARIANTS = {"hans": ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh"), "hant": ("zh-tw", "zh-hant", "zh-hk", "zh-mo", "zh")}
 _VARIANT = r"zh(?:-(?:hans|hant|cn|tw|hk|mo|sg|my))?"
 _RULE_END = re.compile(rf";(?=\s*(?:[^;]*?=>\s*)?{_VARIANT}\s*:|\s*$)")
 _RULE = re.compile(rf"\s*(?:.*?=>\s*)?({_VARIANT})\s*:\s*(.*?)\s*", re.DOTALL)
-# A mark without a mark inside; `-{{` is a hyphen before a template. Formulas have braces of their own.
+# A conversion mark with no other inside, or an element whose braces are its own. `-{{` is a hyphen before a template.
 _MARK = re.compile(r"<(math|chem|ce|nowiki)\b[^<>]*>.*?</\1\s*>|-\{(?!\{[^{])((?:(?!-\{|\}-).)*)\}-", re.DOTALL | re.IGNORECASE)
 _FLAGS = re.compile(rf"\s*(?:([A-Z+\-][A-Z+\-;\s]*)|{_VARIANT}(?:\s*;\s*{_VARIANT})*)\|")
 _NOTE_TA = re.compile(r"\{\{\s*NoteTA\s*\|(.*?)\}\}", re.DOTALL | re.IGNORECASE)
 
 
-@cache
-def converter(config: str) -> opencc.OpenCC:
-    return opencc.OpenCC(config)
-
-
 def dominant_script(text: str) -> str:
-    """The script that more characters of `text` are of; hans where none tells."""
+    """The script of more of the characters that only one script has; hans if both have as many."""
     hans = sum(map(ne, text, converter("s2t").convert(text)))
     hant = sum(map(ne, text, converter("t2s").convert(text)))
     return "hant" if hant > hans else "hans"
 
 
 def readings(rules: str) -> dict[str, str]:
-    """`zh-hans:程序;zh-hant:程式` by variant; empty where the text is anything else."""
+    """`zh-hans:程序;zh-hant:程式` as a mapping from variant to word; empty if the text has another form."""
     matches = [_RULE.fullmatch(rule) for rule in _RULE_END.split(rules) if rule.strip()]
     return {match[1]: match[2] for match in matches} if all(matches) else {}
 
@@ -127,8 +129,11 @@ def reading_for(script: str, by_variant: dict[str, str]) -> str:
 
 
 def resolve_marks(wikitext: str, script: str) -> tuple[str, dict[str, str]]:
-    """The wikitext with the readings of one script in place of its marks, between OPEN and CLOSE; and the words that the page
-    wants replaced everywhere."""
+    """Replaces each conversion mark by its reading in one script, between OPEN and CLOSE.
+
+    Returns:
+        The wikitext, and the words that the page wants replaced everywhere, with their replacements.
+    """
     words = {}
 
     def add_words(by_variant: dict[str, str]) -> None:
@@ -161,19 +166,21 @@ def resolve_marks(wikitext: str, script: str) -> tuple[str, dict[str, str]]:
 
 
 def render(text: str, script: str, words: dict[str, str]) -> str:
-    """The text in one script, as a reader of that variant sees it: marks as they are, then the page's words, then OpenCC."""
+    """The text in one script, as its readers see it.
+
+    Spans between OPEN and CLOSE stay, `words` get their replacements, and OpenCC converts the rest.
+    """
     fixed = re.compile("|".join([f"{OPEN}[^{CLOSE}]*{CLOSE}", *map(re.escape, sorted(words, key=len, reverse=True))]))
-    convert = converter({"hans": "t2s", "hant": "s2tw"}[script]).convert
     pieces, end = [], 0
     for match in fixed.finditer(text):
-        pieces += convert(text[end : match.start()]), words.get(match[0], match[0])
+        pieces += convert_script(text[end : match.start()], script), words.get(match[0], match[0])
         end = match.end()
-    return "".join([*pieces, convert(text[end:])])
+    return "".join([*pieces, convert_script(text[end:], script)])
 
 
 # --- wikitext -> text ---
 
-# What is no prose, and never holds any; a comment may hide any of it.
+# Comments, and elements without prose.
 _DROPPED = re.compile(
     r"<!--.*?-->|<(ref|references|gallery|timeline|score|imagemap|hiero|graph|mapframe|maplink|syntaxhighlight|source|pre|templatedata"
     r"|templatestyles|inputbox|categorytree|indicator|section)\b[^<>]*?(?:/>|>.*?</\1\s*>)",
@@ -184,7 +191,8 @@ _HIDDEN_LINK = re.compile(
     r"\s*(?:(?:file|image|media|category|文件|檔案|档案|图像|圖像|图片|圖片|媒体|媒體|分类|分類)|(?-i:[a-z]{2,3}(?:-[a-z-]+)?))\s*:",
     re.IGNORECASE,
 )
-# Templates that stand for words of a sentence: the parameter shown, then that shown where it is empty; "12" is both together.
+# Templates that stand for words of a sentence, by the parameters shown: "12" is 1 and 2 together, "3 1" is 3, or 1 if 3 is
+# empty.
 _SHOWN = {
     name: parameters
     for parameters, names in {
@@ -223,7 +231,7 @@ def shown_parameters(name: str) -> str:
 
 
 def drop_templates(wikitext: str) -> str:
-    """Without the templates that show nothing; most of the parser's time would go into them."""
+    """Removes the templates that show nothing. The parser would spend most of its time on them."""
 
     def drop(match: re.Match) -> str:
         return match[0] if match[1] or shown_parameters(match[2]) else ""
@@ -255,7 +263,7 @@ def tag_text(tag: Tag) -> str:
 
 
 def text_of(code: Wikicode | None) -> str:
-    """What a reader sees of the nodes; headings as lines with their level, definitions with a COLON."""
+    """What a reader sees of the nodes, with marks: HEADING and the level before a heading, COLON before a definition."""
     pieces = []
     for node in code.nodes if code else ():
         match node:
@@ -271,7 +279,7 @@ def text_of(code: Wikicode | None) -> str:
             case Heading():
                 pieces.append(f"\n{HEADING}{node.level}{text_of(node.title).strip()}\n")
             case ExternalLink():
-                # an address takes the Chinese that follows it without a space with it
+                # The parser takes Chinese directly after a bare address for a part of it.
                 pieces.append(text_of(node.title) if node.title else str(node.url).lstrip(_ADDRESS))
             case HTMLEntity():
                 pieces.append(node.normalize())
@@ -281,7 +289,7 @@ def text_of(code: Wikicode | None) -> str:
 
 
 def tidy(line: str) -> str:
-    """The line without what dropped templates, references and unpaired markup leave; empty for the rest of a broken table."""
+    """The line without the traces of dropped templates, references and unpaired markup; empty for a part of a broken table."""
     line = _UNPAIRED.sub(lambda match: match[1] or "", _MAGIC_WORD.sub("", line))
     before = None
     while line != before:
@@ -293,14 +301,14 @@ def tidy(line: str) -> str:
 
 
 def with_prose(lines: list[str]) -> list[str]:
-    """The lines, without the sections that list sources and links, then without headings that nothing stands under."""
+    """Drops the sections that list sources and links, then the headings without text below."""
     kept, dropped_level = [], 9
     for line in lines:
         if line.startswith(HEADING) and int(line[1]) <= dropped_level:
             dropped_level = int(line[1]) if _NO_PROSE.fullmatch(converter("t2s").convert(line[2:])) else 9
         if dropped_level == 9:
             kept.append(line)
-    prose, below = [], 0  # the level of what was kept last: 9 for text
+    prose, below = [], 0  # below: the level of the line kept last; 9 for text
     for line in reversed(kept):
         level = int(line[1]) if line.startswith(HEADING) else 9
         if level == 9 or level < below:
@@ -310,11 +318,11 @@ def with_prose(lines: list[str]) -> list[str]:
 
 
 def plain_text(wikitext: str, script: str | None = None) -> str:
-    """The prose of an article, a paragraph, heading or list item a line.
+    """The prose of an article. Each paragraph, heading and list item is a line.
 
     Args:
-        script: render in hans or hant. Without it the text stays as written, in whatever mixture of scripts, and where the
-            page offers readings, the one of its dominant script is taken.
+        script: hans or hant to render the text in it. Without, the text stays as written, in any mixture of scripts, and
+            conversion marks become the reading of the page's dominant script.
     """
     wikitext = _DROPPED.sub("", wikitext)
     words = {}

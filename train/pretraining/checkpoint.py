@@ -1,7 +1,8 @@
-"""Training checkpoints: weights, optimizer and position, as safetensors and JSON, each folder whole or absent.
+"""Training checkpoints: weights, optimizer and position, as safetensors and JSON. Each folder is complete or not there.
 
 `checkpoints/step-00000100/` holds `model.safetensors`, `optimizer.safetensors` and `state.json`, which has the hashes of all
-three. Nothing is pickled. Order, masks and dropout are functions of row and update, so the position is a few numbers.
+three. Nothing is pickled. The position is a few numbers: the order of rows, their masks and dropout are computed from row and
+update.
 """
 
 import contextlib
@@ -19,18 +20,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, replacing, sha256, write_json
 from zh_modernbert.train.common.stage import describe_files
-from zh_modernbert.train.pretraining.parallel import is_main_process, shard_like, whole
+from zh_modernbert.train.pretraining.parallel import gather, is_main_process, shard_like
 
 
 class DamagedError(InputError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint whose files are not what was written."""
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; whatever else somebody put beside them is left alone."""
+    """The checkpoints of a run, oldest first. Folders with other names do not count."""
     names = (output_dir / "checkpoints").glob("step-*")
     return sorted(path for path in names if re.fullmatch(r"step-\d{8,}", path.name) and path.is_dir())
 
@@ -41,22 +42,22 @@ def step_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Turns what a full or broken disk raises into one line that names `folder`.
+    """Turns the error of a full or broken disk into one line that names `folder`.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the block could not write.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise InputError(
             f"{folder}: cannot be written: {text}; make room and give the same command again, to go on from the last checkpoint"
         ) from error
 
 
 def sync(path: Path) -> None:
-    """Sees to it that a file's content, or a folder's entries, are on the disk and outlive a power cut."""
+    """Waits until a file's content, or a folder's list of files, is on the disk and would survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -65,12 +66,15 @@ def sync(path: Path) -> None:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
-    """An optimizer's state as tensors named `index.key`, and whatever is not a tensor as `{index: {key: value}}`."""
+    """An optimizer's state in two parts: tensors by `index.key`, and all other values as `{index: {key: value}}`.
+
+    An index is a parameter's number, or `group0`, `group1` for what the optimizer keeps of a parameter group.
+    """
     tensors, values = {}, {}
     for index, state in optimizer.state_dict()["state"].items():
         for key, value in state.items():
             if torch.is_tensor(value):
-                tensors[f"{index}.{key}"] = whole(value).contiguous()
+                tensors[f"{index}.{key}"] = gather(value).contiguous()
             else:
                 values.setdefault(str(index), {})[key] = value
     for index, group in enumerate(optimizer.state_dict()["param_groups"]):  # StableAdamW counts its steps here
@@ -80,14 +84,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """Names in the state dict whose tensor is another one's too, with that one's name."""
+    """Name of a tied tensor in the state dict -> name of the tensor that it shares its memory with."""
     state = model.state_dict(keep_vars=True)
     tied = getattr(model, "_tied_weights_keys", None) or {}
     return {name: source for name, source in tied.items() if state[name] is state[source]}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
-    """Moments and counts are the checkpoint's; what the run sets (betas, decay, kernels for this machine) stays its own."""
+    """Gives the optimizer the moments and step counts of a checkpoint.
+
+    What the run itself sets (betas, weight decay, kernels for this machine) stays as it is.
+    """
     state = {index: dict(entries) for index, entries in values.items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
@@ -112,12 +119,14 @@ def hash_state(state: dict) -> str:
 
 @dataclass(frozen=True)
 class Rotation:
-    """When checkpoints are written, and which of them stay.
+    """After which updates a checkpoint is written, and which checkpoints are kept.
 
     Attributes:
-        save_steps: updates between them. save_total_limit: how many are kept, the newest; beside them stay
-        keep_every_steps: those of every so many updates (0: none), and
-        decay_start: the last one up to this update (0: none), from which a decay of the learning rate can be started again.
+        save_steps: a checkpoint is written every so many updates.
+        save_total_limit: the newest so many are kept.
+        keep_every_steps: a checkpoint is written every so many updates, and is kept for good; 0: none.
+        decay_start: the update before which the learning rate begins to decay. A checkpoint is written here, and the newest one
+            up to here is kept for good, so that another decay can start from it; 0: none.
     """
 
     save_steps: int
@@ -126,21 +135,21 @@ class Rotation:
     decay_start: int = 0
 
     def due(self, step: int) -> bool:
-        """Whether there is one after so many updates."""
+        """Whether a checkpoint is written after update `step`."""
         return step == self.decay_start or any(
             every and step % every == 0 for every in (self.save_steps, self.keep_every_steps)
         )
 
     def kept(self, steps: list[int]) -> set[int]:
-        """Which of the checkpoints after `steps`, oldest first, stay."""
+        """Those of the updates `steps`, oldest first, whose checkpoints are kept."""
         kept = {*steps[-self.save_total_limit :], *[step for step in steps if step <= self.decay_start][-1:]}
         return kept | {step for step in steps if self.keep_every_steps and step % self.keep_every_steps == 0}
 
 
 def rotate(output_dir: Path, newest: int, rotation: Rotation) -> None:
-    """Drops all checkpoints that do not stay.
+    """Deletes the checkpoints that the rotation does not keep.
 
-    Those after update `newest` are dropped too: the run has gone back behind them because they are damaged.
+    Checkpoints of updates after `newest` are deleted too: they are damaged, and the run went on from an earlier one.
     """
     there = {step_of(path): path for path in checkpoints(output_dir)}
     for step in there.keys() - rotation.kept([step for step in there if step <= newest]):
@@ -155,21 +164,22 @@ def save_checkpoint(
     identity: str,
     rotation: Rotation,
 ) -> Path:
-    """Writes `step-NNNNNN` aside, renames it when it is on the disk, and only then drops old ones.
+    """Writes the checkpoint of an update, and then deletes the older ones that the rotation does not keep.
 
-    The main process writes; where tensors are sharded, every process has to call this.
+    The folder is written under another name, and renamed when its files are on the disk. Every process has to call this; the
+    main one writes.
 
     Args:
-        position: `step`, the updates done, and whatever else of plain numbers the loop needs back.
-        identity: what the run is (its settings, model and data); only a run with the same one may resume from this.
-        rotation: which older ones stay.
+        position: `step`, the number of updates done, and other plain values that the loop needs back.
+        identity: of the run; only a run with the same one goes on from this checkpoint by itself.
+        rotation: which older checkpoints are kept.
 
     Raises:
-        InputError: it cannot be written; what was there stays.
+        InputError: the checkpoint cannot be written. The older ones are still there.
     """
     final = output_dir / "checkpoints" / f"step-{position['step']:08d}"
     tied = tied_names(model)
-    weights = {name: whole(tensor).contiguous() for name, tensor in model.state_dict().items() if name not in tied}
+    weights = {name: gather(tensor).contiguous() for name, tensor in model.state_dict().items() if name not in tied}
     tensors, values = flatten_optimizer(optimizer)
     if not is_main_process():
         return final
@@ -187,11 +197,14 @@ def save_checkpoint(
 
 
 def verify(path: Path, identity: str | None) -> dict:
-    """Reads a checkpoint, compares it with its hashes, and returns its position.
+    """Reads a checkpoint, compares its files with their hashes, and returns its position.
+
+    Args:
+        identity: of the run that must have written it; None: any.
 
     Raises:
-        DamagedError: it is not what was written.
-        InputError: it is, but by another run than `identity`, if that is given.
+        DamagedError: a file is not what was written.
+        InputError: another run wrote the checkpoint.
     """
     try:
         state = read_json(path / "state.json")
@@ -211,11 +224,13 @@ def verify(path: Path, identity: str | None) -> dict:
     return state["position"]
 
 
-def newest_whole(output_dir: Path, identity: str) -> Path | None:
-    """The newest checkpoint that is whole, past damaged ones, which are named on stderr; None where there are none at all.
+def newest_undamaged(output_dir: Path, identity: str) -> Path | None:
+    """The newest checkpoint that is not damaged; None where there is no checkpoint at all.
+
+    Damaged ones that are newer are named on stderr.
 
     Raises:
-        InputError: all are damaged, or one belongs to another run.
+        InputError: all are damaged, or another run wrote one.
     """
     paths = checkpoints(output_dir)
     for path in reversed(paths):
@@ -230,7 +245,7 @@ def newest_whole(output_dir: Path, identity: str) -> Path | None:
 
 
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    """Restores weights and optimizer from a whole checkpoint, and returns the position."""
+    """Restores weights and optimizer from a checkpoint that was verified, and returns its position."""
     state, weights = read_json(path / "state.json"), load_file(path / "model.safetensors")
     weights |= {name: weights[source] for name, source in tied_names(model).items()}
     own = model.state_dict()

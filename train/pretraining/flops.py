@@ -1,4 +1,4 @@
-"""Floating-point operations, counted: those of the matrix products that the real tokens need, 2 a multiply-add."""
+"""Floating-point operations of the matrix products that the real tokens need. A multiply-add counts as 2."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,10 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 
 
 def encoder_flops(lengths: Sequence[float], config: ZhModernBertConfig) -> float:
-    """Of one forward of the encoder over documents of `lengths` tokens, which see themselves alone.
+    """Operations of one forward of the encoder over documents of `lengths` tokens.
 
-    A layer with a window needs the keys that lie in it and in the document.
+    A token attends to its own document. In a layer with a window it attends to the keys that lie in the window and the
+    document.
     """
     lengths = np.asarray(lengths, dtype=np.float64)  # exact up to 2**53 pairs of tokens
     half = config.local_attention // 2
@@ -23,9 +24,9 @@ def encoder_flops(lengths: Sequence[float], config: ZhModernBertConfig) -> float
 
 
 def training_flops(lengths: Sequence[float], masked: float, config: ZhModernBertConfig) -> float:
-    """Of forward and backward of masked language modelling with `masked` predictions.
+    """Operations of forward and backward of masked language modelling with `masked` predictions.
 
-    A backward is two forwards' worth of matrix products; recomputed layers (gradient checkpointing) are no model's need.
+    A backward takes the matrix products of two forwards. Layers that gradient checkpointing computes again are not counted.
     """
     head = 2 * masked * config.hidden_size * (config.hidden_size + config.vocab_size)
     return 3 * (encoder_flops(lengths, config) + head)

@@ -26,12 +26,12 @@ def build_optimizer(
     """`adamw` (https://arxiv.org/abs/1711.05101) or `stable_adamw` (https://arxiv.org/abs/2304.13013).
 
     Args:
-        sharded: the parameters are about to be, by FSDP2.
+        sharded: FSDP2 is going to shard the parameters.
     """
     groups = parameter_groups(model, weight_decay)
     on_cuda = next(model.parameters()).is_cuda
     if name == "stable_adamw":
-        # By itself optimi takes its Triton kernels wherever Triton is installed, on a machine without a GPU too. Of a shard
-        # they would take the mean square of the shard, not of the matrix.
+        # By default optimi uses its Triton kernels wherever Triton is installed, even on a machine without a GPU. On shards
+        # they are wrong: they take the mean square of the shard instead of the matrix.
         return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps, triton=None if on_cuda and not sharded else False)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=on_cuda)

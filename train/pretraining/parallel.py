@@ -1,6 +1,6 @@
 """One model on many processes: replicas (DDP) or shards (FSDP2), as Accelerate's config (`configs/accelerate/`) says.
 
-A checkpoint has whole tensors, whoever holds the parts of them; so a run may go on under another config.
+A checkpoint holds full tensors, even where the processes hold shards of them. So a run may go on under another config.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ from zh_modernbert.train.common.cli import InputError
 def prepare(
     accelerator: Accelerator, model: ZhModernBertForMaskedLM, optimizer: torch.optim.Optimizer, compile: bool
 ) -> nn.Module:
-    """What to call in place of `model`; under FSDP2 the parameters of model and optimizer become shards, in place.
+    """Gets the model ready for all processes, and returns the module to call in its place.
 
-    Compiled are the layers, each by itself: the same graphs under every way, and the shards are gathered between them.
+    Under FSDP2 the parameters of model and optimizer become shards, in place. With `compile`, each layer is compiled by itself:
+    so the graphs are the same for replicas and shards, and FSDP2 can gather a layer's shards before its graph runs.
     """
     if compile:
         for layer in model.model.layers:
@@ -36,7 +37,7 @@ def prepare(
 
 
 def end_processes() -> None:
-    """Leaves the group of processes, before this one ends: threads of the group that still run abort it."""
+    """Leaves the group of processes, if there is one. Call it before this process ends, or threads of the group abort it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -45,8 +46,11 @@ def is_main_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor that processes hold shards of, on the main process (elsewhere nothing); every process has to call this."""
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """The full tensor on the main process, an empty one elsewhere; a tensor that is not sharded is returned as it is.
+
+    Every process has to call this.
+    """
     if not isinstance(tensor, DTensor):
         return tensor
     full = tensor.full_tensor()
@@ -54,17 +58,20 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's shard of a whole tensor, where `like` is sharded."""
+    """This process's shard of a full tensor, cut as `like` is; the full tensor where `like` is not sharded."""
     if not isinstance(like, DTensor):
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_model(model: ZhModernBertForMaskedLM) -> ZhModernBertForMaskedLM:
-    """The model in one piece, on the main process; every process has to call this."""
+def gather_model(model: ZhModernBertForMaskedLM) -> ZhModernBertForMaskedLM:
+    """The model with full tensors on the main process; elsewhere, and where nothing is sharded, the model itself.
+
+    Every process has to call this.
+    """
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return model
-    state = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+    state = {name: gather(tensor) for name, tensor in model.state_dict().items()}
     if is_main_process():
         with torch.device("meta"):
             model = ZhModernBertForMaskedLM(model.config)
@@ -74,15 +81,15 @@ def whole_model(model: ZhModernBertForMaskedLM) -> ZhModernBertForMaskedLM:
 
 
 def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """Whether each flag is up on any process: the same answer on all."""
+    """For each flag, whether any process has it set. All processes get the same answer."""
     return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
 
 
 def on_main_process(accelerator: Accelerator, function: Callable):
-    """What the function gives on the main process, and None elsewhere.
+    """Calls the function on the main process and returns its result there, None elsewhere.
 
     Raises:
-        InputError: what it raises there, on all: the others would wait for the one that is gone.
+        InputError: the function raised it. Every process raises it then, or the others would wait for the main one for ever.
     """
     result, error = None, [None]
     if accelerator.is_main_process:

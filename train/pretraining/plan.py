@@ -1,4 +1,4 @@
-"""What a run would be before it is one: sizes, work, time and disk, from settings, model, data and the rows of its updates."""
+"""What a run would take: sizes, work, time and disk, computed from settings, model, data and rows per update."""
 
 import dataclasses
 from pathlib import Path
@@ -25,15 +25,18 @@ def plan(
     first_step: int,
     num_processes: int,
 ) -> dict:
-    """What `--dry_run` prints; what depends on something that is not known yet is None.
+    """What `--dry_run` prints. A value that needs data or a model that is not there yet is None.
 
-    Operations in all depend on the lengths of documents, of which the data's mean is known: `flops` is what documents of that
-    length all take, the least there can be; `flops_at_most` what rows of one document each would. Before the data is there,
-    rows are taken to be full, of one document, and the vocabulary to have the usual size: see `assumed`.
+    The number of operations depends on the lengths of documents, of which only the mean is known. `flops` is for documents that
+    all have the mean length; no others of that mean take fewer. `flops_at_most` is for rows of one document each. Before the
+    data is there, rows are assumed to be full and of one document, and the vocabulary to have its default size: see `assumed`.
 
     Args:
-        settings: of train/pretrain.py. model: without memory for its weights. stream: the data.
-        rows_per_update: `(max_steps,)`. first_step: updates done before.
+        settings: of train/pretrain.py.
+        model: its weights need no memory.
+        stream: the data.
+        rows_per_update: `(max_steps,)`.
+        first_step: updates that are done already.
     """
     s, steps = settings, range(first_step, settings.max_steps)
     found = {
@@ -64,12 +67,12 @@ def plan(
         found["parameters"] = parameters = model.num_parameters()
         found["embedding_share"] = round(model.get_input_embeddings().weight.numel() / parameters, 4)
         found["checkpoint_bytes"] = BYTES_PER_STATE * parameters
-        # A new checkpoint is whole before the oldest one goes.
+        # One more: a new checkpoint is complete before the oldest is deleted.
         checkpoints = len(rotation.kept([step for step in steps if step > first_step and rotation.due(step)])) + 1
         found["disk_bytes"] = checkpoints * found["checkpoint_bytes"] + BYTES_PER_WEIGHT * parameters
     if model and rows_per_update is not None:
-        rate = (s.mlm_probability, s.num_warmup_steps, s.max_steps)
-        masked_rows = sum(int(rows_per_update[step]) * mlm_probability_at(step, *rate) for step in steps)
+        mlm_schedule = (s.mlm_probability, s.num_warmup_steps, s.max_steps)
+        masked_rows = sum(int(rows_per_update[step]) * mlm_probability_at(step, *mlm_schedule) for step in steps)
         for name, documents in (("flops", found["rows"] * documents_per_row), ("flops_at_most", found["rows"])):
             lengths, masked = [found["tokens"] / documents], masked_rows * tokens_per_row / documents
             found[name] = documents * training_flops(lengths, masked, model.config)

@@ -1,7 +1,8 @@
-"""The folder of a pretraining run: whose it is, who writes it, and from where a run starts.
+"""The folder of a pretraining run: which run it belongs to, which process writes it, and from which checkpoint a run starts.
 
-Two runs are the same if settings, model config, data, and the weights they start from are; how and where the work is done (the
-`running` settings, the processes) is no part of that. A folder belongs to one run, and one process at a time writes it.
+Two runs are the same one if they have the same settings, model config, data and weights to start from. The `running` settings
+and the number of processes do not count: they say how and where the work is done. A folder belongs to one run, and one process
+at a time writes it.
 """
 
 import dataclasses
@@ -13,46 +14,55 @@ from typing import IO
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError, recipe_of
 from zh_modernbert.train.common.files import hash_file, read_json, require_folder, sha256, write_json
-from zh_modernbert.train.common.stage import take_over
+from zh_modernbert.train.common.stage import lock_folder
 from zh_modernbert.train.pretraining.checkpoint import verify, writing
 from zh_modernbert.train.rows.row_stream import PackedStream
 
 
-def made_with(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> dict:
-    """What a checkpoint is good for: a run with the same tokenizer, optimizer and model config; and what rows it was fed."""
-    # What is left out says who wrote the config and where, or is a setting.
-    own = ("transformers_version", "dtype", "_name_or_path")
-    config = {k: v for k, v in model.config.to_dict().items() if k not in own}
+def describe_run(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> dict:
+    """What a run is made with. Its checkpoints repeat this as `made_with`.
+
+    Only a run with the same `tokenizer`, `optimizer` and `config` can go on from a checkpoint. Only one with the same `rows`
+    goes on at the same row.
+    """
+    # These fields do not shape the model: they say who wrote the config and where, or repeat a setting.
+    shapeless = ("transformers_version", "dtype", "_name_or_path")
+    config = {name: value for name, value in model.config.to_dict().items() if name not in shapeless}
     return {
         "tokenizer": rows.tokenizer,
         "optimizer": settings.optimizer,
-        "config": json.loads(json.dumps(config)),  # as it is read back
+        "config": json.loads(json.dumps(config)),  # as it will be when read back: lists for tuples
         "rows": [rows.content, settings.seed],
     }
 
 
-def run_identity(settings, model: ZhModernBertForMaskedLM, own: dict) -> str:
-    """What must be the same for a checkpoint to be this run's, as a hash; `own` is what it is made with."""
+def run_identity(settings, model: ZhModernBertForMaskedLM, made_with: dict) -> str:
+    """A hash of all that makes two runs the same one; see the module's docstring.
+
+    Args:
+        made_with: what `describe_run` gives.
+    """
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     start = []
     if settings.init_from:
         start.append({path.name: hash_file(path) for path in sorted(Path(settings.init_from).glob("*.safetensors"))})
     if settings.resume_from:
         start.append(read_json(require_folder(settings.resume_from, "state.json") / "state.json").get("sha256"))
-    known = [recipe_of(settings), shapes, own, start]
+    known = [recipe_of(settings), shapes, made_with, start]
     return sha256(json.dumps(known, sort_keys=True).encode())
 
 
-def start_of(settings, own: dict) -> dict | None:
-    """The position in the checkpoint `resume_from`, None where that is not set.
+def position_to_resume(settings, made_with: dict) -> dict | None:
+    """The position in the checkpoint that `resume_from` names; None without that setting.
 
-    Of other rows, or of the same in another order or mixture, a run takes the first.
+    The position's `rows` is 0 where this run reads other data than the checkpoint's run did, or reads it in another order or
+    mixture: the new data is read from its first row.
 
     Args:
-        own: what this run is made with.
+        made_with: what `describe_run` gives for this run.
 
     Raises:
-        InputError: there is no whole checkpoint, it is made with something else, or it is beyond max_steps.
+        InputError: the checkpoint is missing or damaged, was made with something else, or is beyond max_steps.
     """
     if not settings.resume_from:
         return None
@@ -60,22 +70,22 @@ def start_of(settings, own: dict) -> dict | None:
     position = verify(path, identity=None)
     before = position["made_with"]
     for name in ("tokenizer", "optimizer"):
-        if before[name] != own[name]:
-            raise InputError(f"resume_from: {path} was made with {name} {before[name]}, this run has {own[name]}")
-    ours, theirs = own["config"], before["config"]
+        if before[name] != made_with[name]:
+            raise InputError(f"resume_from: {path} was made with {name} {before[name]}, this run has {made_with[name]}")
+    ours, theirs = made_with["config"], before["config"]
     if differing := sorted(field for field in ours | theirs if ours.get(field) != theirs.get(field)):
         field = differing[0]
         raise InputError(f"resume_from: {path} has {field} {theirs.get(field)} in its model config, this run {ours.get(field)}")
     if position["step"] >= settings.max_steps:
         raise InputError(f"resume_from: {path} is after update {position['step']}, but max_steps is {settings.max_steps}")
-    return position | {"rows": position["rows"] if before["rows"] == own["rows"] else 0, "sums": {}}
+    return position | {"rows": position["rows"] if before["rows"] == made_with["rows"] else 0, "sums": {}}
 
 
-def check_output(output_dir: Path, settings, identity: str) -> None:
-    """Refuses a folder that holds anything but this run.
+def check_run_folder(output_dir: Path, settings, identity: str) -> None:
+    """Checks that the folder is missing, empty, or this run's own.
 
     Raises:
-        InputError: it holds another run, naming the settings that differ, or something else.
+        InputError: the folder holds another run, naming the settings that differ, or something that is no run.
     """
     if (output_dir / "run.json").is_file():
         if read_json(output_dir / "run.json").get("identity") == identity:
@@ -91,18 +101,21 @@ def check_output(output_dir: Path, settings, identity: str) -> None:
         raise InputError(f"{output_dir}: exists and is no pretraining run; choose another output_dir")
 
 
-def claim_output(output_dir: Path, settings, identity: str) -> IO:
-    """Makes the folder this run's, clears what a killed process left half written, and locks it until this one ends.
+def claim_run_folder(output_dir: Path, settings, identity: str) -> IO:
+    """Makes the folder this run's, locks it, and clears checkpoints that a killed process left half written.
+
+    Returns:
+        The lock, an open file. The folder is free again when that is closed, or when the process ends.
 
     Raises:
-        InputError: another process is writing it, it holds another run, or it cannot be written.
+        InputError: another process is writing the folder, it holds another run, or it cannot be written.
     """
     with writing(output_dir):
         output_dir.mkdir(parents=True, exist_ok=True)
-        lock = take_over(output_dir)
+        lock = lock_folder(output_dir)
         if not lock:
             raise InputError(f"{output_dir}: another process is writing it; wait for that to end, or stop it")
-        check_output(output_dir, settings, identity)  # once more: only now is it this process's alone
+        check_run_folder(output_dir, settings, identity)  # again: only now can no other process change it
         write_json(output_dir / "run.json", {"identity": identity})
         write_json(output_dir / "settings.json", dataclasses.asdict(settings))
         for path in (output_dir / "checkpoints").glob(".step-*"):

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the update's number: nothing to save, nothing to restore."""
+"""Learning rates as pure functions of the update's number, so that a checkpoint needs no state of theirs."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from transformers import get_wsd_schedule
 
 
 def damped_cosine(progress: float, lr_max: float, lr_min: float, cycles: int, damping: float) -> float:
-    """The rate at `progress` from 0 to 1, of system A (https://arxiv.org/abs/2510.12285).
+    """The learning rate at `progress` from 0 to 1: system A's schedule (https://arxiv.org/abs/2510.12285).
 
-    A cosine of `cycles` valleys swings between a peak that falls from `lr_max` to `damping * lr_max` and a valley that goes
-    from `lr_max / 2` to `lr_min`.
+    A cosine with `cycles` valleys swings between a peak and a valley. Over the run the peak falls from `lr_max` to
+    `damping * lr_max`, and the valley from `lr_max / 2` to `lr_min`.
     """
     peak = lr_max * (1 - (1 - damping) * progress)
     valley = lr_max / 2 * (1 - progress) + lr_min * progress
@@ -31,13 +31,13 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """`warmup_stable_decay` or `damped_cosine`: update (from 0) -> its learning rate, as a ratio to the peak.
 
-    Both warm up linearly over `num_warmup_steps` from `warmup_lr_ratio` (damped cosine) or `min_lr_ratio` (transformers'
-    WSD), and reach `min_lr_ratio` at `max_steps`. `num_decay_steps` and `decay_type` (linear, cosine, 1-sqrt) shape the end
-    of the first, `num_cycles` and `damping` the second.
+    Both warm up linearly over `num_warmup_steps`, and reach `min_lr_ratio` at `max_steps`. `damped_cosine` warms up from
+    `warmup_lr_ratio`; `num_cycles` and `damping` shape it. `warmup_stable_decay`, which is transformers', warms up from
+    `min_lr_ratio`; `num_decay_steps` and `decay_type` (linear, cosine, 1-sqrt) shape its end.
     """
     if name == "warmup_stable_decay":
         schedule = get_wsd_schedule(
-            torch.optim.SGD([torch.zeros(1)], lr=1.0),  # only its schedule's function is wanted
+            torch.optim.SGD([torch.zeros(1)], lr=1.0),  # no optimizer is needed, only the schedule's function
             num_warmup_steps,
             num_decay_steps,
             num_training_steps=max_steps,

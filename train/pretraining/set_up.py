@@ -1,9 +1,11 @@
-"""What a run is set up with, checked against its data: the model it starts from, and the rows of its updates.
+"""What a run is made of, checked before anything is written: data, tokenizer, model, and the rows of its updates.
 
 `settings` are those of train/pretrain.py.
 """
 
+import contextlib
 import inspect
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +16,26 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, require_folder
+from zh_modernbert.train.pretraining.checkpoint import checkpoints
+from zh_modernbert.train.pretraining.run_folder import check_run_folder, describe_run, position_to_resume, run_identity
 from zh_modernbert.train.pretraining.tile import tile_model
-from zh_modernbert.train.rows.dataloader import rows_of_updates
+from zh_modernbert.train.pretraining.validation import Validation
+from zh_modernbert.train.rows.dataloader import micro_batches_of_updates, rows_of_updates
 from zh_modernbert.train.rows.row_stream import PackedStream
-from zh_modernbert.train.tokenizer.loading import fingerprint
+from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
 
 
 def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokenizer | None) -> ZhModernBertConfig:
-    """The config in a JSON file of fields; a vocabulary that is not given is the data's, rounded up to a multiple of 64.
+    """The config whose fields are in a JSON file.
 
-    The ids of the special tokens are the tokenizer's.
+    Args:
+        vocab_size: of the data's tokenizer; rounded up to a multiple of 64, it is the config's where the file has none.
+        tokenizer: the ids of the special tokens are taken from it.
 
     Raises:
-        InputError: the file cannot be read, or holds an unknown field or a value that is out of the question.
+        InputError: the file cannot be read, or has an unknown field or an impossible value.
     """
     fields = read_json(path)
     known = set(inspect.signature(ZhModernBertConfig.__init__).parameters) - {"self", "kwargs"}
@@ -51,8 +58,11 @@ def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokeniz
 def require_model(settings, tokenizer: str | None) -> Path:
     """The folder `init_from`.
 
+    Args:
+        tokenizer: fingerprint of the data's tokenizer; None where the data is not there yet.
+
     Raises:
-        InputError: there is no model of ours, or its tokenizer is not the data's, if that one's fingerprint is given.
+        InputError: the folder holds no model of this project, or its tokenizer is not the data's.
     """
     folder = require_folder(settings.init_from, "config.json")
     if (kind := read_json(folder / "config.json").get("model_type")) != ZhModernBertConfig.model_type:
@@ -62,11 +72,53 @@ def require_model(settings, tokenizer: str | None) -> Path:
     return folder
 
 
-def fit_model(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> None:
-    """Sets what this stage changes of a model, and checks it against the data.
+def load_model(folder: Path) -> ZhModernBertForMaskedLM:
+    """The model in a folder, as float32.
 
     Raises:
-        InputError: vocabulary or length of the rows are more than it has, or there is no such attention.
+        InputError: it cannot be loaded, lacks weights, or has some that are not finite.
+    """
+    try:
+        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from error
+    if report["missing_keys"]:
+        raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{folder}: {name} holds values that are not finite; start from another model")
+    return model
+
+
+def build_model(
+    settings, rows: PackedStream | None, tokenizer: ZhModernBertTokenizer | None, dry_run: bool
+) -> ZhModernBertForMaskedLM | None:
+    """The model that a run starts from: of random weights, from a folder, or tiled from that to the sizes of `model_config`.
+
+    A dry run's model has no memory for its weights. It is None where `init_from` is the only source and is not there yet.
+
+    Raises:
+        InputError: config, folder or sizes are wrong, see `read_model_config`, `require_model`, `load_model`, `check_sizes`.
+    """
+    start = model = None
+    with torch.device("meta") if dry_run else contextlib.nullcontext():
+        if settings.init_from and (Path(settings.init_from).exists() or not dry_run):
+            folder = require_model(settings, rows.tokenizer if rows else None)
+            start = ZhModernBertForMaskedLM(ZhModernBertConfig.from_pretrained(folder)) if dry_run else load_model(folder)
+        if not settings.model_config:
+            return start
+        vocab_size = rows.vocab_size if rows else (start.config if start else ZhModernBertConfig()).vocab_size
+        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, vocab_size, tokenizer))
+        if start:
+            tile_model(start, model)
+    return model
+
+
+def fit_model(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> None:
+    """Sets the model's RoPE base and attention to this stage's, and checks the model against the data.
+
+    Raises:
+        InputError: the model's vocabulary or length is too small for the rows, or the attention is unknown.
     """
     config, source = model.config, settings.model_config or settings.init_from
     if rows.vocab_size > config.vocab_size:
@@ -81,50 +133,14 @@ def fit_model(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -> N
     try:
         model.set_attn_implementation(settings.attn_implementation)
     except (ValueError, ImportError) as error:
-        raise InputError(f"attn_implementation: {' '.join(str(error).split())}") from error
-
-
-def load_model(folder: Path) -> ZhModernBertForMaskedLM:
-    """The whole model in a folder, as float32.
-
-    Raises:
-        InputError: it cannot be loaded, lacks weights, or has some that are not finite.
-    """
-    try:
-        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    if report["missing_keys"]:
-        raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} holds values that are not finite; start from another model")
-    return model
-
-
-def build_model(settings, rows: PackedStream, tokenizer: ZhModernBertTokenizer) -> ZhModernBertForMaskedLM:
-    """The model to train, from a config, from a folder or tiled from that to the config, checked against the data.
-
-    Raises:
-        InputError: vocabulary, tokenizer, row length or, for tiling, sizes do not fit.
-    """
-    if settings.init_from:
-        start = load_model(require_model(settings, rows.tokenizer))
-    if settings.model_config:
-        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, rows.vocab_size, tokenizer))
-        if settings.init_from:
-            tile_model(start, model)
-    else:
-        model = start
-    fit_model(settings, model, rows)
-    return model
+        raise InputError(f"attn_implementation: {one_line(error)}") from error
 
 
 def rows_per_update(settings, seq_len: int, num_processes: int) -> np.ndarray:
     """`(max_steps,)`: rows of each update, of all processes together.
 
     Raises:
-        InputError: tokens_per_update are not whole rows.
+        InputError: tokens_per_update is no multiple of the rows' length.
     """
     full = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
     if settings.tokens_per_update:
@@ -135,9 +151,10 @@ def rows_per_update(settings, seq_len: int, num_processes: int) -> np.ndarray:
 
 
 def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
-    """
+    """Checks that the data has rows of the length that the settings ask for, and at least one row for each process.
+
     Raises:
-        InputError: they are of another length than the settings say, or there is not one for each process.
+        InputError: it has not.
     """
     if settings.seq_len not in (0, rows.seq_len):
         raise InputError(
@@ -146,3 +163,56 @@ def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
         )
     if num_processes > len(rows):
         raise InputError(f"{settings.data_dir}: {len(rows)} rows for {num_processes} processes; start fewer, or pack more text")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of. In a dry run, a part is None where the data or the model that it needs is not there yet.
+
+    Attributes:
+        rows_per_update: `(max_steps,)`, of all processes together.
+        made_with, identity: see train/pretraining/run_folder.py.
+        start: the position in the checkpoint of another run that this one goes on from, None where it does not.
+        validation: None where the settings ask for none.
+    """
+
+    rows: PackedStream | None
+    tokenizer: ZhModernBertTokenizer | None
+    model: ZhModernBertForMaskedLM | None
+    rows_per_update: np.ndarray | None
+    made_with: dict | None = None
+    identity: str | None = None
+    start: dict | None = None
+    validation: Validation | None = None
+
+
+def set_up(settings, num_processes: int) -> Parts:
+    """Reads and checks all that a run is made of, and writes nothing.
+
+    Raises:
+        InputError: something is missing, or does not fit the rest. In a dry run, data and `init_from` may be missing.
+    """
+    rows = tokenizer = sizes = identity = start = validation = None
+    dry_run = settings.dry_run
+    if not dry_run or all((Path(settings.data_dir) / name).exists() for name in settings.mixture or [""]):
+        rows = PackedStream(settings.data_dir, settings.mixture)
+        tokenizer = load_tokenizer(rows.tokenizer_dir)
+        check_rows(settings, rows, num_processes)
+    torch.manual_seed(settings.seed)
+    model = build_model(settings, rows, tokenizer, dry_run)
+    if seq_len := rows.seq_len if rows else settings.seq_len:
+        sizes = rows_per_update(settings, seq_len, num_processes)
+        micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
+    if not (rows and tokenizer and model):
+        return Parts(rows, tokenizer, model, sizes)
+    fit_model(settings, model, rows)
+    made_with = describe_run(settings, model, rows)
+    if not settings.init_from or Path(settings.init_from).exists():
+        identity = run_identity(settings, model, made_with)
+        check_run_folder(Path(settings.output_dir), settings, identity)
+    # A run with checkpoints of its own does not need that of another, which takes long to verify.
+    if dry_run or not checkpoints(Path(settings.output_dir)):
+        start = position_to_resume(settings, made_with)
+    if settings.validation_dir:
+        validation = Validation(settings, rows, tokenizer, model.config)
+    return Parts(rows, tokenizer, model, sizes, made_with, identity, start, validation)

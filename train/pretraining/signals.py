@@ -1,21 +1,23 @@
 """Signals that ask a run to stop."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import sys
 import time
 
+from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.pretraining.parallel import end_processes
-
-PR_SET_PDEATHSIG = 1  # Linux: what a process is sent when its parent ends
 
 
 class StopSignals(contextlib.ContextDecorator):
-    """SIGTERM and SIGINT become a wish to stop, which the loop grants after the update; a second one kills at once.
+    """The first SIGTERM or SIGINT asks the loop to stop after its update; a second one kills the process at once.
 
-    What follows within `SAME` seconds is no second one: a launcher passes on what its processes were sent themselves.
+    A signal within `SAME` seconds of the first counts as the same one: a launcher passes on a signal that its processes got
+    themselves.
+
+    Attributes:
+        received: number of the first signal, 0 before there is one.
     """
 
     SAME = 2.0
@@ -23,9 +25,8 @@ class StopSignals(contextlib.ContextDecorator):
     def __enter__(self):
         self.received, self.first = 0, 0.0
         if "ACCELERATE_MIXED_PRECISION" in os.environ:
-            # accelerate launch, where it starts one process, does not pass signals on: it just ends.
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            # `accelerate launch` of one process does not pass signals on: it ends, and leaves the process running.
+            signal_at_parents_end(signal.SIGTERM)
         self.handlers = {number: signal.signal(number, self.receive) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
@@ -46,7 +47,7 @@ class StopSignals(contextlib.ContextDecorator):
 
         Status 0 would let Slurm start what waits for the finished run, and keep Kubernetes from starting this one again.
         """
-        number = signal.Signals(self.received or signal.SIGTERM)  # another process may have got it
+        number = signal.Signals(self.received or signal.SIGTERM)  # none here: another process was told to stop
         if main_process:
             what = "saved" if saved else "not saved, as updates are being skipped"
             print(f"stopped by {number.name} after update {step}, {what}; the same command goes on", file=sys.stderr)

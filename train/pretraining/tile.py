@@ -1,12 +1,12 @@
-"""A larger model started from a smaller one, as ModernBERT-large was from base (https://arxiv.org/abs/2412.13663, A.2).
+"""Starts a larger model from a smaller one, as ModernBERT-large was from base (https://arxiv.org/abs/2412.13663, A.2).
 
-Center tiling: each matrix of the smaller model stands in the middle of the larger one's, and wraps around its edges. A fused
-matrix is tiled part by part: queries, keys and values by heads, so that what is one head there is one head here; GeGLU's two
-halves each by itself. Layers are spread evenly over the depth, as in Gopher (https://arxiv.org/abs/2112.11446): a layer takes
-the weights of the nearest with its own kind of attention.
+Center tiling: each matrix of the smaller model is in the middle of the larger model's matrix, and is repeated around it. Fused
+matrices are tiled part by part: queries, keys and values head by head, so that a head of the smaller model is a head of the
+larger one, and GeGLU's two halves each by itself. Layers are spread evenly over the depth, as in Gopher
+(https://arxiv.org/abs/2112.11446): a layer takes the weights of the nearest layer with the same kind of attention.
 
-Ours: a matrix is scaled down as its inputs repeat. So a model of twice the width computes what the smaller one does, and one of
-a width between nearly does, from the first update on.
+Scaling is this project's own: a matrix whose inputs repeat is scaled down by how often they do. So a model of twice the width
+computes the same as the smaller one, and a model of a width between nearly the same, before any update.
 """
 
 import torch
@@ -15,14 +15,14 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError
 
-# What tiling changes; all else that shapes the computation has to be the same.
+# Tiling changes SIZES. ALIKE and the kinds of layers also shape the computation, and have to be the same in both models.
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 ALIKE = ("vocab_size", "norm_type", "norm_bias", "attention_bias", "mlp_bias", "decoder_bias", "classifier_bias")
 ALIKE += ("hidden_activation", "classifier_activation", "tie_word_embeddings")
 
 
 def tile(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """`tensor` in the middle of a larger one of `shape`, wrapped around in every dimension."""
+    """A tensor of `shape` with the smaller `tensor` in its middle, repeated around it in every dimension."""
     for dimension, (small, large) in enumerate(zip(tensor.shape, shape, strict=True)):
         indices = (torch.arange(large) - (large - small) // 2) % small
         tensor = tensor.index_select(dimension, indices)
@@ -30,7 +30,10 @@ def tile(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def parts_of(name: str, config: ZhModernBertConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Into what the dimensions of a parameter fall that are tiled by themselves: those of its outputs, and of its inputs."""
+    """Of a fused parameter, the shapes of its output and of its input dimension, whose parts are tiled each by itself.
+
+    `()` stands for a dimension that is one part.
+    """
     size = config.hidden_size // config.num_attention_heads
     heads = (config.num_attention_heads, 2, size // 2)  # RoPE turns the halves of a head together
     outputs = {"Wqkv": (3, *heads), "Wi": (2, config.intermediate_size)}
@@ -41,7 +44,7 @@ def parts_of(name: str, config: ZhModernBertConfig) -> tuple[tuple[int, ...], tu
 def tile_parameter(
     name: str, tensor: torch.Tensor, small: ZhModernBertConfig, large: ZhModernBertConfig, shape
 ) -> torch.Tensor:
-    """The larger model's parameter `name`, of `shape`, made of the smaller one's."""
+    """The larger model's parameter, of `shape`, tiled from the smaller model's parameter `name`."""
     views = []
     for config, flat in ((small, tensor.shape), (large, shape)):
         outputs, inputs = parts_of(name, config)
@@ -51,9 +54,13 @@ def tile_parameter(
 
 
 def layer_map(small: list[str], large: list[str]) -> list[int]:
-    """For each of the larger model's layers, by their `layer_types`, the smaller one's that it is made of.
+    """For each layer of the larger model, the number of the smaller model's layer that it is tiled from.
 
-    The first is made of the first, which has no `attn_norm`; no other is, where there is another of its kind.
+    The first layer has no `attn_norm`. So the first is tiled from the first, and no other layer is if the smaller model has
+    another of its kind.
+
+    Args:
+        small, large: the `layer_types` of both.
     """
 
     def nearest(index: int, kind: str) -> int:
@@ -64,10 +71,10 @@ def layer_map(small: list[str], large: list[str]) -> list[int]:
 
 
 def check_sizes(small: ZhModernBertConfig, large: ZhModernBertConfig) -> None:
-    """Whether the one can be tiled to the other.
+    """Checks that one model can be tiled to the sizes of the other.
 
     Raises:
-        InputError: it cannot, naming the field.
+        InputError: it cannot be, naming the field.
     """
     for field in ALIKE:
         ours, theirs = getattr(large, field), getattr(small, field)
@@ -84,7 +91,7 @@ def check_sizes(small: ZhModernBertConfig, large: ZhModernBertConfig) -> None:
 
 
 def tile_model(small: ZhModernBertForMaskedLM, large: ZhModernBertForMaskedLM) -> None:
-    """Gives `large` the weights of `small`, tiled.
+    """Gives `large` the tiled weights of `small`.
 
     Raises:
         InputError: see `check_sizes`.

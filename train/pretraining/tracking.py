@@ -1,7 +1,7 @@
 """What a run shows of itself: the progress line, `metrics.jsonl`, trackers by name, and plots.
 
-`metrics.jsonl` is the record, and the rest is drawn from it: a line per `logging_steps` updates, and one, whose fields begin
-with `eval_`, per validation. A resumed run writes the lines that an unbroken one does.
+`metrics.jsonl` is the record. It has a line for every `logging_steps` updates, and one for each validation, whose fields begin
+with `eval_`. A resumed run writes the same lines as an unbroken one.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from zh_modernbert.train.pretraining.flops import training_flops
 from zh_modernbert.train.rows.masking import IGNORE_INDEX
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
-# What the progress line calls a field.
+# Field -> its name in the progress line.
 SHOWN = {
     "loss": "loss",
     "masked_accuracy": "acc",
@@ -36,9 +36,10 @@ SHOWN = {
 
 
 def check_trackers(names: list[str]) -> None:
-    """
+    """Checks that the trackers are installed.
+
     Raises:
-        InputError: one is not installed.
+        InputError: one is not.
     """
     for name in names:
         if name != "none" and importlib.util.find_spec(name) is None:
@@ -46,9 +47,9 @@ def check_trackers(names: list[str]) -> None:
 
 
 def start_trackers(names: list[str], output_dir: Path, step: int) -> list[tracking.GeneralTracker]:
-    """Accelerate's trackers of these names; each package is imported here and not before.
+    """Starts Accelerate's trackers of these names. Their packages are imported here and not before.
 
-    None needs a network: wandb keeps its files in the run's folder (WANDB_MODE=online sends them), trackio in its own.
+    None needs a network: wandb writes into the run's folder (and sends it with WANDB_MODE=online), trackio into its own.
     """
     project, run = output_dir.resolve().parent.name, output_dir.resolve().name
     makers = {
@@ -65,10 +66,10 @@ def start_trackers(names: list[str], output_dir: Path, step: int) -> list[tracki
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a `metrics.jsonl`; a kill may have left half of the last one.
+    """The lines of a `metrics.jsonl`. A last line that a kill left half written is left out.
 
     Raises:
-        InputError: another line is not what was written.
+        InputError: any other line is damaged.
     """
     if not path.exists():
         return []
@@ -87,7 +88,7 @@ def read_metrics(path: Path) -> list[dict]:
 
 
 def keep_metrics(path: Path, step: int) -> None:
-    """Drops what was logged after update `step`, before a resumed run logs it again."""
+    """Deletes the lines of updates after `step`, which a resumed run is going to write again."""
     if not path.exists():
         return
     lines = [line for line in read_metrics(path) if line["step"] <= step]
@@ -128,28 +129,38 @@ def draw_metrics(lines: list[dict], path: Path) -> None:
 
 
 class Log:
-    """The progress line, `metrics.jsonl`, `metrics.png` and the trackers: means over the updates since the last line.
+    """The progress line, `metrics.jsonl`, `metrics.png` and the trackers. A line has means over the updates since the last.
 
     Args:
-        settings: of train/pretrain.py. step: updates done before.
-        sums: what a checkpoint caught between two lines, so that a resumed run logs what an unbroken one does.
+        settings: of train/pretrain.py.
+        step: updates that are done already.
+        sums: those of a checkpoint that was written between two lines: what the updates before it add to the next line.
+
+    Attributes:
+        line: the last line of training, empty before there is one.
     """
 
     def __init__(self, output_dir: Path, settings, config: ZhModernBertConfig, step: int, sums: dict):
         self.path, self.config, self.peak_flops = output_dir / "metrics.jsonl", config, settings.peak_flops * 1e12
+        self.logging_steps, self.max_steps = settings.logging_steps, settings.max_steps
         self.skipped = output_dir / "skipped.jsonl"
         for path in (self.path, self.skipped):
             keep_metrics(path, step)
         self.trackers = start_trackers(settings.report_to, output_dir, step)
         self.progress = tqdm(total=settings.max_steps, initial=step, desc=output_dir.name)
-        self.sums = dict(sums)
+        self.sums, self.line = dict(sums), {}
         self.restart_clock()
 
     def restart_clock(self) -> None:
         self.started, self.timed_tokens, self.timed_flops = time.perf_counter(), 0, 0.0
 
     def add(self, result: dict, batches: list[dict]) -> None:
-        """An update's sums over all processes, and the batches of this one: what its own device had to compute."""
+        """Adds an update to the next line.
+
+        Args:
+            result: what `update` gives, sums over all processes.
+            batches: those of this process, for the utilisation of its device.
+        """
         for name in ("loss", "correct", "masked", "tokens"):
             self.sums[name] = self.sums.get(name, 0) + result[name]
         self.timed_tokens += result["tokens"]
@@ -160,7 +171,7 @@ class Log:
         self.progress.update()
 
     def skip(self, step: int, result: dict, rows: list[tuple[int, int]]) -> None:
-        """Notes an update that was not made, and shows it."""
+        """Notes a skipped update in `skipped.jsonl` and on stderr."""
         self.timed_tokens += result["tokens"]
         self.progress.update()
         line = {"step": step, "finite_loss": math.isfinite(result["loss"]), "epoch_and_row": rows}
@@ -168,8 +179,12 @@ class Log:
             file.write(json.dumps(line) + "\n")
         tqdm.write(f"warning: update {step} skipped: its loss or gradient is not finite; see {self.skipped}", file=sys.stderr)
 
-    def write(self, step: int, **values: float | None) -> dict:
-        """The line of the updates since the last one, with `values` of the latest update."""
+    def due(self, step: int) -> bool:
+        """Whether update `step` ends a line. No line is written for updates that were all skipped."""
+        return bool(self.sums) and (step % self.logging_steps == 0 or step == self.max_steps)
+
+    def write(self, step: int, **values: float | None) -> None:
+        """Writes the line of the updates since the last line, with `values` of the latest update."""
         masked, tokens, seconds = max(self.sums["masked"], 1), self.sums["tokens"], time.perf_counter() - self.started
         line = {
             "step": step,
@@ -183,12 +198,11 @@ class Log:
             line["utilisation"] = round(self.timed_flops / seconds / self.peak_flops, 6)
         self.progress.set_postfix({short: f"{line[name]:.4g}" for name, short in SHOWN.items() if name in line})
         self.record(line)
-        self.sums = {}
+        self.sums, self.line = {}, line
         self.restart_clock()
-        return line
 
     def write_validation(self, step: int, found: dict) -> None:
-        """The line of a validation, whose time is none of training's."""
+        """Writes the line of a validation, whose time does not count for training's speed."""
         self.started += found["eval_runtime"]
         self.record({"step": step, **found})
 

@@ -1,4 +1,4 @@
-"""One update: gradients over all processes, what an update depends on, and what is said of one that is skipped."""
+"""One update: gradients over all processes, its random seed, and the rows of one that is skipped."""
 
 import contextlib
 import ctypes
@@ -13,11 +13,15 @@ from zh_modernbert.train.rows.masking import IGNORE_INDEX
 
 
 def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
-    """Gradients of the mean loss over all masked tokens of `batches` on all processes, clipped.
+    """Computes the gradients of one update, and clips them. The loss is the mean over the masked tokens of all processes.
+
+    Args:
+        batches: the micro-batches of this process.
 
     Returns:
-        Sums over the processes: `loss` (nats), `correct` (predictions), `masked` and `tokens` (counts); `grad_norm` before
-        clipping; and `losses`, what this process's batches add to the mean.
+        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). `grad_norm`,
+            before
+        clipping. `losses`, `(accumulation steps,)`: what each of this process's batches adds to the mean.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
@@ -40,24 +44,27 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
 
 
 def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, losses: torch.Tensor) -> list[tuple[int, int]]:
-    """(epoch, row) of the micro-batches of an update whose loss is not finite, or of all where only the gradient is not.
+    """(epoch, row) of the rows that may have spoiled an update.
+
+    These are the rows of the micro-batches whose loss is not finite. Where all losses are finite, and only the gradient is not,
+    they are all rows of the update.
 
     Args:
-        losses: `(accumulation steps,)` of this process.
+        losses: of this process, see `update`.
     """
     bad = (~torch.isfinite(accelerator.gather(losses))).tolist()
-    return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.share(step, number)]
+    return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.rows_of(step, number)]
 
 
 def return_freed_memory() -> None:
-    """Gives freed memory back to the system, where the C library (glibc) keeps it.
+    """Gives memory back to the system that was freed, but that the C library (glibc) keeps.
 
-    Documents make every batch of other sizes; what glibc keeps of them grew by 1.3 MB an update on CPU.
+    No two batches have tensors of the same sizes. On CPU, what glibc kept of them grew by 1.3 MB an update.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def seed_update(seed: int, step: int, process: int) -> None:
-    """Dropout's randomness as a function of the update alone."""
+    """Seeds dropout from the update and the process, so that a resumed run draws the same."""
     torch.manual_seed(int(np.random.SeedSequence((seed, step, process)).generate_state(1)[0]))

@@ -1,9 +1,9 @@
-"""Masked loss and pseudo-perplexity on held-out rows, by the length of documents: the same questions each time.
+"""Masked loss and pseudo-perplexity on held-out rows, in all and by the length of documents.
 
-Rows are spread evenly over the folder, and masks are a function of the seed alone, whatever the run itself masks: 15% of the
-tokens as whole words (`eval_loss`), and one token of each document (`eval_pseudo_perplexity`, https://arxiv.org/abs/1910.14659:
-each token counts as many times as its document has tokens, which makes it an unbiased estimate of what
-eval/pseudo_perplexity.py computes over all of them).
+Every validation of a run scores the same rows with the same masks: the rows are spread evenly over the folder, and the masks
+depend on the seed alone, not on the run's own masking. Each row is scored twice. `eval_loss` has 15% of the tokens masked, as
+whole words. `eval_pseudo_perplexity` (https://arxiv.org/abs/1910.14659) has one token of each document masked, which counts as
+many times as the document has tokens: that is an unbiased estimate of what eval/pseudo_perplexity.py computes over all tokens.
 """
 
 import math
@@ -23,14 +23,15 @@ from zh_modernbert.train.rows.packed import PackedRows
 from zh_modernbert.train.rows.row_stream import PackedStream
 
 MLM_PROBABILITY = 0.15
-# Documents of up to so many tokens, special ones included, and of more than the number before.
+# Upper bounds of the length classes: documents of up to so many tokens, special ones included, and of more than the bound
+# before.
 LENGTHS = (128, 512, 1024, 8192, 1 << 20)
 
 
 def ask_words(
     ids: np.ndarray, starts: np.ndarray, bounds: np.ndarray, masking: Masking, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masked ids, labels, and what each token of a row counts: whole words are masked, and count alike."""
+    """A row with whole words masked: ids, labels, and each token's weight, which is 1. Each is `(T,)`."""
     masked_ids, labels = mask_rows(ids, starts, np.array([0, len(ids)]), MLM_PROBABILITY, masking, [generator])
     return masked_ids, labels, np.ones(len(ids))
 
@@ -38,7 +39,7 @@ def ask_words(
 def ask_single(
     ids: np.ndarray, starts: np.ndarray, bounds: np.ndarray, masking: Masking, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same with one token of each document masked, which counts for all of them."""
+    """A row with one token of each document masked, whose weight is the number of tokens that could have been."""
     masked_ids, labels = ids.astype(np.int64), np.full(len(ids), IGNORE_INDEX, dtype=np.int64)
     weights, maskable = np.zeros(len(ids)), ~np.isin(ids, masking.special_ids)
     for start, end in pairwise(bounds):
@@ -54,10 +55,10 @@ PASSES = (ask_words, ask_single)
 
 
 class Validation:
-    """Called with the model, gives what `summarise` does; all processes have to call it, and each computes its share.
+    """Scores the model on held-out rows when called. Every process has to call it, and scores its part of the rows.
 
     Raises:
-        InputError: the folder is that of the training rows, or does not fit their tokenizer or the model's length.
+        InputError: `validation_dir` holds the training rows, rows of another tokenizer, or rows too long for the model.
     """
 
     def __init__(self, settings, training: PackedStream, tokenizer: ZhModernBertTokenizer, config: ZhModernBertConfig):
@@ -81,9 +82,9 @@ class Validation:
         return step == last or (every > 0 and step % every == 0)
 
     def batch(self, places: range) -> tuple[dict, np.ndarray, np.ndarray]:
-        """The model's input for rows `places` of the chosen, and of each label set: its cell of `sums`, and what it counts.
+        """The model's input for the chosen rows at `places`; and for each label, its cell in `sums` and its weight.
 
-        A place beyond the last row, which evens the processes' shares out, counts nothing.
+        A place beyond the last chosen row only gives each process as many rows as the others. Its labels have weight 0.
         """
         ids, labels, lengths, cells, weights = [], [], [], [], []
         for place in places:
@@ -110,16 +111,16 @@ class Validation:
 
     @torch.no_grad()
     def sums(self, model, process_index: int = 0, num_processes: int = 1) -> np.ndarray:
-        """`(passes, lengths, 3)`: of this process's rows, weighted: loss in nats, correct predictions, predictions."""
+        """`(passes, length classes, 3)`: this process's weighted sums of loss (nats), right predictions and predictions."""
         device = next(model.parameters()).device
-        share = range(process_index, -(-len(self.chosen) // num_processes) * num_processes, num_processes)
+        places = range(process_index, -(-len(self.chosen) // num_processes) * num_processes, num_processes)
         total = np.zeros((3, len(PASSES) * len(LENGTHS)))
         was_training, was_sparse = model.training, self.config.sparse_prediction
         model.eval()
-        self.config.sparse_prediction = True  # logits where something is asked, and nowhere else
+        self.config.sparse_prediction = True  # logits at labels only
         size = self.settings.per_device_batch_size
-        for first in range(0, len(share), size):
-            batch, cells, weights = self.batch(share[first : first + size])
+        for first in range(0, len(places), size):
+            batch, cells, weights = self.batch(places[first : first + size])
             batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
             logits = model(**batch).logits
             labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
@@ -139,7 +140,7 @@ class Validation:
 
 
 def summarise(sums: np.ndarray) -> dict[str, float]:
-    """`eval_loss`, `eval_masked_accuracy`, `eval_pseudo_perplexity`, and loss and perplexity per length that occurs."""
+    """`eval_loss`, `eval_masked_accuracy` and `eval_pseudo_perplexity`; loss and perplexity also of each length class."""
     words, single = sums
     found = {"eval_masked_accuracy": words[:, 1].sum() / max(words[:, 2].sum(), 1)}
     for cells, name, value_of in ((words, "eval_loss", float), (single, "eval_pseudo_perplexity", perplexity)):
@@ -151,4 +152,4 @@ def summarise(sums: np.ndarray) -> dict[str, float]:
 
 
 def perplexity(loss: float) -> float:
-    return math.exp(min(loss, 700.0))  # a float has no more
+    return math.exp(min(loss, 700.0))  # exp of more overflows

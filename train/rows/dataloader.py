@@ -1,8 +1,8 @@
 """Packed rows -> masked micro-batches, each a pure function of its number.
 
-Micro-batch m of a run always holds the same rows with the same masks, whatever was computed before it, with any number of
-workers: resuming is starting at another number. On other processes or in other sizes, updates take the rows in the same order.
-Rows come from a `RowStream`; masks from (seed, epoch, row).
+Micro-batch m of a run always holds the same rows with the same masks, with any number of workers. So a run that is resumed
+starts at another m, and needs no state. The order of rows comes from a `RowStream`, and does not depend on the number of
+processes or on the size of micro-batches. Masks come from (seed, epoch, row).
 """
 
 import signal
@@ -17,7 +17,7 @@ from zh_modernbert.train.rows.row_stream import RowStream
 
 
 def rows_of_updates(full: int, max_steps: int, num_warmup_steps: int, ratio: float) -> np.ndarray:
-    """`(max_steps,)`: rows of each update, growing from `ratio * full` to `full` over the first `num_warmup_steps`."""
+    """`(max_steps,)`: rows of each update, which grow from `ratio * full` to `full` over the first `num_warmup_steps`."""
     rows = np.interp(np.arange(max_steps), [0, num_warmup_steps], [ratio * full, full]) if num_warmup_steps else full
     return np.maximum(np.broadcast_to(np.rint(rows).astype(np.int64), max_steps), 1)
 
@@ -39,31 +39,31 @@ def micro_batches_of_updates(rows_per_update: np.ndarray, per_device_batch_size:
 
 
 class MicroBatches(Dataset):
-    """Item m: at most `per_device_batch_size` rows packed one behind the other.
+    """Item m is micro-batch m of this process: at most `per_device_batch_size` rows, concatenated.
 
-    Each update takes the next rows of the stream, however many processes share them: each takes as many micro-batches, whose
-    rows differ by one at most.
+    An update takes the next rows of the stream. All processes take the same number of micro-batches of it, and any two of these
+    differ by at most one row.
 
     Args:
-        rate: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
+        mlm_schedule: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
         rows_per_update: `(max_steps,)`, of all processes together.
 
     Raises:
-        InputError: as `micro_batches_of_updates`.
+        InputError: see `micro_batches_of_updates`.
     """
 
     def __init__(
         self,
         rows: RowStream,
         masking: Masking,
-        rate: tuple[list[float], int, int],
+        mlm_schedule: tuple[list[float], int, int],
         per_device_batch_size: int,
         rows_per_update: np.ndarray,
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.rows, self.masking, self.rate, self.seed = rows, masking, rate, seed
+        self.rows, self.masking, self.mlm_schedule, self.seed = rows, masking, mlm_schedule, seed
         self.process_index, self.num_processes = process_index, num_processes
         self.counts = micro_batches_of_updates(rows_per_update, per_device_batch_size, num_processes)
         self.first_rows = np.cumsum([0, *rows_per_update])
@@ -78,24 +78,25 @@ class MicroBatches(Dataset):
     def positions(self, index: int) -> list[tuple[int, int]]:
         """(epoch, row) of each row of micro-batch `index`."""
         update = self.update_of(index)
-        return self.share(update, self.process_index * int(self.counts[update]) + index - int(self.first_batches[update]))
+        return self.rows_of(update, self.process_index * int(self.counts[update]) + index - int(self.first_batches[update]))
 
-    def share(self, update: int, number: int) -> list[tuple[int, int]]:
-        """(epoch, row) of each row of a micro-batch of an update, numbered over all processes."""
+    def rows_of(self, update: int, number: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each row of micro-batch `number` of an update, counted over all processes."""
         first, end = self.first_rows[update : update + 2]
         bounds = first + (end - first) * np.arange(number, number + 2) // (self.num_processes * self.counts[update])
         return self.rows.at(np.arange(*bounds), self.seed)
 
     def begin(self, update: int, row: int) -> None:
-        """Lets an update begin at a row of the stream, where those before it took other numbers of rows."""
+        """Lets an update begin at a row of the stream, for a run whose earlier updates took other numbers of rows."""
         self.first_rows += row - self.first_rows[update]
 
     def __getitem__(self, index: int) -> dict:
-        probability = mlm_probability_at(self.update_of(index), *self.rate)
+        probability = mlm_probability_at(self.update_of(index), *self.mlm_schedule)
         positions = self.positions(index)
         ids, word_starts, documents = zip(*(self.rows.row(row) for _, row in positions), strict=True)
         ends = np.cumsum([0, *map(len, ids)])
-        # Rows count from 1 here: third comes 0 in the seeds of their order, and no stream of numbers is used twice.
+        # `RowStream.at` seeds the order of rows with (seed, epoch, 0, folder), and to NumPy (seed, epoch, 0) is the same seed
+        # as (seed, epoch, 0, 0). So rows count from 1 here.
         generators = [np.random.default_rng((self.seed, epoch, row + 1)) for epoch, row in positions]
         input_ids, labels = mask_rows(
             np.concatenate(ids), np.concatenate(word_starts), ends, probability, self.masking, generators
@@ -110,7 +111,7 @@ class MicroBatches(Dataset):
 
 
 def ignore_signals(worker: int) -> None:
-    """A worker ends with its process, which may have an update to finish when all of them are told to stop."""
+    """Lets a worker ignore SIGINT and SIGTERM: its process may still need batches to finish an update. It ends with that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -30,7 +30,8 @@ def load_manifest(folder: str | Path, stage: str) -> dict:
     """The manifest of an encoded or packed folder.
 
     Raises:
-        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
+        InputError: another stage wrote the folder, it is damaged, or the tokenizer in it is not the one that made the token
+            ids.
     """
     manifest = check_manifest(folder, stage)
     if fingerprint(Path(folder) / "tokenizer") != manifest["result"].get("tokenizer"):
@@ -40,7 +41,7 @@ def load_manifest(folder: str | Path, stage: str) -> dict:
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A memory-mapped shard; document d is tokens offsets[d] to offsets[d + 1], from the source names[sources[d]]."""
+    """A memory-mapped shard. Document d is the tokens offsets[d] to offsets[d + 1]; its source is names[sources[d]]."""
 
     input_ids: np.ndarray
     word_starts: np.ndarray

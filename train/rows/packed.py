@@ -15,7 +15,7 @@ from zh_modernbert.train.rows.encoded import ids_dtype, load_array, load_manifes
 
 @dataclass(frozen=True)
 class PackedShard:
-    """Memory-mapped rows, see the module's docstring."""
+    """A group of shards, memory-mapped; for the arrays see the module's docstring."""
 
     input_ids: np.ndarray
     word_starts: np.ndarray
@@ -27,12 +27,14 @@ class PackedRows:
     """A packed folder as one list of rows.
 
     Attributes:
-        seq_len, vocab_size: of the rows, of the tokenizer. tokenizer: its fingerprint. tokenizer_dir: where it lies.
-        documents, tokens: how many there are, of documents that were cut the pieces; special tokens included.
+        seq_len: most tokens of a row.
+        vocab_size, tokenizer, tokenizer_dir: the tokenizer's size, its fingerprint, and the folder that it is in.
+        documents: how many; a document that was cut counts as its pieces.
+        tokens: how many, special tokens included.
         content: a hash of all that is in the folder.
 
     Raises:
-        InputError: it is something else, it is damaged, or the tokenizer in it is not the one that made the token ids.
+        InputError: see `load_manifest`.
     """
 
     def __init__(self, folder: str | Path):

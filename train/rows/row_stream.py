@@ -1,7 +1,8 @@
 """The endless stream of rows that a run reads: shuffled epochs of packed folders, mixed in fixed shares.
 
-Row n of the stream is a pure function of the seed and n: what a run has read is one number, whatever it reads next. Each folder
-goes through all its rows before it begins them anew, at its own pace: a small one with a large share comes round more often.
+Row n of the stream is a pure function of the seed and n, so one number says what a run has read. Each folder has its own
+epochs: all its rows are read before any is read again. A small folder with a large share has more epochs than a large one with
+a small share.
 """
 
 from pathlib import Path
@@ -12,24 +13,25 @@ from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import sha256
 from zh_modernbert.train.rows.packed import PackedRows
 
-# Shares hold to the row in every so many rows of the stream, which begin at a multiple of it; and nearly so in any fewer.
+# The stream is cut into blocks of so many rows. Every block has the shares exactly, to the row; fewer rows have them nearly.
 BLOCK = 1024
-# Of 4, 6, 8 and 12, the fewest with which neighbours stay neighbours no more often than in NumPy's permutations.
+# Of the Feistel network. 4, 6, 8 and 12 were tried: from 8 on, two neighbours are neighbours again after the permutation no
+# more often than in NumPy's permutations.
 ROUNDS = 8
 
 
 def scramble(values: np.ndarray) -> np.ndarray:
-    """A bijection of uint64 in which every bit depends on all: the finaliser of SplitMix64."""
+    """A bijection of uint64 in which every output bit depends on every input bit: the finaliser of SplitMix64."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def shuffled(places: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarray:
-    """What stands at `places` of a random order of 0 to `count` - 1, without making the whole order.
+    """The numbers at `places` of a random order of 0 to `count` - 1. The order itself is never made.
 
-    A Feistel network permutes the numbers below the next power of 4; one that falls outside is permuted again until it does
-    not (cycle-walking; Black and Rogaway, https://doi.org/10.1007/3-540-45760-7_9).
+    A Feistel network permutes the numbers below a power of 4. A result of `count` or more is permuted again, until it is
+    smaller (cycle-walking; Black and Rogaway, https://doi.org/10.1007/3-540-45760-7_9).
     """
     half = np.uint64(max(-(-(count - 1).bit_length() // 2), 1))
     low = (np.uint64(1) << half) - np.uint64(1)
@@ -46,7 +48,7 @@ def shuffled(places: np.ndarray, count: int, seed: tuple[int, ...]) -> np.ndarra
 
 
 def rows_of_block(shares: list[float]) -> np.ndarray:
-    """How many of BLOCK rows each folder gives: its share, rounded so that they add up (largest remainder)."""
+    """Rows of a block from each folder: its share of BLOCK, rounded so that they sum to BLOCK (largest remainder)."""
     exact = BLOCK * np.array(shares) / sum(shares)
     rows = np.floor(exact).astype(np.int64)
     rows[np.argsort(rows - exact, kind="stable")[: BLOCK - rows.sum()]] += 1
@@ -54,18 +56,19 @@ def rows_of_block(shares: list[float]) -> np.ndarray:
 
 
 class RowStream:
-    """Packed folders as one list of rows, behind one another, and the order in which a run reads them.
+    """Packed folders as one list of rows, folder after folder, and the order in which a run reads them.
 
     Args:
-        folders: by name; each a `PackedRows`, or what has its `row` and length.
-        shares: of the stream's rows, above 0, one a folder; they need not sum to 1.
+        folders: by name; each is a `PackedRows`, or has its `row` and `len`.
+        shares: of the stream's rows, one a folder, above 0; they need not sum to 1.
     """
 
     def __init__(self, folders: dict[str, PackedRows], shares: list[float] = (1.0,)):
         self.folders, self.parts = folders, list(folders.values())
         self.first_rows = np.cumsum([0, *map(len, folders.values())])
         self.block_rows = rows_of_block(list(shares))
-        # The folder of each row of a block, spread evenly, and how many of the same folder are before it.
+        # Of each row of a block: its folder's number, and how many rows of that folder are before it. Folders are spread
+        # evenly.
         numbers = np.repeat(np.arange(len(folders)), self.block_rows)
         ranks = np.concatenate([np.arange(rows) for rows in self.block_rows])
         even = np.argsort((ranks + 0.5) / self.block_rows[numbers], kind="stable")
@@ -75,12 +78,12 @@ class RowStream:
         return int(self.first_rows[-1])
 
     def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `PackedRows.row`."""
+        """The row `index` of the list; see `PackedRows.row`."""
         number = int(np.searchsorted(self.first_rows, index, side="right")) - 1
         return self.parts[number].row(index - int(self.first_rows[number]))
 
     def at(self, places: np.ndarray, seed: int) -> list[tuple[int, int]]:
-        """(epoch of its folder, index) of the rows at `places` of the stream."""
+        """(epoch of its folder, index in the list of rows) of each row at `places` of the stream."""
         blocks, offsets = np.divmod(places, BLOCK)
         numbers = self.numbers[offsets]
         lengths = np.diff(self.first_rows)[numbers]
@@ -93,15 +96,15 @@ class RowStream:
 
 
 class PackedStream(RowStream):
-    """The stream of `data_dir`, a packed folder, or with a `mixture` of the packed folders in it that it names.
+    """The stream of one packed folder, `data_dir`; or, with a `mixture`, of the packed folders that it names in `data_dir`.
 
     Attributes:
-        seq_len, vocab_size, tokenizer, tokenizer_dir: as `PackedRows` has them, the same of all folders.
-        content: a hash of all that is in them, and of their shares.
+        seq_len, vocab_size, tokenizer, tokenizer_dir: see `PackedRows`; all folders have the same.
+        content: a hash of all that is in the folders, and of their shares.
 
     Raises:
-        InputError: one is no packed folder, or named twice; they do not fit one another; or a share is not above 0, or below
-            one row of BLOCK.
+        InputError: a folder is no packed one, or is named twice; two folders differ in rows or tokenizer; or a share is not
+            above 0, or is less than one row of a block.
     """
 
     def __init__(self, data_dir: str | Path, mixture: dict[str, float]):
@@ -124,12 +127,12 @@ class PackedStream(RowStream):
         self.content = sha256(repr((contents, self.block_rows.tolist())).encode())
 
     def mean(self, field: str) -> float:
-        """`documents` or `tokens` of a row of the stream, in the mean."""
+        """The mean of `documents` or `tokens` over the rows of the stream."""
         means = [getattr(rows, field) / len(rows) for rows in self.folders.values()]
         return float(np.dot(means, self.block_rows) / BLOCK)
 
     def epochs_per_row(self) -> dict[str, float]:
-        """How much of an epoch of each folder a row of the stream is, in the mean."""
+        """Folder -> the part of an epoch of it that one row of the stream is, in the mean."""
         return {
             name: int(rows) / BLOCK / len(folder)
             for (name, folder), rows in zip(self.folders.items(), self.block_rows, strict=True)

@@ -1,4 +1,4 @@
-"""A byte-level BPE learned from words: merges of characters that cross no boundary of a word, written as merges of bytes."""
+"""A byte-level BPE learned from words: merges of characters that cross no word boundary, written as merges of bytes."""
 
 import json
 import random
@@ -12,13 +12,14 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, SPLIT_PATTE
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.characters import HAN
 from zh_modernbert.train.tokenizer.segment import split_words
+from zh_modernbert.train.tokenizer.spelling import spell
 
-# Stands in training text wherever no merge may cross.
+# Marks the places of training text that no merge may cross.
 _BOUNDARY = "\x1f"
 
 
 def frequent_characters(counts: Counter, coverage: float) -> list[str]:
-    """The characters that make up `coverage` of all, the most frequent first."""
+    """The most frequent characters, in order, until they make up the share `coverage` of all that were counted."""
     chosen, covered = [], 0
     for character, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if covered >= coverage * counts.total():
@@ -29,7 +30,11 @@ def frequent_characters(counts: Counter, coverage: float) -> list[str]:
 
 
 def mark_words(text: str, dropout: float = 0.0, generator: random.Random | None = None) -> str:
-    """`text` with a mark wherever a word ends inside a Han run, but for a share of `dropout`."""
+    """`text` with a mark at each word boundary between two Han characters.
+
+    Args:
+        dropout: the share of the boundaries that get no mark, drawn from `generator`.
+    """
     pieces = []
     for word in split_words(text):
         inside = pieces and HAN.match(word) and HAN.match(pieces[-1][-1])
@@ -48,7 +53,7 @@ def set_apart(words: Counter[str]) -> Iterator[str]:
 
 
 def learn_merges(texts: Iterable[str], count: int, min_frequency: int) -> list[list[str]]:
-    """Merges of characters from marked texts, the most frequent first, until there are `count` tokens with the characters."""
+    """Merges of characters from marked texts, in order, until characters and merges are `count` tokens together."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -61,13 +66,8 @@ def learn_merges(texts: Iterable[str], count: int, min_frequency: int) -> list[l
     return json.loads(backend.to_str())["model"]["merges"]
 
 
-def spell(text: str) -> str:
-    """`text` as byte-level tokens spell it, one character a byte."""
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
-
-
-def spell_character(character: str, vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """The merges of bytes into `character` that `vocab` lacks."""
+def merges_into(character: str, vocab: dict[str, int]) -> list[tuple[str, str]]:
+    """The merges that make `character` from its bytes, without those whose result is in `vocab` already."""
     spelled = spell(character)
     return [(spelled[:i], spelled[i]) for i in range(1, len(spelled)) if spelled[: i + 1] not in vocab]
 
@@ -75,9 +75,10 @@ def spell_character(character: str, vocab: dict[str, int]) -> list[tuple[str, st
 def compose(
     first: list[str], characters: list[str], pairs: list[list[str]], size: int
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A byte-level vocabulary of `size` entries and its merges: `first`, then `characters`, then what comes of merging `pairs`.
+    """A byte-level vocabulary of at most `size` entries, and its merges.
 
-    Characters take half of the room at most, so that a small vocabulary has words too; pairs bring the others that they need.
+    The entries are `first`, then `characters`, then the results of merging `pairs`. Characters get at most half of the room
+    after `first`, so that a small vocabulary has words too. A pair adds the characters that it needs and the vocabulary lacks.
     """
     vocab, merges = {token: i for i, token in enumerate(first)}, []
 
@@ -90,12 +91,12 @@ def compose(
         return fits
 
     for character in characters:
-        if not add(spell_character(character, vocab), (len(first) + size) // 2):
+        if not add(merges_into(character, vocab), (len(first) + size) // 2):
             break
     for pair in pairs:
         alone = [part for part in pair if len(part) == 1]
         if all(spell(part) in vocab for part in pair if len(part) > 1):
-            steps = [step for character in alone for step in spell_character(character, vocab)]
+            steps = [step for character in alone for step in merges_into(character, vocab)]
             add([*dict.fromkeys(steps), tuple(map(spell, pair))], size)
     return vocab, merges
 
@@ -110,7 +111,10 @@ def train(
     min_frequency: int = 2,
     max_token_length: int = 16,
 ) -> ZhModernBertTokenizer:
-    """A tokenizer from texts, which are gone through twice: `texts()` starts anew.
+    """A tokenizer learned from texts.
+
+    Args:
+        texts: returns an iterator over all texts; called twice.
 
     Args:
         words: how often to learn from each of them, beside the texts. Which characters come before words is for the texts alone

@@ -5,7 +5,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, ZhModernBertTokenizer
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, require_folder, sha256
 
 
@@ -13,13 +13,13 @@ def load_tokenizer(folder: str | Path) -> ZhModernBertTokenizer:
     """The tokenizer in a folder.
 
     Raises:
-        InputError: there is none, or it lacks one of the special tokens.
+        InputError: there is no tokenizer, or it lacks a special token.
     """
     folder = require_folder(folder, "tokenizer.json")
     try:
         backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"{folder / 'tokenizer.json'}: not a tokenizer: {' '.join(str(error).split())}") from error
+        raise InputError(f"{folder / 'tokenizer.json'}: not a tokenizer: {one_line(error)}") from error
     special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
     for token in SPECIAL_TOKENS:
         if token not in special:
@@ -28,7 +28,7 @@ def load_tokenizer(folder: str | Path) -> ZhModernBertTokenizer:
 
 
 def fingerprint(folder: str | Path) -> str:
-    """A hash of vocabulary and merges, the same for every spelling of the same tokenizer."""
+    """A hash of vocabulary and merges. It does not depend on how tokenizer.json writes them."""
     path = require_folder(folder, "tokenizer.json") / "tokenizer.json"
     model = read_json(path)["model"]
     vocab = sorted(model["vocab"].items(), key=lambda entry: entry[1])

@@ -57,7 +57,7 @@ def test_collators_mask_words_whole_in_the_same_rows():
 
 def test_a_comparison(monkeypatch, tmp_path):
     monkeypatch.setattr(throughput, "SHAPES", {"12x768": SHAPE})
-    monkeypatch.setattr(throughput, "matmul_rate", lambda device, dtype: 1e11)
+    monkeypatch.setattr(throughput, "matmul_flops_per_second", lambda device, dtype: 1e11)
     monkeypatch.setattr(throughput, "check_backends", lambda device: {})
     shared = {"device": "cpu", "dtypes": ["bfloat16"], "repeats": 1, "results_dir": str(tmp_path)}
     settings = Settings(**shared, modes=["pretraining"], workload=["256x4"], peers=["modernbert-sdpa", "qwen3-embedding-0.6b"])

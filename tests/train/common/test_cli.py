@@ -287,7 +287,7 @@ def test_the_first_process_of_a_machine_speaks_before_the_others(monkeypatch, ca
         return waited
 
     assert ended("0") == []
-    assert ended("3") == [cli.ONE_SPEAKS]
+    assert ended("3") == [cli.SECONDS_BEFORE_REPEATING]
 
 
 def test_last_line_of_a_good_run_is_json(tmp_path):

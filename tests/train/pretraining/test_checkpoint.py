@@ -12,7 +12,7 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining import checkpoint
-from zh_modernbert.train.pretraining.checkpoint import Rotation, checkpoints, load_checkpoint, newest_whole, save_checkpoint
+from zh_modernbert.train.pretraining.checkpoint import Rotation, checkpoints, load_checkpoint, newest_undamaged, save_checkpoint
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
 
 POSITION = {"step": 7, "tokens": 12345, "sums": {"loss": 0.1 + 0.2, "masked": 3}}
@@ -109,7 +109,7 @@ def test_no_checkpoints_in_a_new_folder(tmp_path):
 
 def test_a_checkpoint_of_another_run_is_refused(saved, tmp_path):
     with pytest.raises(InputError, match="another run") as error:
-        newest_whole(tmp_path, "other")
+        newest_undamaged(tmp_path, "other")
     assert str(saved[0]) in str(error.value)
 
 
@@ -128,16 +128,16 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, saved, capsys, file, how):
     path, model, optimizer = saved
     newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 2))
-    assert newest_whole(tmp_path, "mine") == newer
+    assert newest_undamaged(tmp_path, "mine") == newer
     assert capsys.readouterr().err == ""
     damage(newer / file, how)
-    assert newest_whole(tmp_path, "mine") == path
+    assert newest_undamaged(tmp_path, "mine") == path
     said = capsys.readouterr().err
     assert str(newer / file) in said
     assert said.count("\n") == 1
     damage(path / file, how)
     with pytest.raises(InputError, match="no checkpoint is whole") as error:
-        newest_whole(tmp_path, "mine")
+        newest_undamaged(tmp_path, "mine")
     assert str(path.parent) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, saved, caps
 def test_a_state_without_its_entries_is_damage(saved, tmp_path, state):
     (saved[0] / "state.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match="no checkpoint is whole"):
-        newest_whole(tmp_path, "mine")
+        newest_undamaged(tmp_path, "mine")
 
 
 def test_what_was_fallen_behind_is_dropped_first(tmp_path, saved):
@@ -155,7 +155,7 @@ def test_what_was_fallen_behind_is_dropped_first(tmp_path, saved):
     for number in (8, 9):
         save_checkpoint(tmp_path, POSITION | {"step": number}, model, optimizer, "mine", Rotation(1, 2))
     damage(tmp_path / "checkpoints" / "step-00000009" / "state.json", "truncated")
-    assert newest_whole(tmp_path, "mine").name == "step-00000008"
+    assert newest_undamaged(tmp_path, "mine").name == "step-00000008"
     newer = save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 1))
     assert checkpoints(tmp_path) == [newer]
 
@@ -184,7 +184,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path, saved, monkeypatc
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
-    assert newest_whole(tmp_path, "mine") == path
+    assert newest_undamaged(tmp_path, "mine") == path
 
 
 def test_a_file_that_cannot_grow_is_a_full_disk(tmp_path, saved):
@@ -197,4 +197,4 @@ def test_a_file_that_cannot_grow_is_a_full_disk(tmp_path, saved):
             save_checkpoint(tmp_path, POSITION | {"step": 8}, model, optimizer, "mine", Rotation(1, 1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert newest_whole(tmp_path, "mine") == path
+    assert newest_undamaged(tmp_path, "mine") == path

@@ -137,10 +137,13 @@ def noted_gradients(monkeypatch):
         return result
 
     monkeypatch.setattr(pretrain, "update", noting)
-    check = pretrain.check_output
-    monkeypatch.setattr(
-        pretrain, "check_output", lambda folder, *rest: (setattr(Accelerator, "noted", folder), check(folder, *rest))
-    )
+    claim = pretrain.claim_run_folder
+
+    def noting_folder(folder, *rest):
+        Accelerator.noted = folder
+        return claim(folder, *rest)
+
+    monkeypatch.setattr(pretrain, "claim_run_folder", noting_folder)
 
 
 @pytest.mark.parametrize(("rows", "accumulation"), [(4, 1), (2, 2)])

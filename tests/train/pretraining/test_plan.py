@@ -11,6 +11,7 @@ from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining.checkpoint import checkpoints
 from zh_modernbert.train.pretraining.flops import training_flops
 from zh_modernbert.train.pretraining.set_up import read_model_config
+from zh_modernbert.train.rows.row_stream import PackedStream
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -58,7 +59,7 @@ def test_growing_updates_and_kept_checkpoints_are_counted(make, stages):
     plan = pretrain.main(make(**changes))
     assert (plan["rows_per_update"], plan["rows"]) == (8, 2 + 4 + 5 + 6 + 16 * 8)
     assert plan["disk_bytes"] == (5 + 1) * plan["checkpoint_bytes"] + 4 * plan["parameters"]  # 5, 10, 13, 15 and 18
-    rows = len(pretrain.PackedStream(stages / "packed", {}))
+    rows = len(PackedStream(stages / "packed", {}))
     assert plan["epochs"] == {str(stages / "packed"): pytest.approx(plan["rows"] / rows, abs=1e-4)}
     changes |= {"tokens_per_update": 8 * 128, "tokens_per_second": 10.0}
     before, there = (
@@ -72,13 +73,13 @@ def test_each_folder_of_a_mixture_has_its_epochs(make, stages, tmp_path):
     shutil.copytree(stages / "packed", tmp_path / "a")
     pack.main(pack.Settings(input_dir=str(stages / "encoded"), output_dir=str(tmp_path / "b"), seq_len=128, seed=1))
     plan = pretrain.main(make(data_dir=str(tmp_path), mixture={"a": 3, "b": 1}, max_steps=100))
-    rows = [len(pretrain.PackedStream(tmp_path / name, {})) for name in "ab"]
+    rows = [len(PackedStream(tmp_path / name, {})) for name in "ab"]
     expected = {str(tmp_path / name): share * 400 / count for name, share, count in zip("ab", (0.75, 0.25), rows, strict=True)}
     assert plan["epochs"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_work_lies_between_that_of_even_documents_and_of_whole_rows(make, stages):
-    settings, rows = make(max_steps=50), pretrain.PackedStream(stages / "packed", {})
+    settings, rows = make(max_steps=50), PackedStream(stages / "packed", {})
     plan = pretrain.main(settings)
     config = read_model_config(settings.model_config, rows.vocab_size, load_tokenizer(rows.tokenizer_dir))
     lengths = [rows.row(i % len(rows))[2] for i in range(plan["rows"])]

@@ -1,6 +1,7 @@
 """What is masked, how much of it, and by what."""
 
 from functools import cached_property
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,16 @@ def units(ids: np.ndarray, starts: np.ndarray, masking: str, seed: int) -> list[
     bounds = np.array([0, len(ids)])
     begin = unit_starts(starts, ids >= len(SPECIAL_TOKENS), bounds, masking, [seeded(seed)])
     return np.split(np.arange(len(ids)), begin[1:])
+
+
+@pytest.mark.parametrize(
+    ("masking", "starts"), [("token", [0, 1, 2, 3, 4, 5, 6]), ("whole_word", [0, 1, 3, 4, 6]), ("ngram", [0, 1, 4, 6])]
+)
+def test_the_example_of_unit_starts(masking, starts):
+    """[CLS] 我 们 喜欢 北 京 [SEP], with n-grams of 1, 2 and 1 words."""
+    word_starts, maskable = np.array([1, 1, 0, 1, 1, 0, 1], dtype=bool), np.array([0, 1, 1, 1, 1, 1, 0], dtype=bool)
+    drawn = SimpleNamespace(random=lambda count: np.array([0.0, 0.5, 0.0, 0.0, 0.0][:count]))
+    assert unit_starts(word_starts, maskable, np.array([0, 7]), masking, [drawn]).tolist() == starts
 
 
 @pytest.mark.parametrize("masking", ["whole_word", "ngram"])
