@@ -6,14 +6,9 @@ from itertools import product
 import pytest
 import torch
 
-from zh_modernbert import modeling_zh_modernbert as modeling
-from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval import throughput
-from zh_modernbert.eval.speed.correctness import check_backends
-from zh_modernbert.eval.speed.workloads import Workload
 from zh_modernbert.eval.throughput import Settings
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.pretraining.flops import encoder_flops
 
 TINY = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
 
@@ -28,51 +23,6 @@ def tiny(monkeypatch):
         monkeypatch.setitem(throughput.OTHER_PEERS, name, (kind, sizes))
     monkeypatch.setattr(throughput, "matmul_flops_per_second", lambda device, dtype: 1e11)
     monkeypatch.setattr(throughput, "check_backends", lambda device: {})
-
-
-def test_workloads():
-    assert Workload.parse("64x3").lengths == [64, 64, 64]
-    ragged = Workload.parse("512x16-articles").lengths
-    assert ragged == sorted(ragged)
-    assert max(ragged) == 512
-    for name, filled in (("512x16-questions", 0.44), ("512x16-articles", 0.58), ("8192x16-documents", 0.24)):
-        assert round(sum(Workload.parse(name).lengths) / (int(name.split("x")[0]) * 16), 2) == filled
-    for name in ("512", "0x4", "512x", "512x16-ragged", "x"):
-        with pytest.raises(InputError, match="workload holds"):
-            Workload.parse(name)
-
-
-def test_padded_and_packed_hold_the_same_texts():
-    workload = Workload("", [3, 9, 5])
-    padded, packed = workload.padded("cpu", pad_token_id=7), workload.packed("cpu")
-    assert torch.equal(padded["input_ids"][padded["attention_mask"].bool()], packed["input_ids"][0])
-    assert packed["cu_seqlens"].tolist() == [0, 3, 12, 17]
-    assert (padded["input_ids"][padded["attention_mask"] == 0] == 7).all()
-
-
-def test_operations_are_those_of_the_texts():
-    config = ZhModernBertConfig(**TINY)
-    assert Workload("", [1, 5, 400]).flops(TINY) == encoder_flops([1, 5, 400], config)
-
-
-def test_backends_agree():
-    found = check_backends("cpu")
-    assert found["sdpa float32 gradients"] <= 1e-5
-    assert {name.split()[1] for name in found} == {"float32", "bfloat16", "float16"}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_backends_agree_on_a_gpu():
-    check_backends("cuda")
-
-
-def test_a_window_off_by_one_is_noticed(monkeypatch):
-    original = modeling.SequenceLayout.block_mask
-    monkeypatch.setattr(
-        modeling.SequenceLayout, "block_mask", lambda self, half, dtype: original(self, half, dtype).roll(1, -1)
-    )
-    with pytest.raises(InputError, match=r"sdpa in torch\.float32, right: outputs differ"):
-        check_backends("cpu")
 
 
 def test_a_run(tiny, tmp_path, capsys):

@@ -2,16 +2,13 @@
 
 import random
 
-import numpy as np
 import opencc
 import pytest
 
-from zh_modernbert.eval import dedup_recall
 from zh_modernbert.train import dedup
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
-from zh_modernbert.train.corpus.ngrams import random_numbers
-from zh_modernbert.train.corpus.sketches import NGRAM, choose_removals, find_pairs, sketch
+from zh_modernbert.train.corpus.sketches import NGRAM
 from zh_modernbert.train.dedup import Settings
 
 CHARACTERS = [chr(code) for code in range(0x4E00, 0x4E00 + 3000)]
@@ -157,58 +154,6 @@ def test_texts_with_the_same_letters_are_counted(tmp_path):
     )
     result = dedup.main(Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     assert (result["documents"], result["duplicates"], result["exact_duplicates"]) == (2, 3, 2)
-
-
-def test_sketches_agree_as_often_as_sets_are_alike():
-    """Sets of few and of many: the mean over many pairs is the Jaccard likeness, and no single one is far off."""
-    numbers = random_numbers(4000 * 40)
-    for size, likeness, pairs in ((1, 0.0, 40), (12, 0.5, 40), (300, 0.8, 40), (4000, 0.2, 20)):
-        shared = round(2 * size * likeness / (1 + likeness))  # of two sets of `size`
-        agreements = []
-        for pair in np.split(numbers[: pairs * 2 * size], pairs):
-            one, other = pair[:size], pair[size - shared : 2 * size - shared]
-            agreements.append((sketch(one, 256, 1) == sketch(other, 256, 1)).mean())
-        true = shared / (2 * size - shared)
-        assert abs(np.mean(agreements) - true) < 4 * (0.25 / 256 / pairs) ** 0.5
-        assert max(abs(np.array(agreements) - true)) < 5 * (0.25 / 256) ** 0.5
-
-
-def test_sketches_see_a_set():
-    numbers = random_numbers(50)
-    assert (sketch(numbers, 64, 1) == sketch(np.append(numbers, numbers)[::-1], 64, 1)).all()
-    assert (sketch(numbers, 64, 1) != sketch(numbers, 64, 2)).all()
-
-
-def test_removals_are_those_of_going_through_the_documents_in_order():
-    generator = random.Random(8)
-    for _ in range(200):
-        pairs = {tuple(sorted(generator.sample(range(12), 2))) for _ in range(generator.randrange(20))}
-        removed = []
-        for key in range(12):
-            if any(other not in removed for other, later in pairs if later == key):
-                removed.append(key)
-        assert choose_removals(np.array(sorted(pairs), np.uint64).reshape(-1, 2)).tolist() == removed
-
-
-def test_pairs_of_a_group():
-    """Rows 0, 2 and 3 share a hash, and are alike but for row 2; 1 and 4 share another; 5 is alone with its hash."""
-    sketches = np.array([[1, 1, 1, 1], [2, 2, 2, 2], [9, 9, 9, 9], [1, 1, 1, 7], [2, 2, 2, 2], [1, 1, 1, 1]], np.uint8)
-    hashes = np.array([5, 6, 5, 5, 6, 7], np.uint64)
-    assert sorted(find_pairs(hashes, sketches, 3).tolist()) == [[0, 3], [1, 4]]
-    assert sorted(find_pairs(hashes, sketches, 4).tolist()) == [[1, 4]]
-    assert sorted(find_pairs(hashes, sketches, 0).tolist()) == [[0, 2], [0, 3], [1, 4]]
-
-
-def test_planted_duplicates():
-    """The figures that eval/dedup_recall.py gives, on fewer pairs."""
-    result = dedup_recall.main(dedup_recall.Settings(pairs=60, likeness=[0.5, 0.59, 0.8, 0.9], max_length=600))
-    assert result["documents"] == 60 * (4 * 2 + 5)
-    by_likeness = result["by_likeness"]
-    assert by_likeness["0.8"]["found"] >= 58 / 60
-    assert by_likeness["0.9"]["found"] == 1
-    assert by_likeness["0.5"]["found"] == 0
-    assert result["false_removals"] <= 1
-    assert result["removed"] >= 60 * 3  # of each chain one at least
 
 
 def test_buckets_matter(tmp_path):

@@ -1,13 +1,11 @@
 """Tables are read as they are, or not at all."""
 
 import gzip
-import json
 import zlib
 
 import pytest
 import zstandard
 
-from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.tables import find_file, read_table
 from zh_modernbert.train.common.cli import InputError
 
@@ -175,11 +173,3 @@ def test_compressed_parts_behind_one_another_are_one_file(tmp_path, compression)
 def test_another_form_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"text\n")
     assert ".tsv" in read_error(tmp_path / name)
-
-
-def test_results_are_named_by_task_split_and_seed(tmp_path):
-    result = {"task": "chnsenticorp", "split": "dev", "seed": 42, "metrics": {"accuracy": 90.5}, "notes": "简体"}
-    path = write_result(tmp_path / "new" / "results", result)
-    assert path == tmp_path / "new" / "results" / "chnsenticorp-dev-42.json"
-    assert json.loads(path.read_text(encoding="utf-8")) == result
-    assert "简体" in path.read_text(encoding="utf-8")

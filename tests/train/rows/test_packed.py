@@ -1,0 +1,59 @@
+"""A row is what lies between its offsets, and a damaged folder is noticed before it is read."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.rows.packed import PackedRows
+
+
+@pytest.mark.parametrize("index", [0, 1, -1])
+def test_row_bounds(stages, index):
+    """Bounds count from 0 in any row, and a row is what lies between its offsets."""
+    rows = PackedRows(stages / "packed")
+    if index < 0:
+        index += len(rows)
+    ids, starts, bounds = rows.row(index)
+    (shard,) = rows.shards
+    offsets = np.asarray(shard.document_offsets[shard.row_offsets[index] : shard.row_offsets[index + 1] + 1])
+    assert bounds.tolist() == (offsets - offsets[0]).tolist()
+    assert np.array_equal(ids, shard.input_ids[offsets[0] : offsets[-1]])
+    assert np.array_equal(starts, shard.word_starts[offsets[0] : offsets[-1]])
+
+
+def test_row_that_is_none(stages):
+    rows = PackedRows(stages / "packed")
+    with pytest.raises(IndexError):
+        rows.row(len(rows))
+
+
+@pytest.fixture
+def copy(stages, tmp_path):
+    return shutil.copytree(stages / "packed", tmp_path / "packed")
+
+
+@pytest.mark.parametrize("name", ["input_ids", "word_starts", "document_offsets", "row_offsets"])
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_damaged_arrays_are_named(copy, name, damage):
+    path = copy / "00000" / f"{name}.bin"
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "truncated":
+        path.write_bytes(data[:-1])
+    with pytest.raises(InputError, match=rf"{name}\.bin"):
+        PackedRows(copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"stage": "pack"}', '{"stage": "pack", "files": {}}'])
+def test_damaged_manifest(copy, text):
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match="packed"):
+        PackedRows(copy)
+
+
+@pytest.mark.parametrize("name", ["nothing", "corpus", "tokenizer", "encoded"])
+def test_other_folders_are_refused(stages, name):
+    with pytest.raises(InputError, match=name):
+        PackedRows(stages / name)
