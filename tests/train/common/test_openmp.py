@@ -31,10 +31,7 @@ def test_it_is_in_force_where_a_model_is_trained():
 
 
 @linux
-@pytest.mark.parametrize(
-    ("own", "expected"),
-    [({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")],
-)
+@pytest.mark.parametrize(("own", "expected"), [({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")])
 def test_the_user_s_own_setting_wins(own, expected):
     assert spin_counts("zh_modernbert.train.common.openmp", **own) == {expected}
 

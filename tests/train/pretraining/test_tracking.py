@@ -78,10 +78,10 @@ def test_utilisation_is_this_device_s_work_by_its_peak(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: next(clock))
     log = start(tmp_path, peak_flops=1e-6)
     log.add(RESULT, [batch([30, 2], 4), batch([7], 1)])
-    line = log.write(1)
+    log.write(1)
     flops = training_flops([30, 2], 4, CONFIG) + training_flops([7], 1, CONFIG)
-    assert line["utilisation"] == pytest.approx(flops / 4.0 / 1e6, abs=1e-5)
-    assert line["tokens_per_second"] == 25.0
+    assert log.line["utilisation"] == pytest.approx(flops / 4.0 / 1e6, abs=1e-5)
+    assert log.line["tokens_per_second"] == 25.0
 
 
 def test_validation_takes_no_time_from_training(tmp_path, monkeypatch):
@@ -90,7 +90,8 @@ def test_validation_takes_no_time_from_training(tmp_path, monkeypatch):
     log = start(tmp_path)
     log.add(RESULT, [])
     log.write_validation(1, {"eval_loss": 3.0, "eval_runtime": 8.0})
-    assert log.write(1)["tokens_per_second"] == 50.0
+    log.write(1)
+    assert log.line["tokens_per_second"] == 50.0
     assert read_metrics(tmp_path / "metrics.jsonl")[0] == {"step": 1, "eval_loss": 3.0, "eval_runtime": 8.0}
 
 
