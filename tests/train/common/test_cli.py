@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from zh_modernbert.train import sources
 from zh_modernbert.train.common import cli
 from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, read_yaml, setting, usage
 
@@ -42,10 +43,10 @@ def write_preset(folder: Path, text: str) -> str:
     return str(folder / "preset.yaml")
 
 
-def run(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
-    """train/sources.py, which imports least, as a user runs it."""
+def run(*arguments) -> subprocess.CompletedProcess:
+    """train/sources.py as a user runs it."""
     command = [sys.executable, str(ROOT / "train/sources.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ)
 
 
 # --- what is read ---
@@ -256,22 +257,35 @@ def test_unreadable_presets(tmp_path):
         (["--output_dir", "{tmp}/o", "--input", ""], "input"),
     ],
 )
-def test_bad_runs_end_with_one_line(tmp_path, arguments, named):
+def test_bad_runs_end_with_one_line(tmp_path, monkeypatch, capfd, arguments, named):
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "good.jsonl").write_text('{"text": "好"}\n')
     (tmp_path / "broken.jsonl").write_text('{"text": "好"}\n{"text": \n')
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "thesis.txt").write_text("years of work")
     (tmp_path / "here").mkdir()
-    done = run(*(argument.replace("{tmp}", str(tmp_path)) for argument in arguments), cwd=tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "argv", ["sources.py", *(argument.replace("{tmp}", str(tmp_path)) for argument in arguments)])
+    with pytest.raises(SystemExit) as ended:
+        cli.run(sources.main, sources.Settings)
+    written = capfd.readouterr()
     # The progress bar redraws its line with a carriage return; it may stand before the error, never after it.
-    lines = [line for line in done.stderr.replace("\r", "\n").split("\n") if line and " shards" not in line]
-    assert done.returncode == 2, done.stderr
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("error:"), done.stderr
+    lines = [line for line in written.err.replace("\r", "\n").split("\n") if line and " shards" not in line]
+    assert ended.value.code == 2
+    assert len(lines) == 1, written.err
+    assert lines[0].startswith("error:"), written.err
     assert named in lines[0]
-    assert done.stdout == ""
+    assert written.out == ""
     assert not (tmp_path / "o").exists()
+
+
+def test_a_bad_run_of_the_script(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"text": "好"}\n{"text": \n')
+    done = run("--output_dir", tmp_path / "o", "--input", tmp_path / "broken.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error:")
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_the_first_process_of_a_machine_speaks_before_the_others(monkeypatch, capsys):
@@ -300,12 +314,14 @@ def test_last_line_of_a_good_run_is_json(tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help(flag):
-    done = run(flag)
-    assert done.returncode == 0
-    assert "--output_dir" in done.stdout
-    assert "--input" in done.stdout
-    assert done.stderr == ""
+def test_help(monkeypatch, capsys, flag):
+    monkeypatch.setattr(sys, "argv", ["sources.py", flag])
+    cli.run(sources.main, sources.Settings)
+    written = capsys.readouterr()
+    assert sources.__doc__.splitlines()[0] in written.out
+    assert "--output_dir" in written.out
+    assert "--input" in written.out
+    assert written.err == ""
 
 
 def test_usage_tells_the_form():

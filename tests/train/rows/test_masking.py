@@ -58,6 +58,13 @@ def seeded(seed) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def mask_together(rows: list, rate: float, masking: Masking, seeds) -> tuple[np.ndarray, np.ndarray]:
+    """Rows one behind the other, each with its own seed."""
+    ids, starts = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    bounds = np.cumsum([0, *(len(row[0]) for row in rows)])
+    return mask_rows(ids, starts, bounds, rate, masking, [seeded(seed) for seed in seeds])
+
+
 def mask_tokens(ids: np.ndarray, starts: np.ndarray, rate: float, masking: Masking, generator: np.random.Generator):
     """One row alone."""
     return mask_rows(ids, starts, np.array([0, len(ids)]), rate, masking, [generator])
@@ -124,25 +131,18 @@ def test_what_becomes_of_a_unit_is_one_thing(rows, masking):
 @pytest.mark.parametrize("masking", KINDS)
 @pytest.mark.parametrize("rate", [0.15, 0.3])
 def test_shares_over_a_million_tokens(rows, masking, rate):
-    counts = {"maskable": 0, "labelled": 0, "mask": 0, "random": 0, "kept": 0}
-    random_tokens = np.zeros(MADE_UP, dtype=int)
-    for seed, (ids, starts) in enumerate(rows):
-        masked_ids, labels = mask_tokens(ids, starts, rate, Visible(VOCAB_SIZE, masking), seeded(seed))
-        maskable, labelled = ids >= len(SPECIAL_TOKENS), labels != IGNORE_INDEX
-        assert not labelled[~maskable].any()
-        assert (masked_ids[~maskable] == ids[~maskable]).all()
-        random = labelled & (masked_ids != MASK) & (masked_ids < MADE_UP)
-        random_tokens += np.bincount(masked_ids[random], minlength=MADE_UP)
-        counts["maskable"] += int(maskable.sum())
-        counts["labelled"] += int(labelled.sum())
-        counts["mask"] += int((labelled & (masked_ids == MASK)).sum())
-        counts["random"] += int(random.sum())
-        counts["kept"] += int((labelled & (masked_ids == ids)).sum())
-    assert counts["labelled"] / counts["maskable"] == pytest.approx(rate, rel=0.01)
-    assert counts["mask"] / counts["labelled"] == pytest.approx(0.8, abs=0.01)
-    assert counts["random"] / counts["labelled"] == pytest.approx(0.1, abs=0.01)
-    assert counts["kept"] / counts["labelled"] == pytest.approx(0.1, abs=0.01)
+    masked_ids, labels = mask_together(rows, rate, Visible(VOCAB_SIZE, masking), range(len(rows)))
+    ids = np.concatenate([ids for ids, _ in rows])
+    maskable, labelled = ids >= len(SPECIAL_TOKENS), labels != IGNORE_INDEX
+    assert not labelled[~maskable].any()
+    assert (masked_ids[~maskable] == ids[~maskable]).all()
+    random = labelled & (masked_ids != MASK) & (masked_ids < MADE_UP)
+    assert labelled.sum() / maskable.sum() == pytest.approx(rate, rel=0.01)
+    assert (masked_ids[labelled] == MASK).mean() == pytest.approx(0.8, abs=0.01)
+    assert random.sum() / labelled.sum() == pytest.approx(0.1, abs=0.01)
+    assert (masked_ids[labelled] == ids[labelled]).mean() == pytest.approx(0.1, abs=0.01)
     # Random tokens are drawn from all that may be drawn, no special token, each about as often as another.
+    random_tokens = np.bincount(masked_ids[random], minlength=MADE_UP)
     assert random_tokens[: len(SPECIAL_TOKENS)].sum() == 0
     even = random_tokens.sum() / (MADE_UP - len(SPECIAL_TOKENS))
     assert (abs(random_tokens[len(SPECIAL_TOKENS) :] - even) < 8 * even**0.5 + 1).all()
@@ -172,9 +172,7 @@ def test_a_row_is_masked_alike_alone_and_among_others(rows, masking):
     alone = [mask_tokens(*row, 0.3, masking, seeded(seed)) for seed, row in enumerate(some)]
     for seeds in (range(21), reversed(range(21))):
         seeds = list(seeds)
-        ids, starts = (np.concatenate([some[seed][part] for seed in seeds]) for part in (0, 1))
-        bounds = np.cumsum([0, *(len(some[seed][0]) for seed in seeds)])
-        together = mask_rows(ids, starts, bounds, 0.3, masking, [seeded(seed) for seed in seeds])
+        together = mask_together([some[seed] for seed in seeds], 0.3, masking, seeds)
         for part in (0, 1):
             assert (together[part] == np.concatenate([alone[seed][part] for seed in seeds])).all()
 
@@ -209,11 +207,12 @@ def test_ngram_lengths_are_as_stated():
 
 def test_chosen_share_is_exact_in_expectation():
     """Also where one unit is more than what may be masked."""
-    sizes, generator = np.array([1, 7, 2, 0, 5]), seeded(0)
-    chosen = [int(sizes[choose_units(sizes, np.array([0, len(sizes)]), 0.2, [generator])].sum()) for _ in range(40_000)]
-    assert np.mean(chosen) == pytest.approx(0.2 * 15, rel=0.02)
-    assert max(chosen) > 3  # the unit that crosses the budget is sometimes taken
-    assert min(chosen) < 3  # and sometimes not
+    sizes, draws = np.array([1, 7, 2, 0, 5]), 40_000
+    rows = np.arange(draws + 1) * len(sizes)
+    chosen = choose_units(np.tile(sizes, draws), rows, 0.2, [seeded(0)] * draws).reshape(draws, -1) @ sizes
+    assert chosen.mean() == pytest.approx(0.2 * 15, rel=0.02)
+    assert chosen.max() > 3  # the unit that crosses the budget is sometimes taken
+    assert chosen.min() < 3  # and sometimes not
 
 
 def test_a_row_without_words_has_nothing_to_mask():
