@@ -3,7 +3,7 @@
 What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed.
 Nothing is uploaded; `hf upload NAME FOLDER` does that.
 
-    python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-modernbert-tiny
+    python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-tiny
 """
 
 from dataclasses import dataclass
