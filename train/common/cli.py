@@ -4,8 +4,8 @@ A script has one dataclass of settings, the only home of its defaults. A script 
 instead of a preset: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset is a mapping of fields. A preset that several
 scripts share has one such mapping under the name of each. Flags beat the preset. An unknown key is an error that names the
 nearest known one. A value is text until the type of its field says what it is, so that 20:00:00, 010 and no are what was typed.
-The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or input end with one line
-on stderr and exit status 2.
+The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or input end with one
+line on stderr and exit status 2.
 """
 
 import dataclasses
