@@ -11,6 +11,7 @@ dropped, and examples.
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 from datatrove.pipeline.filters.base_filter import BaseFilter
@@ -153,7 +154,7 @@ class CleanFilter(BaseFilter):
 
     name = "clean"
 
-    def __init__(self, settings: Settings, tallies: Path, exclusion_writer=None):
+    def __init__(self, settings: Settings, tallies: Path, exclusion_writer: Any = None):
         super().__init__(exclusion_writer)
         self.settings = settings
         self.tallies = tallies

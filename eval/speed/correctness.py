@@ -1,6 +1,7 @@
 """Whether the attention backends agree on this device."""
 
 from itertools import product
+from typing import Any
 
 import torch
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datatrove.data import Document
@@ -201,7 +202,7 @@ class DecontaminationFilter(BaseFilter):
 
     name = "decontaminate"
 
-    def __init__(self, files: list[Path], folder: Path, exclusion_writer=None):
+    def __init__(self, files: list[Path], folder: Path, exclusion_writer: Any = None):
         super().__init__(exclusion_writer)
         self.files, self.folder, self.index = files, folder, None
 

@@ -16,9 +16,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-import multiprocess
 import orjson
 import zstandard
 from datatrove.data import Document
@@ -29,6 +28,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.stats import Stats
 from fsspec.compression import register_compression
+from multiprocess.process import parent_process
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
@@ -114,7 +114,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     Raises:
         InputError: `slurm` lacks partition or time, or Ray is not installed.
     """
-    common = {
+    common: dict[str, Any] = {
         "pipeline": [TaskStart(steps), *steps],
         "tasks": tasks,
         "logging_dir": str(logs),
@@ -123,15 +123,13 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     if settings.executor == "local":
         return LocalPipelineExecutor(**common)
     if settings.executor == "ray":
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise InputError("executor is ray, which is not installed; pip install ray") from error
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("executor is ray, which is not installed; pip install ray")
         return RayPipelineExecutor(**common)
     if not {"partition", "time"} <= settings.slurm.keys():
         raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
     known = inspect.signature(SlurmPipelineExecutor).parameters
-    fields = {key: value for key, value in settings.slurm.items() if key in known}
+    fields: dict[str, Any] = {key: value for key, value in settings.slurm.items() if key in known}
     options = {key: value for key, value in settings.slurm.items() if key not in known}
     return SlurmPipelineExecutor(**common, **fields, sbatch_args=options)
 
@@ -199,7 +197,7 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
     executor = build_executor(steps, tasks, settings, logs)
     with silence() as stderr, progress(executor, name, stderr):
         executor.run()
-        if settings.executor == "slurm":
+        if isinstance(executor, SlurmPipelineExecutor):
             wait_for_slurm(executor)
     if missing := executor.get_incomplete_ranks():
         raise InputError(f"{logs}/logs: {len(missing)} of {tasks} tasks failed, see there; the same command goes on")

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
@@ -169,7 +170,7 @@ def name_and_format(path: Path) -> tuple[str, str | None]:
     plain = path.with_suffix("") if packed else path
     suffix = plain.suffix.partition("-")[0]  # parts of a dump end in .xml-p1p187712
     kind = SUFFIXES.get(suffix)
-    return (plain.stem, None if packed and kind == "parquet" else kind) if kind else (path.name, None)
+    return (plain.stem, "" if packed and kind == "parquet" else kind) if kind else (path.name, "")
 
 
 def files_of(source: Source) -> list[Path]:
@@ -188,7 +189,7 @@ def files_of(source: Source) -> list[Path]:
         return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if name_and_format(path)[1] is None:
+    if not name_and_format(path)[1]:
         raise InputError(f"{path}: unknown format; it must end in {FORMATS}")
     return [path]
 
@@ -199,7 +200,7 @@ def parts_of(source: Source) -> list[Path | int]:
     Raises:
         InputError: as `files_of`, or the dataset cannot be loaded.
     """
-    return list(range(load_hub(source).num_shards)) if source.dataset else files_of(source)
+    return [*range(load_hub(source).num_shards)] if source.dataset else [*files_of(source)]
 
 
 # --- rows -> documents ---
@@ -275,12 +276,12 @@ def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) ->
             field that `where` compares with one.
     """
     conditions = [parse_condition(condition) for condition in source.where]
-    if source.dataset:
-        name = source.name or source.dataset
+    if isinstance(part, int):
+        name, by_lines = source.name or source.dataset, False
         place, prefix, rows = f"{source.dataset}, shard {part}", f"{name}/{part}", read_hub(part, source)
     else:
         stem, kind = name_and_format(part)
-        name = source.name or stem
+        name, by_lines = source.name or stem, kind in ("jsonl", "txt")
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
         place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, bad_lines)
     number = 0

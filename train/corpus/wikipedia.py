@@ -8,7 +8,6 @@ sections without prose.
 import re
 from collections.abc import Iterator
 from operator import ne
-from typing import BinaryIO
 from urllib.parse import quote
 from xml.parsers import expat
 

@@ -135,7 +135,7 @@ class Validation:
     def __call__(self, model, accelerator: Accelerator) -> dict[str, float]:
         started = time.perf_counter()
         sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().numpy()
+        sums = add_up(accelerator, sums.to(accelerator.device)).cpu().numpy()
         return summarise(sums) | {"eval_runtime": round(time.perf_counter() - started, 3)}
 
 
