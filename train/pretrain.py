@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 

@@ -13,7 +13,7 @@ docs/tokenizer.md has figures for each step.
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --word_list jieba:dict.txt
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial

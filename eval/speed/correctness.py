@@ -1,7 +1,6 @@
 """Whether the attention backends agree on this device."""
 
 from itertools import product
-from typing import Any
 
 import torch
 

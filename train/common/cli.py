@@ -34,7 +34,7 @@ def one_line(error: Exception) -> str:
 
 def setting(
     default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
-):
+) -> Any:
     """A documented field of a settings dataclass. A field without `default` must be given.
 
     Args:

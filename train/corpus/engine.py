@@ -5,6 +5,7 @@ on a cluster. A finished task leaves a mark. After a run was killed, the same co
 """
 
 import contextlib
+import importlib.util
 import inspect
 import os
 import signal
@@ -101,7 +102,7 @@ class TaskStart:
 
     def __call__(self, data, rank: int, world_size: int) -> None:
         # The kernel kills the worker when the run that started it dies. Otherwise it would write beside the next run.
-        if multiprocess.parent_process() is not None:
+        if parent_process() is not None:
             signal_at_parents_end(signal.SIGKILL)
         # Tasks of one Slurm job share these objects. With the old statistics a task would count the documents of those before.
         for step in self.steps:

@@ -16,6 +16,7 @@ import pyarrow
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import require_file
 
+BinaryFile = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | io.BufferedReader
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised when a damaged file is read
 
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
@@ -164,8 +163,8 @@ READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "
 # --- a source is its files, or the shards of its dataset ---
 
 
-def name_and_format(path: Path) -> tuple[str, str | None]:
-    """The file's name without its known endings, and the format that these stand for; None if there is no such ending."""
+def name_and_format(path: Path) -> tuple[str, str]:
+    """The file's name without its known endings, and the format that these stand for, empty if there is no such ending."""
     packed = path.suffix in PACKED
     plain = path.with_suffix("") if packed else path
     suffix = plain.suffix.partition("-")[0]  # parts of a dump end in .xml-p1p187712
@@ -305,7 +304,7 @@ def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) ->
         if row.get("url"):
             document["url"] = row["url"]
         yield document
-    if not isinstance(part, Path) or READERS[kind] in (read_parquet, read_wikipedia):
+    if not by_lines:
         bad_lines.end_file(place, number)  # readers of lines have done so themselves
 
 

@@ -7,6 +7,7 @@ sections without prose.
 
 import re
 from collections.abc import Iterator
+from io import BufferedIOBase
 from operator import ne
 from urllib.parse import quote
 from xml.parsers import expat
@@ -25,7 +26,7 @@ OPEN, CLOSE, HEADING, COLON = "\x01", "\x02", "\x03", "\x04"
 # --- XML -> pages ---
 
 
-def read_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
+def read_pages(file: BufferedIOBase) -> Iterator[tuple[int, dict]]:
     """(number of its first line, fields) of every page of a dump: `title`, `ns`, `id`, `redirect`, `revision/text`, `base` ...
 
     Hardly more than one page is in memory at a time. A document type could declare entities and no dump has one, so it is
@@ -82,7 +83,7 @@ def is_article(page: dict) -> bool:
     return not ("redirect" in page or _REDIRECT.match(wikitext) or _DISAMBIGUATION.search(wikitext) or "(消歧" in page["title"])
 
 
-def read_articles(file: BinaryIO, script: str | None = None) -> Iterator[tuple[int, dict]]:
+def read_articles(file: BufferedIOBase, script: str | None = None) -> Iterator[tuple[int, dict]]:
     """(number of its first line, row) of every article of a dump, rendered by `plain_text`.
 
     Raises:

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 
 
-def encoder_flops(lengths: Sequence[float], config: ZhModernBertConfig) -> float:
+def encoder_flops(lengths: ArrayLike, config: ZhModernBertConfig) -> float:
     """Operations of one forward of the encoder over documents of `lengths` tokens.
 
     A token attends to its own document. In a layer with a window it attends to the keys that lie in the window and the
@@ -22,7 +22,7 @@ def encoder_flops(lengths: Sequence[float], config: ZhModernBertConfig) -> float
     return float(linear + 4 * config.hidden_size * sum(pairs[kind] for kind in config.layer_types))
 
 
-def training_flops(lengths: Sequence[float], masked: float, config: ZhModernBertConfig) -> float:
+def training_flops(lengths: ArrayLike, masked: float, config: ZhModernBertConfig) -> float:
     """Operations of forward and backward of masked language modelling with `masked` predictions.
 
     A backward takes the matrix products of two forwards. Layers that gradient checkpointing computes again are not counted.

@@ -89,10 +89,10 @@ def add_up(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
 
 def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
     """For each flag, whether any process has it set. All processes get the same answer."""
-    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
+    return [count > 0 for count in add_up(accelerator, torch.tensor(flags, device=accelerator.device).int()).tolist()]
 
 
-def on_main_process(accelerator: Accelerator, function: Callable):
+def on_main_process(accelerator: Accelerator, function: Callable) -> Any:
     """Calls the function on the main process and returns its result there, None elsewhere.
 
     Raises:

@@ -21,8 +21,7 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
         batches: the micro-batches of this process.
 
     Returns:
-        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). `grad_norm`,
-            before
+        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). `grad_norm` before
         clipping. `losses`, `(accumulation steps,)`: what each of this process's batches adds to the mean.
     """
     device = accelerator.device
@@ -54,7 +53,8 @@ def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, los
     Args:
         losses: of this process, see `update`.
     """
-    bad = (~torch.isfinite(accelerator.gather(losses))).tolist()
+    gathered: Any = accelerator.gather(losses)
+    bad = (~torch.isfinite(gathered)).tolist()
     return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.rows_of(step, number)]
 
 
