@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -226,7 +227,8 @@ def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerato
     if settings.gradient_checkpointing == "layers":
         model.gradient_checkpointing_enable()
     for layer in model.model.layers:
-        layer.mlp.recompute = settings.gradient_checkpointing == "mlp"
+        mlp: Any = layer.mlp
+        mlp.recompute = settings.gradient_checkpointing == "mlp"
     optimizer = build_optimizer(
         settings.optimizer,
         model,
@@ -350,7 +352,7 @@ def train(
         batches = [next(stream) for _ in range(dataset.counts[step])]
         result = update(accelerator, learner.wrapped, batches, list(learner.model.parameters()), settings.max_grad_norm)
         finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
-        skip, stop = agree(accelerator, not finite, stopping.received)
+        skip, stop = agree(accelerator, not finite, stopping.received > 0)
         bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
         if not skip:
             learner.optimizer.step()

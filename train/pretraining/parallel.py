@@ -83,7 +83,7 @@ def gather_model(model: ZhModernBertForMaskedLM) -> ZhModernBertForMaskedLM:
 
 
 def add_up(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of what the processes have, on all of them."""
+    """The sum of the tensors of all processes. All get it."""
     return accelerator.reduce(tensor, "sum")  # pyright: ignore[reportReturnType]  # of a tensor it is a tensor
 
 

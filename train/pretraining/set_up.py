@@ -7,6 +7,7 @@ import contextlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def load_model(folder: Path) -> ZhModernBertForMaskedLM:
         InputError: it cannot be loaded, lacks weights, or has some that are not finite.
     """
     try:
-        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from error
     if report["missing_keys"]:
