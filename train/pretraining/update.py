@@ -22,7 +22,8 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
 
     Returns:
         Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). The norm of the
-        gradients before clipping: `grad_norm`. `losses`, `(accumulation steps,)`: what each of this process's batches adds to the mean.
+        gradients before clipping: `grad_norm`. What each of this process's batches adds to the mean: `losses`,
+        `(accumulation steps,)`.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
