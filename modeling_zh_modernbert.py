@@ -349,6 +349,11 @@ def grid_attention(attention_interface, module, query, key, value, layout, half_
     return layout.from_grid(output), weights
 
 
+def empty_attention(module, query, key, value, layout, half_window, dropout):
+    """For a batch of pads only: no kernel takes empty tensors. The weights around it get gradients, of zero, as DDP expects."""
+    return value, None
+
+
 ATTENTION_BACKENDS = {
     "eager": partial(grid_attention, eager_attention_forward),
     "sdpa": sdpa_attention,
@@ -471,8 +476,6 @@ class ZhModernBertAttention(nn.Module):
 
     def forward(self, hidden_states, rotary, layout):
         """`hidden_states` (N, H), `rotary` (cos, sin) -> (N, H), and the weights where the backend has them."""
-        if hidden_states.shape[0] == 0:  # the batch has pads only, and no backend takes empty tensors
-            return hidden_states, None
         qkv = self.Wqkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, A, C)
         query_key, value = qkv.split((2, 1), dim=1)
         query, key = apply_rotary(query_key, *rotary).unbind(1)
@@ -482,6 +485,8 @@ class ZhModernBertAttention(nn.Module):
         attention = ATTENTION_BACKENDS.get(self.config._attn_implementation)
         if attention is None:
             attention = partial(grid_attention, ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation])
+        if hidden_states.shape[0] == 0:
+            attention = empty_attention
         output, weights = attention(
             self,
             query,
@@ -724,14 +729,16 @@ def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_ind
     """The mean of `loss_function(logits, labels)` over the labels that are not `ignore_index`.
 
     With `num_items_in_batch`, the number of labels in all accumulated batches as the Trainer counts them, the sum is divided by
-    that. So two batches of 4 have the gradients of one batch of 8.
+    that. So two batches of 4 have the gradients of one batch of 8. Without any label the mean is 0.
     """
     labels = labels.to(logits.device)
     ignore = {} if ignore_index is None else {"ignore_index": ignore_index}
     total = loss_function(logits.float(), labels, reduction="sum", **ignore)
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != ignore_index).sum().clamp(min=1) if ignore else labels.numel()
-    return total / (num_items_in_batch.to(total.device) if torch.is_tensor(num_items_in_batch) else num_items_in_batch)
+        num_items_in_batch = (labels != ignore_index).sum() if ignore else labels.numel()
+    if torch.is_tensor(num_items_in_batch):
+        return total / num_items_in_batch.to(total.device).clamp(min=1)
+    return total / max(num_items_in_batch, 1)
 
 
 class _HeadModel(ZhModernBertPreTrainedModel):
@@ -834,7 +841,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
         backward pass begins with them.
         """
         if num_items_in_batch is None:
-            num_items_in_batch = max(len(labels), 1)
+            num_items_in_batch = len(labels)
 
         def chunk_loss(hidden_states, labels):
             # Chunks that share autocast's copy of a weight would add their gradients in its precision.

@@ -359,6 +359,16 @@ def run_finitely(model, mask):
     return states, *(tensor[mask.bool()] if tensor.shape[:2] == mask.shape else tensor for tensor in logits)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm_type", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_weight_has_a_gradient_after_a_batch_of_pads_only(head, norm_type, backend):
+    """DDP waits for all of them, and stops at the next update if one did not come."""
+    model = build(HEADS[head], backend, norm_type=norm_type)
+    run_finitely(model, NO_TOKEN)
+    assert gradients(model).keys() == dict(model.named_parameters()).keys()
+
+
 HALF_TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -523,6 +533,22 @@ def test_no_label_at_all_gives_a_loss_of_zero(sparse, changes):
     loss.backward()
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("case", LOSS_CASES)
+@pytest.mark.parametrize("none", [0, torch.tensor(0)], ids=["int", "tensor"])
+def test_a_count_of_no_labels_gives_a_finite_loss(case, none):
+    head, changes = LOSS_CASES[case]
+    batch = loss_batch(case)[0]
+    for name in {"labels", "start_positions", "end_positions"} & batch.keys():
+        if not batch[name].is_floating_point():
+            batch[name] = torch.full_like(batch[name], IGNORED)
+    model = build(HEADS[head], **changes)
+    for more in [{}, {"return_logits": False}] if head == "MaskedLM" else [{}]:
+        loss = model(**batch, **more, num_items_in_batch=none).loss
+        loss.backward()
+        assert loss == 0 or batch["labels"].is_floating_point()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
 # --- losses over micro-batches ----------------------------------------------------------------------------------------
