@@ -1,8 +1,9 @@
 """The zh-modernbert encoder and its heads.
 
-A batch enters padded `(B, T)` or packed `(1, N)`. A `SequenceLayout` has the document of each token. `unpad_input` drops the
-pads once. Embeddings, layers and heads see only the N real tokens, as `(N, H)`. `pad_input` puts the pads back once, as zeros.
-Documents matter in attention alone. Its backends are functions of the same signature in `ATTENTION_BACKENDS`.
+A batch enters padded `(B, T)` or packed `(1, N)`. A `SequenceLayout` has the document of each token. Behind the table of
+embeddings `unpad_input` drops the pads once. Layers and heads see only the N real tokens, as `(N, H)`. `pad_input` puts the
+pads back once, as zeros. Documents matter in attention alone. Its backends are functions of the same signature in
+`ATTENTION_BACKENDS`.
 
 Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A heads, C head size, V vocabulary.
 """
@@ -61,7 +62,7 @@ def is_exporting() -> bool:
 def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all entries if `indices` is None."""
     flat = tensor.flatten(0, 1)
-    return flat if indices is None else flat[indices]
+    return flat if indices is None else flat.index_select(0, indices)
 
 
 def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, width: int, value=0.0) -> torch.Tensor:
@@ -223,6 +224,23 @@ class SequenceLayout:
             mask = torch.zeros(visible.shape, dtype=dtype, device=document.device).masked_fill_(~visible, -math.inf)
             self._masks["block", half_window, dtype] = mask[:, None]
         return self._masks["block", half_window, dtype]
+
+
+def unpad_positions(layout: SequenceLayout, position_ids: torch.Tensor) -> torch.Tensor:
+    """`(B, T)`, `(1, T)` or packed `(1, N)` -> `(N,)`.
+
+    Raises:
+        ValueError: `position_ids` do not rise within a document, as where documents were packed without `cu_seqlens`.
+    """
+    shape = (1, layout.num_tokens) if layout.packed else (layout.rows, layout.width)
+    position_ids = layout.unpad(position_ids.to(layout.position_ids.device).expand(shape))
+    same_document = layout.document_ids[1:] == layout.document_ids[:-1]
+    if not layout.exported and (same_document & (position_ids[1:] <= position_ids[:-1])).any():
+        raise ValueError(
+            "position_ids do not rise within a document; documents packed in a row need cu_seqlens, or each would see the "
+            "others (of transformers' DataCollatorWithFlattening: return_flash_attn_kwargs=True)"
+        )
+    return position_ids
 
 
 # --- attention backends ----------------------------------------------------------------------------------------------- Each
@@ -430,9 +448,15 @@ class ZhModernBertEmbeddings(nn.Module):
         self.norm = build_norm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 
-    def forward(self, input_ids=None, inputs_embeds=None):
+    def forward(self, input_ids=None, inputs_embeds=None, layout=None):
+        """Ids `(B, T)` or embeddings `(B, T, H)` -> `(N, H)`, or `(B, T, H)` without a layout.
+
+        Pads are dropped behind the lookup, because users put hooks on it that expect rows of tokens (NEFTune, Captum).
+        """
         if inputs_embeds is None:
             inputs_embeds = self.tok_embeddings(input_ids)
+        if layout is not None:
+            inputs_embeds = layout.unpad(inputs_embeds)
         return self.drop(self.norm(inputs_embeds))
 
 
@@ -649,8 +673,7 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
                 names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another.
             output_attentions: with `attn_implementation="eager"` only; one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed
                 documents, L the longest.
-            layout: what `get_layout` returned, for heads that unpadded already; the inputs and `last_hidden_state` are then
-                `(N, ...)`.
+            layout: what `get_layout` returned of these inputs, for heads; `last_hidden_state` is then `(N, H)`.
 
         Raises:
             ValueError: see `get_layout`; or attention weights are asked of a backend that has none.
@@ -665,7 +688,7 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
         unpadded = layout is not None
         if not unpadded:
             layout = self.get_layout(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen, **kwargs)
-            input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
+        position_ids = layout.position_ids if position_ids is None else unpad_positions(layout, position_ids)
 
         all_hidden_states, all_attentions = [], []
 
@@ -676,8 +699,8 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             all_hidden_states.append(layout.pad(hidden_states))
             return layout.unpad(all_hidden_states[-1])
 
-        hidden_states = self.embeddings(input_ids, inputs_embeds)  # (N, H)
-        rotary = self._rotary(layout.position_ids if position_ids is None else position_ids)
+        hidden_states = self.embeddings(input_ids, inputs_embeds, layout)  # (N, H)
+        rotary = self._rotary(position_ids)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
             hidden_states, weights = layer(record(hidden_states), rotary[layer_type], layout)
             if output_attentions:
@@ -701,28 +724,6 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
-
-
-def unpad_inputs(layout, input_ids, inputs_embeds, position_ids):
-    """Each of a forward's inputs as `(N, ...)`, or None where it was not given.
-
-    Raises:
-        ValueError: `position_ids` do not rise within a document, as where documents were packed without `cu_seqlens`.
-    """
-    if position_ids is not None:
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        position_ids = layout.unpad(position_ids.to(inputs.device).expand(inputs.shape[:2]))
-        same_document = layout.document_ids.diff() == 0
-        if not layout.exported and (position_ids.diff()[same_document] <= 0).any():
-            raise ValueError(
-                "position_ids do not rise within a document; documents packed in a row need cu_seqlens, or each would see the "
-                "others (of transformers' DataCollatorWithFlattening: return_flash_attn_kwargs=True)"
-            )
-    return (
-        None if input_ids is None else layout.unpad(input_ids),
-        None if inputs_embeds is None else layout.unpad(inputs_embeds),
-        position_ids,
-    )
 
 
 def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_index=None):
@@ -754,7 +755,6 @@ class _HeadModel(ZhModernBertPreTrainedModel):
     def encode(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, **kwargs):
         """The encoder's outputs with `last_hidden_state` still `(N, H)`, and the layout to pad them with."""
         layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
-        input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
         recorded = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         return self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, return_dict=True, **recorded), layout
 

@@ -816,6 +816,22 @@ def test_attention_weights_need_eager():
         model(torch.tensor([[8, 9]]), output_attentions=True)
 
 
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+@pytest.mark.parametrize("model_class", [ZhModernBertModel, ZhModernBertForMaskedLM])
+def test_a_hook_on_the_embeddings_sees_rows_of_tokens(how, model_class):
+    model, batch = build(model_class), arrange(make_documents((9, 30, 17)), how)
+    shape = (*batch["input_ids"].shape, 32)
+    noise = torch.randn(shape)
+    embeds = model.get_input_embeddings()(batch["input_ids"]) + noise
+    expected = model(**batch | {"input_ids": None}, inputs_embeds=embeds)[0]
+    seen = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, arguments, output: seen.extend((arguments[0].shape, output.shape)) or output + noise
+    )
+    assert torch.equal(model(**batch)[0], expected)
+    assert seen == [shape[:2], shape]
+
+
 @pytest.mark.parametrize("head", [None, *HEADS])
 def test_outputs_as_tuples(head):
     model = build(ZhModernBertModel if head is None else HEADS[head])
