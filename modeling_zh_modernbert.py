@@ -30,6 +30,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_zh_modernbert import ZhModernBertConfig
@@ -44,6 +45,8 @@ except ImportError:
     varlen_attn = None
 if varlen_attn is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
     varlen_attn = None  # the first versions have no window
+
+logger = logging.get_logger(__name__)
 
 # Queries of a block in block-local attention. 64 was faster than 32 and 128 for the window of 128 on CPU.
 QUERY_BLOCK = 64
@@ -498,19 +501,11 @@ class ZhModernBertAttention(nn.Module):
         self.Wo = build_linear(config, size, size, bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
 
-    def forward(self, hidden_states, rotary, layout):
-        """`hidden_states` (N, H), `rotary` (cos, sin) -> (N, H), and the weights where the backend has them."""
+    def forward(self, hidden_states, rotary, layout, attention):
+        """`hidden_states` (N, H), `rotary` (cos, sin), a backend -> (N, H), and the weights where the backend has them."""
         qkv = self.Wqkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, A, C)
         query_key, value = qkv.split((2, 1), dim=1)
         query, key = apply_rotary(query_key, *rotary).unbind(1)
-        # A backend of this file, or one that the user registered with AttentionInterface. transformers searches this file for
-        # ALL_ATTENTION_FUNCTIONS[name], or from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a
-        # comment it is found too.
-        attention = ATTENTION_BACKENDS.get(self.config._attn_implementation)
-        if attention is None:
-            attention = partial(grid_attention, ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation])
-        if hidden_states.shape[0] == 0:
-            attention = empty_attention
         output, weights = attention(
             self,
             query,
@@ -532,8 +527,8 @@ class ZhModernBertEncoderLayer(GradientCheckpointingLayer):
         self.mlp_norm = build_norm(config)
         self.mlp = ZhModernBertMLP(config)
 
-    def forward(self, hidden_states, rotary, layout):
-        attn_output, weights = self.attn(self.attn_norm(hidden_states), rotary, layout)
+    def forward(self, hidden_states, rotary, layout, attention):
+        attn_output, weights = self.attn(self.attn_norm(hidden_states), rotary, layout, attention)
         hidden_states = hidden_states + attn_output
         return hidden_states + self.mlp(self.mlp_norm(hidden_states)), weights
 
@@ -671,20 +666,15 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             position_ids: `(B, T)` or `(1, T)`; by default counted from each document's first real token.
             cu_seqlens, max_seqlen: packed input: the documents' bounds `(D + 1,)` from 0 to N, and the longest. transformers'
                 names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another.
-            output_attentions: with `attn_implementation="eager"` only; one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed
-                documents, L the longest.
+            output_attentions: one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed documents, L the longest. Only `eager` has
+                weights, so such a call computes with it.
             layout: what `get_layout` returned of these inputs, for heads; `last_hidden_state` is then `(N, H)`.
 
         Raises:
-            ValueError: see `get_layout`; or attention weights are asked of a backend that has none.
+            ValueError: see `get_layout` and `unpad_positions`.
         """
         output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"attn_implementation={self.config._attn_implementation!r} keeps no attention weights; "
-                "load the model with attn_implementation='eager' for output_attentions"
-            )
         unpadded = layout is not None
         if not unpadded:
             layout = self.get_layout(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen, **kwargs)
@@ -701,8 +691,9 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
         hidden_states = self.embeddings(input_ids, inputs_embeds, layout)  # (N, H)
         rotary = self._rotary(position_ids)
+        attention = self._attention_backend(layout, output_attentions)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
-            hidden_states, weights = layer(record(hidden_states), rotary[layer_type], layout)
+            hidden_states, weights = layer(record(hidden_states), rotary[layer_type], layout, attention)
             if output_attentions:
                 all_attentions.append(weights)
         hidden_states = record(self.final_norm(hidden_states))
@@ -711,6 +702,23 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
+
+    def _attention_backend(self, layout: SequenceLayout, output_attentions: bool):
+        """The function that computes attention in this call."""
+        name = self.config._attn_implementation
+        if output_attentions:
+            if name != "eager":
+                logger.warning_once(
+                    f"attn_implementation={name!r} has no attention weights; calls with output_attentions compute with 'eager'"
+                )
+            return ATTENTION_BACKENDS["eager"]
+        if layout.num_tokens == 0:
+            return empty_attention
+        if name in ATTENTION_BACKENDS:
+            return ATTENTION_BACKENDS[name]
+        # The user registered one with AttentionInterface. transformers searches this file for ALL_ATTENTION_FUNCTIONS[name], or
+        # from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
+        return partial(grid_attention, ALL_ATTENTION_FUNCTIONS[name])
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
         """For each layer type float32 `cos` and `sin` `(N, 1, 1, C)` of the positions `(N,)`, as `apply_rotary` takes them."""

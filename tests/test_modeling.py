@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
+from transformers.utils import logging as transformers_logging
 
 from tiny import (
     HEADS,
@@ -810,10 +811,30 @@ def test_every_head_takes_and_gives_what_the_encoder_does(head):
         assert all(torch.equal(other[name], tensor) for other in (outputs, from_embeds, with_types))
 
 
-def test_attention_weights_need_eager():
-    model = build(backend="sdpa")
-    with pytest.raises(ValueError, match="attn_implementation='eager'"):
-        model(torch.tensor([[8, 9]]), output_attentions=True)
+def test_attention_weights_of_other_backends_are_those_of_eager(monkeypatch):
+    warnings = []
+    transformers_logging.warning_once.cache_clear()  # another test may have had the warning
+    monkeypatch.setattr(modeling.logger, "warning", lambda message, *more: warnings.append(message))
+    monkeypatch.setitem(AttentionInterface._global_mapping, "without_weights", modeling._padded_sdpa)
+    batch = pad(make_documents((9, 30, 17)), "left")
+    expected = build(backend="eager")(**batch, output_attentions=True)
+    for backend in ("sdpa", "flash_attention_2", "without_weights"):
+        model = build()
+        model.config._attn_implementation = backend
+        for _ in range(2):
+            outputs = model(**batch, output_attentions=True)
+            assert torch.equal(outputs.logits, expected.logits)
+            assert all(torch.equal(*pair) for pair in zip(outputs.attentions, expected.attentions, strict=True))
+        assert model.config._attn_implementation == backend
+    assert model(**batch).attentions is None
+    assert len(warnings) == 3
+    assert all("compute with 'eager'" in warning for warning in warnings)
+
+
+def test_attention_weights_of_pads_only_have_their_shape():
+    weights = build()(**pad(make_documents((3, 5))) | {"attention_mask": torch.zeros(2, 5)}, output_attentions=True).attentions
+    assert [tuple(layer.shape) for layer in weights] == [(2, 2, 5, 5)] * 4
+    assert all(layer.isfinite().all() for layer in weights)
 
 
 @pytest.mark.parametrize("how", ["right", "left", "packed"])
