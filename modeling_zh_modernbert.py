@@ -62,6 +62,22 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], advice: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input has {tuple(shape)}; {advice}")
+
+
+def check_range(name: str, tensor: torch.Tensor, size: int, advice: str, ignore_index: int | None = None) -> None:
+    """Raises ValueError for indices outside of 0 to `size - 1`. On CPU only: elsewhere it would wait for the device."""
+    if tensor.device.type != "cpu" or is_exporting():
+        return
+    if ignore_index is not None:
+        tensor = tensor[tensor != ignore_index]
+    lowest, highest = (int(bound) for bound in tensor.aminmax()) if tensor.numel() else (0, 0)
+    if lowest < 0 or highest >= size:
+        raise ValueError(f"{name} must be from 0 to {size - 1}, got {lowest if lowest < 0 else highest}; {advice}")
+
+
 def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all entries if `indices` is None."""
     flat = tensor.flatten(0, 1)
@@ -111,11 +127,8 @@ class SequenceLayout:
         """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens. Pads may be anywhere."""
         exported, lengths = is_exporting(), ()
         if attention_mask is not None:
-            if attention_mask.shape != (rows, width):
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input has ({rows}, {width}); "
-                    "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
-                )
+            advice = "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
+            check_shape("attention_mask", attention_mask, (rows, width), advice)
             if attention_mask.is_floating_point() and not exported and (attention_mask < 0).any():
                 raise ValueError("attention_mask is 1 at real tokens and 0 at pads; got an additive mask, with numbers below 0")
             mask = attention_mask.to(device=device, dtype=torch.bool)
@@ -142,6 +155,8 @@ class SequenceLayout:
     @classmethod
     def from_packed(cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None) -> "SequenceLayout":
         """Layout of one packed row of `num_tokens` tokens whose documents start at `cu_seqlens`."""
+        if cu_seqlens.is_floating_point():
+            raise ValueError(f"cu_seqlens must be whole numbers; got {cu_seqlens.dtype}")
         starts = cu_seqlens.flatten().tolist()
         lengths = tuple(end - start for start, end in pairwise(starts))
         if cu_seqlens.ndim != 1 or starts[:1] != [0] or starts[-1] != num_tokens or min(lengths, default=-1) < 0:
@@ -162,6 +177,11 @@ class SequenceLayout:
     @property
     def num_tokens(self) -> int:
         return self.position_ids.shape[0]
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """The caller's (B, T) or packed (1, N)."""
+        return (1, self.num_tokens) if self.packed else (self.rows, self.width)
 
     def unpad(self, tensor: torch.Tensor) -> torch.Tensor:
         """The caller's `(B, T, ...)` or packed `(1, N, ...)` -> `(N, ...)`."""
@@ -230,13 +250,16 @@ class SequenceLayout:
 
 
 def unpad_positions(layout: SequenceLayout, position_ids: torch.Tensor) -> torch.Tensor:
-    """`(B, T)`, `(1, T)` or packed `(1, N)` -> `(N,)`.
+    """`(B, T)`, `(1, T)`, `(T,)` or packed `(1, N)` -> `(N,)`.
 
     Raises:
-        ValueError: `position_ids` do not rise within a document, as where documents were packed without `cu_seqlens`.
+        ValueError: a wrong shape; or `position_ids` do not rise within a document, as where documents were packed without
+            `cu_seqlens`.
     """
-    shape = (1, layout.num_tokens) if layout.packed else (layout.rows, layout.width)
-    position_ids = layout.unpad(position_ids.to(layout.position_ids.device).expand(shape))
+    if position_ids.shape[:-1] in ((), (1,)):
+        position_ids = position_ids.expand(layout.input_shape[0], -1)
+    check_shape("position_ids", position_ids, layout.input_shape, "give one position a token, or one row for all")
+    position_ids = layout.unpad(position_ids.to(layout.position_ids.device))
     same_document = layout.document_ids[1:] == layout.document_ids[:-1]
     if not layout.exported and (same_document & (position_ids[1:] <= position_ids[:-1])).any():
         raise ValueError(
@@ -594,8 +617,8 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
         """The layout of a batch, from the arguments of any `forward` here.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`; a wrong shape; bad `cu_seqlens`; a document longer
-                than `max_position_embeddings`.
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`; a wrong shape; an id beyond the vocabulary, on CPU;
+                bad `cu_seqlens`; a document longer than `max_position_embeddings`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -604,6 +627,14 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"input_ids must be (batch, tokens), inputs_embeds (batch, tokens, hidden); got {tuple(inputs.shape)}"
             )
+        if inputs_embeds is not None and inputs_embeds.shape[2] != self.config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has {inputs_embeds.shape[2]} numbers a token, not the hidden size of {self.config.hidden_size}"
+            )
+        if input_ids is not None:
+            advice = "the tokenizer is of another model, or the embeddings were not resized to it"
+            size = getattr(self.get_input_embeddings(), "num_embeddings", self.config.vocab_size)
+            check_range("input_ids", input_ids, size, advice)
         rows, width = inputs.shape[:2]
         cu_seqlens = cu_seq_lens_q if cu_seqlens is None else cu_seqlens
         if cu_seqlens is not None and is_exporting():
@@ -616,7 +647,7 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             raise ValueError("packed input (cu_seqlens) has no pads; leave attention_mask out or make it all ones")
         else:
             max_seqlen = max_length_q if max_seqlen is None else max_seqlen
-            layout = SequenceLayout.from_packed(cu_seqlens.to(inputs.device), width, max_seqlen)
+            layout = SequenceLayout.from_packed(torch.as_tensor(cu_seqlens, device=inputs.device), width, max_seqlen)
         if layout.max_seqlen > self.config.max_position_embeddings:
             raise ValueError(
                 f"a document of {layout.max_seqlen} tokens is longer than max_position_embeddings "
@@ -734,6 +765,15 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
+def check_classes(labels: torch.Tensor, shape: tuple[int, ...], size: int, ignore_index: int = -100) -> torch.Tensor:
+    """`labels` of `shape`, each one of `size` classes or `ignore_index`, in int64 as the loss takes them."""
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be whole numbers, one class each; got {labels.dtype}")
+    check_shape("labels", labels, shape, f"give one label each, {ignore_index} where nothing is asked")
+    check_range("labels", labels, size, f"{ignore_index} is for where nothing is asked", ignore_index)
+    return labels.long()
+
+
 def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_index=None):
     """The mean of `loss_function(logits, labels)` over the labels that are not `ignore_index`.
 
@@ -821,7 +861,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
         outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         hidden_states, ignore_index = outputs.last_hidden_state, self.config.sparse_pred_ignore_index
         if labels is not None:
-            labels = layout.unpad(labels)
+            labels = layout.unpad(check_classes(labels, layout.input_shape, self.config.vocab_size, ignore_index))
         sparse = labels is not None and (self.config.sparse_prediction or not return_logits)
         if sparse:
             asked = (labels != ignore_index).nonzero().flatten()
@@ -893,16 +933,20 @@ class ZhModernBertForSequenceClassification(_HeadModel):
             if self.config.problem_type is None:
                 if self.num_labels == 1:
                     self.config.problem_type = "regression"
-                elif labels.dtype in (torch.long, torch.int):
+                elif not labels.is_floating_point() and labels.dtype != torch.bool:
                     self.config.problem_type = "single_label_classification"
                 else:
                     self.config.problem_type = "multi_label_classification"
             if self.config.problem_type == "single_label_classification":
-                loss = mean_loss(F.cross_entropy, logits, labels.view(-1), num_items_in_batch, ignore_index=-100)
+                labels = check_classes(labels.view(-1), logits.shape[:1], self.num_labels)
+                loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
             else:
                 regression = self.config.problem_type == "regression"
                 loss_function = F.mse_loss if regression else F.binary_cross_entropy_with_logits
-                loss = mean_loss(loss_function, logits, labels.view(logits.shape).float(), num_items_in_batch)
+                if labels.numel() == logits.numel():
+                    labels = labels.view(logits.shape).float()
+                check_shape("labels", labels, logits.shape, f"problem_type is {self.config.problem_type!r}")
+                loss = mean_loss(loss_function, logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -930,7 +974,8 @@ class ZhModernBertForTokenClassification(_HeadModel):
         logits = self.classifier(self.drop(self.head(outputs.last_hidden_state)))  # (N, num_labels)
         loss = None
         if labels is not None:
-            loss = mean_loss(F.cross_entropy, logits, layout.unpad(labels), num_items_in_batch, ignore_index=-100)
+            labels = layout.unpad(check_classes(labels, layout.input_shape, self.num_labels))
+            loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
         return TokenClassifierOutput(
             loss=loss, logits=layout.pad(logits), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -971,7 +1016,8 @@ class ZhModernBertForQuestionAnswering(_HeadModel):
                 (start_positions.view(-1), end_positions.view(-1)),
                 strict=True,
             ):
-                positions = positions.to(real.device)
+                check_shape("start_positions or end_positions", positions, real.shape[:1], "give one a document")
+                positions = positions.to(real.device, torch.long)
                 inside = (positions >= 0) & (positions < layout.width)
                 inside &= real.gather(1, positions.clamp(0, layout.width - 1).unsqueeze(1)).squeeze(1)
                 positions = positions.masked_fill(~inside, -100)
@@ -1017,6 +1063,7 @@ class ZhModernBertForMultipleChoice(_HeadModel):
         logits = logits.view(inputs.shape[:2])
         loss = None
         if labels is not None:
+            labels = check_classes(labels.view(-1), logits.shape[:1], logits.shape[1])
             loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

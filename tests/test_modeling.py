@@ -187,6 +187,13 @@ def test_positions_are_relative(backend):
     assert_close(model(**batch, position_ids=torch.arange(90)[None]).logits, expected, 1e-4)
 
 
+def test_positions_of_all_rows_at_once():
+    model, ids, positions = build(), torch.stack(make_documents((10, 10))), torch.arange(0, 20, 2)
+    expected = model(ids, position_ids=positions.repeat(2, 1)).logits
+    for given in (positions, positions[None]):
+        assert torch.equal(model(ids, position_ids=given).logits, expected)
+
+
 def test_embeddings_in_place_of_ids():
     for batch in (pad(make_documents((9, 30)), "left"), pack(make_documents((9, 30)))):
         model = build()
@@ -897,6 +904,16 @@ def bounds(*values):
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 9)}, "attention_mask has shape"),
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(1, 10)}, "attention_mask has shape"),
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 1, 10, 10)}, "attention_mask has shape"),
+        ({"input_ids": IDS, "cu_seqlens": [0.0, 10.0]}, "cu_seqlens must be whole numbers"),
+        ({"input_ids": IDS, "cu_seqlens": torch.tensor([0.0, 10.0])}, "cu_seqlens must be whole numbers"),
+        ({"input_ids": IDS, "cu_seqlens": [0, 6, 4, 10]}, "rise from 0"),
+        ({"input_ids": IDS + 87}, "input_ids must be from 0 to 95, got 96"),
+        ({"input_ids": IDS - 10}, "input_ids must be from 0 to 95, got -1"),
+        ({"input_ids": IDS + 87, "cu_seqlens": bounds(0, 10)}, "input_ids must be from 0 to 95"),
+        ({"inputs_embeds": torch.zeros(1, 10, 31)}, r"hidden size of 32"),
+        ({"input_ids": TWO_ROWS, "position_ids": torch.arange(9)[None]}, r"position_ids has shape \(2, 9\)"),
+        ({"input_ids": TWO_ROWS, "position_ids": torch.arange(10).repeat(3, 1)}, r"position_ids has shape \(3, 10\)"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 10), "position_ids": torch.arange(9)[None]}, "position_ids has shape"),
         ({"input_ids": IDS[0]}, r"must be \(batch, tokens\)"),
         ({"input_ids": IDS, "position_ids": (torch.arange(10) % 4)[None]}, "need cu_seqlens"),
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])}, "need cu_seqlens"),
@@ -908,6 +925,52 @@ def bounds(*values):
 def test_errors(model_class, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(model_class, max_position_embeddings=32)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        ("MaskedLM", torch.full((2, 9), 8), r"labels has shape \(2, 9\), the input has \(2, 10\)"),
+        ("MaskedLM", torch.full((10, 2), 8), r"labels has shape \(10, 2\)"),
+        ("MaskedLM", torch.full((2, 10), 96), "labels must be from 0 to 95, got 96"),
+        ("MaskedLM", torch.full((2, 10), 8.0), "labels must be whole numbers"),
+        ("TokenClassification", torch.full((2, 10), -1), "labels must be from 0 to 1, got -1; -100 is for"),
+        ("TokenClassification", torch.full((20,), 1), r"labels has shape \(20,\)"),
+        ("SequenceClassification", torch.tensor([0, 2]), "labels must be from 0 to 1, got 2"),
+        ("SequenceClassification", torch.tensor([0, 1, 1]), r"labels has shape \(3,\), the input has \(2,\)"),
+        ("SequenceClassification", torch.tensor([0.0, 1.0]), r"the input has \(2, 2\); problem_type is 'multi_label"),
+        ("MultipleChoice", torch.tensor([0, 2]), "labels must be from 0 to 1, got 2"),
+        ("MultipleChoice", torch.tensor([0]), r"labels has shape \(1,\), the input has \(2,\)"),
+    ],
+)
+def test_errors_of_labels(head, labels, message):
+    ids = TWO_ROWS[:, None].repeat(1, 2, 1) if head == "MultipleChoice" else TWO_ROWS
+    with pytest.raises(ValueError, match=message):
+        build(HEADS[head])(ids, labels=labels)
+
+
+def test_errors_of_positions():
+    for positions in (torch.tensor([1]), torch.tensor([1, 2, 3])):
+        with pytest.raises(ValueError, match=r"the input has \(2,\)"):
+            build(ZhModernBertForQuestionAnswering)(TWO_ROWS, start_positions=positions, end_positions=positions)
+
+
+@pytest.mark.parametrize("case", LOSS_CASES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_labels_of_other_integers(case, dtype):
+    head, changes = LOSS_CASES[case]
+    batch, model = loss_batch(case)[0], build(HEADS[head], **changes)
+    small = {name: batch[name].to(dtype) for name in {"labels", "start_positions", "end_positions"} & batch.keys()}
+    small |= {"input_ids": batch["input_ids"].int()}
+    wide = {name: tensor.to(batch[name].dtype) for name, tensor in small.items()}
+    assert model(**batch | small).loss == model(**batch | wide).loss
+
+
+def test_bounds_of_packed_documents_as_a_list():
+    model, batch = build(), pack(make_documents((9, 30)))
+    expected = model(**batch).logits
+    for bounds_of_documents in (batch["cu_seqlens"].tolist(), batch["cu_seqlens"].long(), batch["cu_seqlens"].numpy()):
+        assert torch.equal(model(**batch | {"cu_seqlens": bounds_of_documents}).logits, expected)
 
 
 def test_a_changed_number_of_layers_is_refused_at_once(tmp_path):
