@@ -8,6 +8,7 @@ sections without prose.
 import re
 from collections.abc import Iterator
 from operator import ne
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 from xml.parsers import expat
@@ -18,6 +19,8 @@ from mwparserfromhell.wikicode import Wikicode
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.characters import convert_script, converter
+from zh_modernbert.train.corpus.lines import STRICT, BadLines
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 # Marks in unfinished text: around a span whose script is fixed, before a heading and its level, for the colon of a definition.
 # XML cannot hold these characters, so no page has them.
@@ -83,19 +86,40 @@ def is_article(page: dict) -> bool:
     return not ("redirect" in page or _REDIRECT.match(wikitext) or _DISAMBIGUATION.search(wikitext) or "(消歧" in page["title"])
 
 
-def read_articles(file: BinaryIO, script: str | None = None) -> Iterator[tuple[int, dict]]:
-    """(number of its first line, row) of every article of a dump, rendered by `plain_text`.
+def article_of(page: dict, script: str | None) -> dict | None:
+    """The row of a page, rendered by `plain_text`; None if it is no article."""
+    if not is_article(page):
+        return None
+    title = page["title"]
+    row = {"id": page["id"], "title": title, "text": apply_rule(plain_text, page["revision/text"], script), "script": script}
+    if "base" in page:
+        row["url"] = f"{page['base'].rpartition('/')[0]}/{quote(title.replace(' ', '_'))}"
+    return row
+
+
+def read_articles(
+    file: BinaryIO, script: str | None = None, path: str | Path = "", bad_lines: BadLines = STRICT
+) -> Iterator[tuple[int, dict]]:
+    """(number of its first line, row) of every article of a dump.
+
+    Args:
+        path: what the dump is called.
+        bad_lines: is told of a page on which a rule raises, with its id and the rule's name, as if the page were a line.
 
     Raises:
         InputError, expat.ExpatError: as `read_pages`.
     """
+    pages = 0
     for number, page in read_pages(file):
-        if is_article(page):
-            title = page["title"]
-            row = {"id": page["id"], "title": title, "text": plain_text(page["revision/text"], script), "script": script}
-            if "base" in page:
-                row["url"] = f"{page['base'].rpartition('/')[0]}/{quote(title.replace(' ', '_'))}"
-            yield number, row
+        pages += 1
+        try:
+            row = apply_rule(article_of, page, script)
+        except RuleError as error:
+            bad_lines.report(path, number, f"page {page.get('id')}, {error}", page.get("revision/text", ""))
+        else:
+            if row:
+                yield number, row
+    bad_lines.end_file(path, pages)
 
 
 # --- language conversion (https://www.mediawiki.org/wiki/Writing_systems/Syntax) ---
