@@ -186,7 +186,7 @@ def read_weights(folder: Path, architecture: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> PreTrainedModel:
+def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> modeling.ZhModernBertPreTrainedModel:
     """Our model with the checkpoint's weights, in their dtype.
 
     Raises:
@@ -201,8 +201,8 @@ def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> 
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.tie_word_embeddings and expected.pop("decoder.weight", None):
         embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
-        decoder = tensors.pop("decoder.weight", embeddings)
-        if embeddings is not None and not torch.equal(decoder, embeddings):
+        decoder = tensors.pop("decoder.weight", None)
+        if embeddings is not None and decoder is not None and not torch.equal(decoder, embeddings):
             # transformers 4 would tie them all the same, transformers 5 would not.
             raise InputError(f"{folder}: decoder.weight is not the embeddings, but tie_word_embeddings is True")
     for name in sorted(expected.keys() | tensors.keys()):

@@ -16,7 +16,9 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
 from zh_modernbert.train.common.cli import InputError, run, setting
@@ -68,11 +70,12 @@ def check_passages(passages: dict[str, int]) -> None:
 def build(settings: Settings, folder: Path) -> dict:
     shards, files = corpus_shards(settings.input_dir), evaluation_files(settings.decontaminate)
     sketches, pairs, removals, index = (folder / SCRATCH / name for name in ("sketches", "pairs", "removals", "index"))
-    duplicates, contaminated = (
-        CorpusWriter(folder / "rejects" / name) if settings.save_rejects else None for name in ("duplicates", "contaminated")
-    )
+    rejects: list[Any] = [None, None]
+    if settings.save_rejects:
+        rejects = [CorpusWriter(folder / "rejects" / name) for name in ("duplicates", "contaminated")]
+    duplicates, contaminated = rejects
     reader = CorpusReader(settings.input_dir, folder)
-    drop = [MinhashDedupFilter(str(removals), duplicates)]
+    drop: list[PipelineStep] = [MinhashDedupFilter(str(removals), duplicates)]
     pipelines = [
         ("sketches", [reader, Sketches(sketches, folder, settings)], len(shards)),
         ("pairs", [Pairs(sketches, pairs, settings)], -(-len(shards) // SHARDS_PER_PART)),

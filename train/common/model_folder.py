@@ -5,15 +5,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from zh_modernbert import configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.files import replacing
 
-ROOT_FILES = [
-    Path(module.__file__) for module in (configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert)
-]
+PROJECT = Path(__file__).resolve().parents[2]
+ROOT_FILES = [PROJECT / f"{name}_zh_modernbert.py" for name in ("configuration", "modeling", "tokenization")]
 
 
 def write_model(folder: Path, model: PreTrainedModel) -> None:

@@ -5,6 +5,7 @@ on a cluster. A finished task leaves a mark. After a run was killed, the same co
 """
 
 import contextlib
+import importlib.util
 import inspect
 import os
 import signal
@@ -16,9 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
-import multiprocess
 import orjson
 import zstandard
 from datatrove.data import Document
@@ -29,6 +29,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.stats import Stats
 from fsspec.compression import register_compression
+from multiprocess.process import parent_process
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
@@ -150,7 +151,7 @@ class TaskStart:
 
     def __call__(self, data, rank: int, world_size: int) -> None:
         # The kernel kills the worker when the run that started it dies. Otherwise it would write beside the next run.
-        if multiprocess.parent_process() is not None:
+        if parent_process() is not None:
             signal_at_parents_end(signal.SIGKILL)
         # Tasks of one Slurm job share these objects. With the old statistics a task would count the documents of those before.
         for step in self.steps:
@@ -163,7 +164,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     Raises:
         InputError: `slurm` lacks partition or time, or Ray is not installed.
     """
-    common = {
+    common: dict[str, Any] = {
         "pipeline": [TaskStart(steps), *steps],
         "tasks": tasks,
         "logging_dir": str(logs),
@@ -172,15 +173,13 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     if settings.executor == "local":
         return LocalPipelineExecutor(**common)
     if settings.executor == "ray":
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise InputError("executor is ray, which is not installed; pip install ray") from error
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("executor is ray, which is not installed; pip install ray")
         return RayPipelineExecutor(**common)
     if not {"partition", "time"} <= settings.slurm.keys():
         raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
     known = inspect.signature(SlurmPipelineExecutor).parameters
-    fields = {key: value for key, value in settings.slurm.items() if key in known}
+    fields: dict[str, Any] = {key: value for key, value in settings.slurm.items() if key in known}
     options = {key: value for key, value in settings.slurm.items() if key not in known}
     return SlurmPipelineExecutor(**common, **fields, sbatch_args=options)
 
@@ -259,7 +258,7 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
     executor = build_executor(steps, tasks, settings, logs)
     with silence() as stderr, progress(executor, name, stderr):
         executor.run()
-        if settings.executor == "slurm":
+        if isinstance(executor, SlurmPipelineExecutor):
             wait_for_slurm(executor)
     if missing := executor.get_incomplete_ranks():
         raise InputError(f"{logs}/logs: {len(missing)} of {tasks} tasks failed, see there; the same command goes on")

@@ -128,7 +128,7 @@ def wrong_script(page: Page, settings: Thresholds) -> bool:
 @cache
 def load_language_model(path: str):
     try:
-        from fasttext.FastText import _FastText
+        from fasttext.FastText import _FastText  # pyright: ignore[reportMissingImports]  # of the extra `language`
     except ImportError as error:
         raise InputError("language_model: fastText is missing; pip install fasttext-numpy2-wheel") from error
     try:

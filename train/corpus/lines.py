@@ -16,10 +16,11 @@ import pyarrow
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import require_file
 
+BinaryFile = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | io.BufferedReader
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised when a damaged file is read
 
 
-def open_binary(path: str | Path) -> io.BufferedIOBase:
+def open_binary(path: str | Path) -> BinaryFile:
     """A file for reading bytes; `.gz`, `.zst`, `.bz2` and `.xz` are decompressed."""
     path = require_file(path)
     try:

@@ -32,7 +32,7 @@ def _taiwan_id(number: str) -> bool:
 
 
 def _hong_kong_id(number: str) -> bool:
-    letters, digits, check = re.fullmatch(r"([A-Z]{1,2})(\d{6})\(([\dA])\)", number).groups()
+    ((letters, digits, check),) = re.findall(r"([A-Z]{1,2})(\d{6})\(([\dA])\)", number)
     values = [36, *(ord(c) - 55 for c in letters), *map(int, digits), int(check, 11)][-9:]
     return sum(value * weight for value, weight in zip(values, range(9, 0, -1), strict=True)) % 11 == 0
 

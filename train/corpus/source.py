@@ -15,6 +15,7 @@ from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_bin
 from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 SCRIPTS = ("hans", "hant", "mixed")
+Part = Path | int  # a file, or the number of a shard of a Hub dataset
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = f"{', '.join(SUFFIXES)}, all but Parquet also with {', '.join(PACKED)} behind"
@@ -164,13 +165,13 @@ READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "
 # --- a source is its files, or the shards of its dataset ---
 
 
-def name_and_format(path: Path) -> tuple[str, str | None]:
-    """The file's name without its known endings, and the format that these stand for; None if there is no such ending."""
+def name_and_format(path: Path) -> tuple[str, str]:
+    """The file's name without its known endings, and the format that these stand for, empty if there is no such ending."""
     packed = path.suffix in PACKED
     plain = path.with_suffix("") if packed else path
     suffix = plain.suffix.partition("-")[0]  # parts of a dump end in .xml-p1p187712
     kind = SUFFIXES.get(suffix)
-    return (plain.stem, None if packed and kind == "parquet" else kind) if kind else (path.name, None)
+    return (plain.stem, "" if packed and kind == "parquet" else kind) if kind else (path.name, "")
 
 
 def files_of(source: Source) -> list[Path]:
@@ -189,7 +190,7 @@ def files_of(source: Source) -> list[Path]:
         return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if name_and_format(path)[1] is None:
+    if not name_and_format(path)[1]:
         raise InputError(f"{path}: unknown format; it must end in {FORMATS}")
     return [path]
 
@@ -200,7 +201,7 @@ def parts_of(source: Source) -> list[Path | int]:
     Raises:
         InputError: as `files_of`, or the dataset cannot be loaded.
     """
-    return list(range(load_hub(source).num_shards)) if source.dataset else files_of(source)
+    return [*range(load_hub(source).num_shards)] if source.dataset else [*files_of(source)]
 
 
 # --- rows -> documents ---
@@ -301,12 +302,12 @@ def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) ->
         InputError: the part cannot be read; or as `bad_lines` does, where a row is no document.
     """
     conditions = [parse_condition(condition) for condition in source.where]
-    if source.dataset:
-        name = source.name or source.dataset
+    if isinstance(part, int):
+        name, by_lines = source.name or source.dataset, False
         place, prefix, rows = f"{source.dataset}, shard {part}", f"{name}/{part}", read_hub(part, source)
     else:
         stem, kind = name_and_format(part)
-        name = source.name or stem
+        name, by_lines = source.name or stem, kind != "parquet"
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
         place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, bad_lines)
     number = 0
@@ -316,8 +317,8 @@ def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) ->
         except RuleError as error:
             reason = str(error.__cause__) if isinstance(error.__cause__, ValueError) else error.reason
             bad_lines.report(place, number, reason, json.dumps(row, ensure_ascii=False, default=str))
-    if not isinstance(part, Path) or READERS[kind] is read_parquet:
-        bad_lines.end_file(place, number)  # readers of lines have done so themselves
+    if not by_lines:
+        bad_lines.end_file(place, number)  # readers of lines and pages have done so themselves
 
 
 def read_source(source: Source) -> Iterator[dict]:

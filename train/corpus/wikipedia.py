@@ -6,9 +6,9 @@ train/corpus/wikitext.py, and templates for train/corpus/wiki_templates.py.
 
 import re
 from collections.abc import Iterator
+from io import BufferedIOBase
 from operator import ne
 from pathlib import Path
-from typing import BinaryIO
 from urllib.parse import quote
 from xml.parsers import expat
 
@@ -22,7 +22,7 @@ from zh_modernbert.train.corpus.wikitext import CLOSE, OPEN, cut_elements, lines
 # --- XML -> pages ---
 
 
-def read_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
+def read_pages(file: BufferedIOBase) -> Iterator[tuple[int, dict]]:
     """(number of its first line, fields) of every page of a dump: `title`, `ns`, `id`, `redirect`, `revision/text`, `base` ...
 
     Hardly more than one page is in memory at a time. A document type could declare entities and no dump has one, so it is
@@ -93,7 +93,7 @@ def article_of(page: dict, script: str | None) -> dict | None:
 
 
 def read_articles(
-    file: BinaryIO, script: str | None = None, path: str | Path = "", bad_lines: BadLines = STRICT
+    file: BufferedIOBase, script: str | None = None, path: str | Path = "", bad_lines: BadLines = STRICT
 ) -> Iterator[tuple[int, dict]]:
     """(number of its first line, row) of every article of a dump.
 
