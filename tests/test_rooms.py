@@ -32,7 +32,7 @@ RUNNERS = {
     "eval.dedup_recall": {"train.dedup"},
     "eval.corpus_throughput": {"train.clean", "train.dedup", "train.encode", "train.pack"},
 }
-CORPUS_PACKAGES = ("datatrove", "opencc", "rjieba", "mwparserfromhell", "datasets", "pandas", "pyarrow")
+CORPUS_PACKAGES = ("datatrove", "opencc", "rjieba", "datasets", "pandas", "pyarrow")
 
 
 def imports_of(path: Path, modules: set[str]) -> set[str]:

@@ -1,9 +1,9 @@
 """Documents from wherever they are -> one corpus folder.
 
 Reads JSONL, Parquet and text files, Wikipedia dumps, and Hub datasets; writes `.jsonl.zst` shards of documents. Texts are not
-changed, since cleaning is the next stage; only empty texts and what `where` leaves out are dropped. A line that cannot be read
-goes to `quarantine/` with its file and number; more than 1% of such lines stop the run. Files, and shards of Hub datasets, are
-read in parallel.
+changed, since cleaning is the next stage; only empty texts and what `where` leaves out are dropped. A line or page that cannot
+be read goes to `quarantine/` with its file and number; more than 1% of such lines stop the run. Files, and shards of Hub
+datasets, are read in parallel.
 
     python train/sources.py --input my_texts/ more.jsonl.zst --output_dir runs/mine/sources
     python train/sources.py train/configs/system_a/data.yaml

@@ -14,10 +14,10 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import orjson
 import zstandard
@@ -37,9 +37,12 @@ from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.common.stage import SCRATCH
 from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 QUARANTINE = "quarantine"  # in a stage's folder
-MAX_QUARANTINED = 0.01  # share of the lines read; a run with more bad lines stops
+MAX_QUARANTINED = 0.01  # share of the lines read; a run with more bad lines and documents stops
+RAISED = "raised/"  # before a rule's name, in the statistics: documents on which the rule raised
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
@@ -92,6 +95,52 @@ class CorpusWriter(JsonlWriter):
 
     def _write(self, document: dict, file_handler: IO, _filename: str):
         file_handler.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def quarantine_of(step: PipelineStep, output_dir: Path, rank: int) -> Quarantine:
+    """Where the step's task `rank` puts the documents on which a rule raises."""
+    return Quarantine(output_dir / QUARANTINE / f"{rank:05d}-{step.name}.jsonl")
+
+
+def each(
+    step: PipelineStep, documents: Iterable[Document], work: Callable[[Document], Result], quarantine: Quarantine
+) -> Iterator[tuple[Document, Result]]:
+    """Each document, and what `work` returns for it.
+
+    A document on which `work` raises goes into the quarantine instead, with its id and the name of the rule that raised; that
+    is `work` itself if no rule in it did. The step's statistics count such documents.
+    """
+    for document in documents:
+        text = document.text  # as it came; the work may replace it
+        try:
+            result = apply_rule(work, document)
+        except RuleError as error:
+            quarantine.set_aside(document.id, error.rule, error.reason, text)
+            step.stat_update(f"{RAISED}{error.rule}")
+        else:
+            yield document, result
+
+
+class Filter(PipelineStep):
+    """Passes on the documents that it finds no reason to drop. Those dropped go to `rejects`, with their `filter_reason`."""
+
+    type = "filter"
+
+    def __init__(self, folder: Path, rejects: CorpusWriter | None = None):
+        super().__init__()
+        self.folder, self.rejects = folder, rejects
+
+    def drop_reason(self, document: Document) -> str | None:
+        raise NotImplementedError
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        with self.rejects or contextlib.nullcontext() as writer:
+            for document, reason in each(self, data, self.drop_reason, quarantine_of(self, self.folder, rank)):
+                if reason is None:
+                    yield document
+                elif writer:
+                    document.metadata["filter_reason"] = reason
+                    writer.write(document, rank)
 
 
 class TaskStart:
@@ -181,6 +230,16 @@ def progress(executor, name: str, file: IO):
         bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
 
 
+def under(prefix: str, counts: Counter) -> Counter:
+    """The counts whose names begin with `prefix`, under names without it."""
+    return Counter({name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)})
+
+
+def raised(counts: Counter) -> Counter:
+    """How many documents each rule raised on, from the statistics of a pipeline."""
+    return under(RAISED, counts)
+
+
 def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Path, name: str) -> Counter:
     """Runs `steps` for the ranks 0 to `tasks` - 1, without those that are done; marks and logs are in the scratch of `folder`.
 
@@ -189,10 +248,11 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         name: the name of the pipeline within its stage.
 
     Returns:
-        Each statistic by name, summed over all steps and tasks, those of earlier runs among them.
+        Each statistic by name, summed over all steps and tasks, those of earlier runs among them. `quarantined` are the lines
+        that could not be read.
 
     Raises:
-        InputError: more than `MAX_QUARANTINED` of the lines could not be read, or tasks failed on a cluster.
+        InputError: more than `MAX_QUARANTINED` of the lines went into the quarantine, or tasks failed on a cluster.
     """
     logs = folder / SCRATCH / name
     executor = build_executor(steps, tasks, settings, logs)
@@ -207,10 +267,12 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         for step in orjson.loads(task.read_bytes()):
             for key, value in step["stats"].items():
                 totals[key] += value["total"] if isinstance(value, dict) else value
-    if totals["quarantined"] > MAX_QUARANTINED * totals["lines"]:
+    bad = totals["quarantined"] + raised(totals).total()
+    if bad > MAX_QUARANTINED * totals["lines"]:
         _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
+        place = f"{first['file']}, line {first['line']}" if "file" in first else f"document {first['id']}, {first['rule']}"
         raise InputError(
-            f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {totals['lines']} lines "
-            f"cannot be read, more than {MAX_QUARANTINED:.0%}: mend the input"
+            f"{place}: {first['reason']}. {bad} of {totals['lines']} lines cannot be read, or a rule raises on "
+            f"them, more than {MAX_QUARANTINED:.0%}: mend the input"
         )
     return totals

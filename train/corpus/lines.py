@@ -51,6 +51,8 @@ STRICT = BadLines()
 class Quarantine(BadLines):
     """Writes such lines to a file, one JSON object a line, and lets the reading go on. Without such lines there is no file.
 
+    Documents on which a rule raised are written to such a file too.
+
     Attributes:
         count: lines written so far.
         lines: all lines of the files that have been read to their end.
@@ -61,11 +63,17 @@ class Quarantine(BadLines):
         path.unlink(missing_ok=True)
 
     def report(self, path: str | Path, number: int, reason: str, line: str) -> None:
+        self._write({"file": str(path), "line": number, "reason": reason, "text": line[:1000]})
+        self._in_file, self._last = self._in_file + 1, f"line {number}: {reason}"
+
+    def set_aside(self, identity: str, rule: str, reason: str, text: str) -> None:
+        self._write({"id": identity, "rule": rule, "reason": reason, "text": text[:1000]})
+
+    def _write(self, entry: dict) -> None:
         self.path.parent.mkdir(exist_ok=True)
-        entry = {"file": str(path), "line": number, "reason": reason, "text": line[:1000]}
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.count, self._in_file, self._last = self.count + 1, self._in_file + 1, f"line {number}: {reason}"
+        self.count += 1
 
     def end_file(self, path: str | Path, lines: int) -> None:
         if 2 * self._in_file > lines:

@@ -12,6 +12,7 @@ from pathlib import Path
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 SCRIPTS = ("hans", "hant", "mixed")
 Part = Path | int  # a file, or the number of a shard of a Hub dataset
@@ -126,7 +127,7 @@ def read_wikipedia(path: Path, source: Source, bad_lines: BadLines) -> Iterator[
 
     with open_binary(path) as file:
         try:
-            yield from read_articles(file, source.wiki_script)
+            yield from read_articles(file, source.wiki_script, path, bad_lines)
         except (InputError, ExpatError, *DAMAGED) as error:
             raise InputError(f"{path}: not a whole Wikipedia dump: {error}") from error
 
@@ -268,12 +269,37 @@ def text_of(row: dict, source: Source) -> str:
     return f"{title.strip()}\n{text}"
 
 
+def document_of(row: dict, source: Source, conditions: list[tuple], name: str, identity: str) -> dict | None:
+    """The document of a row; None for a row without text or not wanted by `where`.
+
+    Args:
+        name, identity: its source and its id, where the row does not say them.
+
+    Raises:
+        ValueError: the row has no text in `text_field`, or no number in a field that `where` compares with one, or text that
+            cannot be written in UTF-8.
+    """
+    text = text_of(row, source) if is_wanted(row, conditions) else ""
+    named = field_of(row, source.source_field) if source.source_field else name
+    if not isinstance(named, str):
+        raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
+    if not text.strip():
+        return None
+    document = {"id": str(row.get("id") if row.get("id") is not None else identity), "source": named, "text": text}
+    script = source.script or row.get("script")
+    if script in SCRIPTS:
+        document["script"] = script
+    if row.get("url"):
+        document["url"] = str(row["url"])
+    "".join(document.values()).encode()
+    return document
+
+
 def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     Raises:
-        InputError: the part cannot be read; or as `bad_lines` does, where a row has no text in `text_field`, or no number in a
-            field that `where` compares with one.
+        InputError: the part cannot be read; or as `bad_lines` does, where a row is no document.
     """
     conditions = [parse_condition(condition) for condition in source.where]
     if isinstance(part, int):
@@ -281,32 +307,18 @@ def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) ->
         place, prefix, rows = f"{source.dataset}, shard {part}", f"{name}/{part}", read_hub(part, source)
     else:
         stem, kind = name_and_format(part)
-        name, by_lines = source.name or stem, kind in ("jsonl", "txt")
+        name, by_lines = source.name or stem, kind != "parquet"
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
         place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, bad_lines)
     number = 0
     for number, row in rows:
         try:
-            text = text_of(row, source) if is_wanted(row, conditions) else ""
-            named = field_of(row, source.source_field) if source.source_field else name
-            if not isinstance(named, str):
-                raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
-        except ValueError as error:
-            bad_lines.report(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
-            continue
-        if not text.strip():
-            yield None
-            continue
-        identity = row.get("id")
-        document = {"id": f"{prefix}-{number}" if identity is None else str(identity), "source": named, "text": text}
-        script = source.script or row.get("script")
-        if script in SCRIPTS:
-            document["script"] = script
-        if row.get("url"):
-            document["url"] = row["url"]
-        yield document
+            yield apply_rule(document_of, row, source, conditions, name, f"{prefix}-{number}")
+        except RuleError as error:
+            reason = str(error.__cause__) if isinstance(error.__cause__, ValueError) else error.reason
+            bad_lines.report(place, number, reason, json.dumps(row, ensure_ascii=False, default=str))
     if not by_lines:
-        bad_lines.end_file(place, number)  # readers of lines have done so themselves
+        bad_lines.end_file(place, number)  # readers of lines and pages have done so themselves
 
 
 def read_source(source: Source) -> Iterator[dict]:
