@@ -102,17 +102,22 @@ def again(folder: Path, manifest: dict) -> str:
     return f"delete {folder} and run train/{manifest.get('stage')}.py again"
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path, stage: str | None = None) -> dict:
     """The manifest of what a stage wrote, after a look at whether all files are there.
 
+    Args:
+        stage: that must have written it; None: any.
+
     Raises:
-        InputError: a file is missing or has another size, or the manifest is damaged.
+        InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
     """
     path = folder / "manifest.json"
     manifest = read_json(path)
     written = manifest.pop("sha256", None)  # earlier versions wrote none
     if written not in (None, hash_json(manifest)):
         raise InputError(f"{path}: damaged: not what was written; {again(folder, manifest)}")
+    if stage and manifest.get("stage") != stage:
+        raise InputError(f"{folder}: not what train/{stage}.py writes")
     try:
         for name, file in manifest["files"].items():
             inside = folder / name

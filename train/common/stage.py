@@ -56,11 +56,7 @@ def check_manifest(folder: str | Path, stage: str) -> dict:
     Raises:
         InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
     """
-    folder = require_folder(folder, "manifest.json")
-    manifest = read_manifest(folder)
-    if manifest.get("stage") != stage:
-        raise InputError(f"{folder}: not what train/{stage}.py writes")
-    return manifest
+    return read_manifest(require_folder(folder, "manifest.json"), stage)
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
