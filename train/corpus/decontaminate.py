@@ -19,10 +19,9 @@ from datatrove.pipeline.base import PipelineStep
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.engine import CorpusWriter, Filter
-from zh_modernbert.train.corpus.lines import read_lines
+from zh_modernbert.train.corpus.lines import PACKED, read_lines
 from zh_modernbert.train.corpus.ngrams import letter_table, mix, ngram_hashes
 from zh_modernbert.train.corpus.rules import apply_rule
-from zh_modernbert.train.corpus.source import PACKED
 
 NGRAM = 13
 # Numbers of 13-grams: the fewest of a passage that is looked for; up to which a document needs all; how many are always enough.

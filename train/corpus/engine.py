@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import orjson
-import zstandard
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
@@ -35,7 +34,7 @@ from tqdm import tqdm
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
 from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.common.stage import SCRATCH
-from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
+from zh_modernbert.train.corpus.documents import compressing, corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
@@ -58,7 +57,7 @@ class ParallelSettings(BaseSettings):
 
 def zstd_3(file: IO, mode: str, **_):
     """zstd at level 3. fsspec's own is level 10, which takes longer than the rest of a stage."""
-    return zstandard.ZstdCompressor(level=3).stream_writer(file)
+    return compressing(file)
 
 
 COMPRESSION = "zstd level 3"

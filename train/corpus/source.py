@@ -11,13 +11,12 @@ from pathlib import Path
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
+from zh_modernbert.train.corpus.lines import DAMAGED, PACKED, STRICT, BadLines, open_binary, read_jsonl, read_lines
 from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 SCRIPTS = ("hans", "hant", "mixed")
 Part = Path | int  # a file, or the number of a shard of a Hub dataset
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
-PACKED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = f"{', '.join(SUFFIXES)}, all but Parquet also with {', '.join(PACKED)} behind"
 
 
