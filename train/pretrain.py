@@ -422,7 +422,7 @@ def finish(
     }
     with writing(output_dir):
         write_json(output_dir / "result.json", result)
-        save_model(output_dir / "model", model, tokenizer)
+        save_model(output_dir / "model", model, tokenizer, "pretrain")
         (output_dir / ".lock").unlink(missing_ok=True)
     return result
 

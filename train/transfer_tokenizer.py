@@ -30,7 +30,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, models
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, require_folder, write_json
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.characters import converter
@@ -224,8 +224,7 @@ def find_tokenizer(source: str) -> Path:
     try:
         return Path(hf_hub_download(source, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {reason}") from error
+        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
 
 
 def read_tokenizer(path: Path) -> dict:

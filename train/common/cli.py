@@ -27,9 +27,14 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """The text of another library's error, for the line of an `InputError`: on one line, at most 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+def describe(error: Exception) -> str:
+    """Kind and text of another library's error, as `one_line`: some of their texts say nothing alone."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def setting(
