@@ -17,7 +17,7 @@ ROOMS = {
     "train.common": set(),
     "train.corpus": {"train.common"},
     "train.tokenizer": {"train.common", "train.corpus"},
-    "train.rows": {"train.common", "train.tokenizer"},
+    "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
