@@ -20,6 +20,7 @@ import types
 import typing
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -40,7 +41,7 @@ def describe(error: Exception) -> str:
 
 def setting(
     default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
-):
+) -> Any:
     """A documented field of a settings dataclass. A field without `default` must be given.
 
     Args:
@@ -65,9 +66,10 @@ def recipe_of(settings) -> dict:
 def script_of(settings) -> str:
     """The name of the script that defines a settings class or the class of an instance. `__main__` has its file's name, too."""
     kind = settings if isinstance(settings, type) else type(settings)
-    return Path(sys.modules[kind.__module__].__file__).stem
+    return Path(sys.modules[kind.__module__].__file__ or "").stem
 
 
+@dataclasses.dataclass
 class BaseSettings:
     """Base of every settings dataclass. Each instance is checked, from a preset, from flags or made in Python.
 

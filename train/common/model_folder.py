@@ -12,16 +12,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from zh_modernbert import configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError, describe
 from zh_modernbert.train.common.files import hash_file, read_json, replacing, require_file, require_folder, write_json
 from zh_modernbert.train.common.stage import describe_files
 
-ROOT_FILES = [
-    Path(module.__file__) for module in (configuration_zh_modernbert, modeling_zh_modernbert, tokenization_zh_modernbert)
-]
+PROJECT = Path(__file__).resolve().parents[2]
+ROOT_FILES = [PROJECT / f"{name}_zh_modernbert.py" for name in ("configuration", "modeling", "tokenization")]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 

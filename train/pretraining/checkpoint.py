@@ -6,7 +6,6 @@ update.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zh_modernbert.train.common.cli import InputError, one_line
-from zh_modernbert.train.common.files import read_json, replacing, sha256, write_json
+from zh_modernbert.train.common.files import hash_json, read_json, replacing, write_json
 from zh_modernbert.train.common.stage import describe_files
 from zh_modernbert.train.pretraining.parallel import gather, is_main_process, shard_like
 
@@ -118,10 +117,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch
                     optimizer.state[parameter] = own | {key: value for key, value in moments.items() if key in MOMENTS}
 
 
-def hash_state(state: dict) -> str:
-    return sha256(json.dumps(state, sort_keys=True).encode())
-
-
 @dataclass(frozen=True)
 class Rotation:
     """After which updates a checkpoint is written, and which checkpoints are kept.
@@ -193,7 +188,7 @@ def save_checkpoint(
             save_file(weights, folder / "model.safetensors")
             save_file(tensors, folder / "optimizer.safetensors")
             state = {"position": position, "identity": identity, "optimizer": values, "files": describe_files(folder)}
-            write_json(folder / "state.json", state | {"sha256": hash_state(state)})
+            write_json(folder / "state.json", state | {"sha256": hash_json(state)})
             for path in (*folder.iterdir(), folder):
                 sync(path)
         sync(final.parent)
@@ -213,7 +208,7 @@ def verify(path: Path, identity: str | None) -> dict:
     """
     try:
         state = read_json(path / "state.json")
-        if state.pop("sha256", None) != hash_state(state):
+        if state.pop("sha256", None) != hash_json(state):
             raise DamagedError(f"{path / 'state.json'}: not what was written")
         files = describe_files(path)
     except (InputError, OSError) as error:

@@ -146,31 +146,46 @@ def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of. In a dry run, a part is None where the data or the model that it needs is not there yet.
+class Draft:
+    """What a dry run finds. A part is None where the data or the model that it needs is not there yet.
 
     Attributes:
         rows_per_update: `(max_steps,)`, of all processes together.
-        made_with, identity: see train/pretraining/run_folder.py.
         start: the position in the checkpoint of another run that this one goes on from, None where it does not.
-        validation: None where the settings ask for none.
     """
 
     rows: PackedStream | None
-    tokenizer: ZhModernBertTokenizer | None
     model: ZhModernBertForMaskedLM | None
     rows_per_update: np.ndarray | None
-    made_with: dict | None = None
-    identity: str | None = None
-    start: dict | None = None
-    validation: Validation | None = None
+    start: dict | None
 
 
-def set_up(settings, num_processes: int) -> Parts:
+@dataclass(frozen=True)
+class Parts(Draft):
+    """All that a run is made of.
+
+    Attributes:
+        made_with, identity: see train/pretraining/run_folder.py.
+        validation: None where the settings ask for none.
+    """
+
+    rows: PackedStream
+    model: ZhModernBertForMaskedLM
+    rows_per_update: np.ndarray
+    tokenizer: ZhModernBertTokenizer
+    made_with: dict
+    identity: str
+    validation: Validation | None
+
+
+def set_up(settings, num_processes: int) -> Parts | Draft:
     """Reads and checks all that a run is made of, and writes nothing.
 
+    Returns:
+        A `Draft` in a dry run whose data or `init_from` is not there yet, otherwise `Parts`.
+
     Raises:
-        InputError: something is missing, or does not fit the rest. In a dry run, data and `init_from` may be missing.
+        InputError: something does not fit the rest, or is missing where this is no dry run.
     """
     rows = tokenizer = sizes = identity = start = validation = None
     dry_run = settings.dry_run
@@ -184,7 +199,7 @@ def set_up(settings, num_processes: int) -> Parts:
         sizes = rows_per_update(settings, seq_len, num_processes)
         micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if not (rows and tokenizer and model):
-        return Parts(rows, tokenizer, model, sizes)
+        return Draft(rows, model, sizes, None)
     fit_model(settings, model, rows)
     made_with = describe_run(settings, model, rows)
     if not settings.init_from or Path(settings.init_from).exists():
@@ -195,4 +210,6 @@ def set_up(settings, num_processes: int) -> Parts:
         start = position_to_resume(settings, made_with)
     if settings.validation_dir:
         validation = Validation(settings, rows, tokenizer, model.config)
-    return Parts(rows, tokenizer, model, sizes, made_with, identity, start, validation)
+    if identity is None or sizes is None:
+        return Draft(rows, model, sizes, start)
+    return Parts(rows, model, sizes, start, tokenizer, made_with, identity, validation)
