@@ -69,7 +69,12 @@ class ZhModernBertTokenizer(PreTrainedTokenizerFast):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves a folder that loads as a plain fast tokenizer on transformers 4.57 and 5, with the same ids."""
-        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        try:
+            saved = super().save_pretrained(save_directory, *args, **kwargs)
+        except Exception as error:
+            if type(error) is Exception:  # what tokenizers raises where the disk is full
+                raise OSError(str(error)) from error
+            raise
         path = Path(save_directory) / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

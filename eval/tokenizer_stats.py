@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.figures import plain
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
 from zh_modernbert.train.corpus.lines import DAMAGED, open_binary
@@ -167,10 +168,12 @@ def draw(rows: list[dict], path: Path) -> None:
     rows = sorted(rows, key=lambda row: row["chars_per_token"])
     for name in rows[0]["answers_on_token_edges"]:
         points = [(row["chars_per_token"], row["answers_on_token_edges"][name]) for row in rows]
-        axes.plot(*zip(*points, strict=True), marker="o", label=name)
+        axes.plot(*zip(*points, strict=True), marker="o", label=plain(name))
     for row in rows:
         place = row["chars_per_token"], max(row["answers_on_token_edges"].values())
-        axes.annotate(Path(row["tokenizer"]).name, place, xytext=(3, 4), textcoords="offset points", fontsize=8, rotation=30)
+        axes.annotate(
+            plain(Path(row["tokenizer"]).name), place, xytext=(3, 4), textcoords="offset points", fontsize=8, rotation=30
+        )
     axes.set(xlabel="characters a token, held-out text", ylabel="% of answers on token edges")
     axes.margins(0.1)
     axes.grid(alpha=0.3)

@@ -15,6 +15,7 @@ from pathlib import Path
 from datatrove.data import Document
 
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.figures import plain
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
 from zh_modernbert.train.corpus.characters import CONVERTERS, convert_script, detect_script
@@ -126,7 +127,8 @@ def plot_report(report: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     # matplotlib's default font has no Chinese characters.
-    names = [name if name.isascii() else f"source {number} of report.md" for number, name in enumerate(report["per_source"], 1)]
+    numbered = enumerate(report["per_source"], 1)
+    names = [plain(name) if name.isascii() else f"source {number} of report.md" for number, name in numbered]
     sources = {"all": report, **dict(zip(names, report["per_source"].values(), strict=True))}
     figure = Figure(figsize=(10, 2 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()

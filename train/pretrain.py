@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     seq_len: int = setting(0, "most tokens of a row that data_dir has to be packed with; 0: any", least=0)
     global_rope_theta: float = setting(0.0, "RoPE base of the full layers in this stage; 0 keeps the model's", least=0)
     # What an update is.
-    max_steps: int = setting(1000, "updates", least=1)
+    max_steps: int = setting(1000, "updates", least=1, most=10_000_000)
     per_device_batch_size: int = setting(16, "rows a process takes at once", least=1, running=True)
     gradient_accumulation_steps: int = setting(1, "times it does so for one update", least=1, running=True)
     tokens_per_update: int = setting(0, "tokens of full rows in an update, in place of gradient_accumulation_steps", least=0)

@@ -33,7 +33,7 @@ from transformers import pipeline
 
 from zh_modernbert.eval import clue, pseudo_perplexity
 from zh_modernbert.train import clean, dedup, encode, pack, pretrain, publish, sources, train_tokenizer
-from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting, write_out
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.lines import read_lines
 from zh_modernbert.train.pretraining.update import return_freed_memory
@@ -479,7 +479,7 @@ def main(settings: Settings) -> dict:
     )
     text = summary(output_dir, results, rows)
     (output_dir / "report.txt").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    write_out(text)
     write_json(output_dir / "quickstart.json", {"settings": dataclasses.asdict(settings), "finished": True})
     unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB elsewhere
     return {

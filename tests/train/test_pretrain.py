@@ -1132,6 +1132,21 @@ def test_init_from_with_another_tokenizer(make, finished, stages, tmp_path):
     assert "tokenizer" in refused(make(init_from=str(tmp_path / "other")))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_steps": 10**12}, "max_steps is 1000000000000"),
+        ({"per_device_batch_size": 10**20}, "too many"),
+        ({"gradient_accumulation_steps": 10**30}, "too many"),
+        ({"tokens_per_update": 128 * 10**20}, "too many"),
+    ],
+)
+def test_absurd_sizes(stages, tmp_path, settings, said):
+    common = {"data_dir": str(stages / "packed"), "model_config": str(stages / "model.json"), "output_dir": str(tmp_path / "o")}
+    with pytest.raises(InputError, match=said):
+        pretrain.main(pretrain.Settings(**common | settings))
+
+
 def test_init_from_nothing(make, finished, stages, tmp_path):
     assert "nowhere" in refused(make(init_from=str(tmp_path / "nowhere")))
     assert "config.json" in refused(make(init_from=str(stages / "tokenizer")))

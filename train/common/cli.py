@@ -329,6 +329,29 @@ def leave_script_folder() -> None:
         del sys.path[0]
 
 
+def open_closed_streams() -> None:
+    """Gives a process that was started without stdin, stdout or stderr the null device in their place.
+
+    Otherwise the next file that it opens would take the place, and what any library prints would be written into that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")  # noqa: SIM115
+
+
+def write_out(text: str) -> None:
+    """Prints on stdout; where nobody can read that, says so on stderr, and ends with status 1."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more when it ends
+        print(f"error: stdout: {error.strerror}; what was to be written there: {text}", file=sys.stderr)
+        sys.exit(1)
+
+
 # Seconds. All processes of a run find the same error. The first of a machine reports it; the others wait, until the launcher
 # ends them.
 SECONDS_BEFORE_REPEATING = 5.0
@@ -336,13 +359,13 @@ SECONDS_BEFORE_REPEATING = 5.0
 
 def run(main: Callable, settings_class: type) -> None:
     """What every script does under `if __name__ == "__main__"`: parse, run, print the result as JSON."""
+    open_closed_streams()
     leave_script_folder()
     module = sys.modules[main.__module__]
     script = script_of(settings_class)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(usage(settings_class, script, module.__doc__ or ""))
-        return
+        return write_out(usage(settings_class, script, module.__doc__ or ""))
     try:
         result = main(parse(settings_class, arguments, script))
     except (InputError, OSError) as error:
@@ -357,4 +380,4 @@ def run(main: Callable, settings_class: type) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     if result is not None:
-        print(json.dumps(result, ensure_ascii=False))
+        write_out(json.dumps(result, ensure_ascii=False))

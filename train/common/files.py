@@ -8,7 +8,17 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from zh_modernbert.train.common.cli import InputError
+from safetensors import SafetensorError
+
+from zh_modernbert.train.common.cli import InputError, one_line
+
+# What the writing of files raises where the disk is full, by this project and by safetensors.
+WRITE_ERRORS = (OSError, SafetensorError)
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be written."""
+    return one_line(getattr(error, "strerror", None) or str(error))
 
 
 def require_file(path: str | Path) -> Path:
@@ -79,8 +89,8 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.mkdir(parents=True)
         yield temporary
         put_in_place(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except WRITE_ERRORS as error:
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -21,12 +21,14 @@ from typing import IO
 
 from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
 from zh_modernbert.train.common.files import (
+    WRITE_ERRORS,
     hash_file,
     hash_json,
     is_output,
     put_in_place,
     read_json,
     read_manifest,
+    reason,
     require_folder,
     sha256,
     write_json,
@@ -183,6 +185,6 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
             shutil.rmtree(work / SCRATCH, ignore_errors=True)  # only now: a killed run needs all of it or nothing
             (work / ".lock").unlink()
             put_in_place(work, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}; the same command goes on from here") from error
+    except WRITE_ERRORS as error:
+        raise InputError(f"{path}: cannot be written: {reason(error)}; the same command goes on from here") from error
     return {**read_json(path / "manifest.json")["result"], "output_dir": settings.output_dir}

@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 from optimi import StableAdamW
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zh_modernbert.train.common.cli import InputError, one_line
-from zh_modernbert.train.common.files import hash_json, read_json, replacing, write_json
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import WRITE_ERRORS, hash_json, read_json, reason, replacing, write_json
 from zh_modernbert.train.common.stage import describe_files
 from zh_modernbert.train.pretraining.parallel import gather, is_main_process, shard_like
 
@@ -51,10 +50,10 @@ def writing(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        text = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+    except WRITE_ERRORS as error:
         raise InputError(
-            f"{folder}: cannot be written: {text}; make room and give the same command again, to go on from the last checkpoint"
+            f"{folder}: cannot be written: {reason(error)}; "
+            "make room and give the same command again, to go on from the last checkpoint"
         ) from error
 
 

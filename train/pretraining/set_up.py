@@ -26,6 +26,8 @@ from zh_modernbert.train.rows.dataloader import micro_batches_of_updates, rows_o
 from zh_modernbert.train.rows.row_stream import PackedStream
 from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
 
+MOST_ROWS = 2**53  # that rows are counted to
+
 
 def read_model_config(path: str, vocab_size: int, tokenizer: ZhModernBertTokenizer | None) -> ZhModernBertConfig:
     """The config whose fields are in a JSON file.
@@ -120,13 +122,15 @@ def rows_per_update(settings, seq_len: int, num_processes: int) -> np.ndarray:
     """`(max_steps,)`: rows of each update, of all processes together.
 
     Raises:
-        InputError: tokens_per_update is no multiple of the rows' length.
+        InputError: tokens_per_update is no multiple of the rows' length, or the rows are too many to count.
     """
     full = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
     if settings.tokens_per_update:
         full, rest = divmod(settings.tokens_per_update, seq_len)
         if rest:
             raise InputError(f"tokens_per_update is {settings.tokens_per_update}, no multiple of the rows' {seq_len} tokens")
+    if full * settings.max_steps > MOST_ROWS:
+        raise InputError(f"{full} rows an update and {settings.max_steps} updates are too many; lower one of the two")
     return rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
 
 

@@ -374,3 +374,44 @@ def test_usage_tells_every_field_with_its_default():
     assert "linear, cosine" in text
     words = text.split("--words (")[1].split("\n")[0]
     assert "'a'" in words, f"the default ['a', 'b'] is not told: {words}"
+
+
+# --- where nobody can read the result ---
+
+SCRIPT = """
+import os
+import sys
+from dataclasses import dataclass
+
+from zh_modernbert.train.common.cli import BaseSettings, run, setting
+
+
+@dataclass
+class Settings(BaseSettings):
+    path: str = setting()
+
+
+def main(settings):
+    with open(settings.path, "w") as file:
+        os.system("echo stray")
+        file.write("whole")
+    return {"answer": 42}
+
+
+run(main, Settings)
+"""
+
+
+@pytest.mark.parametrize("redirection", ["| true", ">/dev/full", ">&-"])
+def test_a_stdout_that_nobody_reads(tmp_path, redirection):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = f"set -o pipefail; {sys.executable} script.py --path out.txt {redirection}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert (tmp_path / "out.txt").read_text() == "whole"  # and nothing that was meant for stdout
+    errors = [line for line in done.stderr.splitlines() if "{" in line or "Error" in line]  # of Python, not of echo
+    if redirection == ">&-":
+        assert (done.returncode, errors) == (0, [])
+    else:
+        assert (done.returncode, len(errors)) == (1, 1), done.stderr
+        assert errors[0].startswith("error: stdout: ")
+        assert '{"answer": 42}' in errors[0]
