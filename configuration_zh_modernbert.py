@@ -185,5 +185,10 @@ class ZhModernBertConfig(PretrainedConfig):
                 f"and may have {sorted(known - needed)}, each a number above 0",
             )
 
+    def to_diff_dict(self):
+        """The fields to save; of `rope_scaling`, which transformers 5 warns of wherever it meets it, only what is set."""
+        fields = super().to_diff_dict()
+        return fields if fields.get("rope_scaling") else {k: v for k, v in fields.items() if k != "rope_scaling"}
+
 
 ZhModernBertConfig.register_for_auto_class()

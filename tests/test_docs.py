@@ -123,3 +123,10 @@ def test_examples_run(page, model_folder, monkeypatch, tmp_path):
             exec(block.replace(DEMONSTRATION, str(model_folder)), names)
     for name in {"hidden", "vectors"} & names.keys():
         assert names[name].isfinite().all()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_examples_ask_nothing(page):
+    """By an Auto class, transformers 5 reads the config even for a tokenizer, and asks whether to run its code."""
+    calls = re.findall(r"\bAuto\w+\.from_pretrained\([^)]*\)", "\n".join(blocks(page, "python")))
+    assert [call for call in calls if "trust_remote_code=True" not in call] == []
