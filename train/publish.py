@@ -6,11 +6,12 @@ Nothing is uploaded; `hf upload NAME FOLDER` does that.
     python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-tiny
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.files import replacing, require_folder
 from zh_modernbert.train.common.model_folder import ROOT_FILES, load_model, write_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
@@ -27,8 +28,8 @@ PUBLISHED = {"config.json", "model.safetensors", "README.md", *(path.name for pa
 class Settings(BaseSettings):
     model_dir: str = setting(help="model folder to read: what train/pretrain.py left in model/")
     output_dir: str = setting(help="folder to write")
-    name: str = setting("zh-modernbert", "the model's name in its card")
-    license: str = setting("apache-2.0", "licence of the weights, in the card")
+    name: str = setting("zh-modernbert", "the model's name on the Hub, such as me/zh-modernbert, in its card")
+    license: str = setting("apache-2.0", "the Hub's name of the weights' licence, in the card")
     notes: str = setting("", "a Markdown file that goes into the card: data, results, limits")
 
 
@@ -61,6 +62,20 @@ embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
 {notes}"""
 
 
+def check_card(settings: Settings) -> None:
+    """Checks that name and licence mean in the card's YAML, Markdown and code what they should.
+
+    Raises:
+        InputError: one has other characters than such names have.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._/-]+", settings.name):
+        raise InputError(
+            f"publish: name is {settings.name!r}; it must be one on the Hub, such as me/zh-modernbert, or a folder"
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9.+-]*", settings.license) or settings.license in ("null", *TRUTH):
+        raise InputError(f"publish: license is {settings.license!r}; it must be the Hub's name of one, such as apache-2.0")
+
+
 def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
     notes = ""
     if settings.notes:
@@ -85,6 +100,7 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
 
 
 def main(settings: Settings) -> dict:
+    check_card(settings)
     source = require_folder(settings.model_dir, "config.json")
     output_dir = Path(settings.output_dir).absolute()
     present = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()

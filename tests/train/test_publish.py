@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shutil
 from pathlib import Path
 
@@ -218,3 +219,33 @@ def test_a_tokenizer_larger_than_the_model_is_refused(settings, stages, tmp_path
     error = refused(settings)
     assert "512" in error
     assert "448" in error
+
+
+def test_a_full_disk(settings, model_dir, tmp_path):
+    tokenizer, limits = load_tokenizer(model_dir), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        error = refused(settings)
+        with pytest.raises(OSError, match="too large"):  # of tokenizers, which raises a plain Exception
+            tokenizer.save_pretrained(tmp_path / "tokenizer")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert f"{settings.output_dir}: cannot be written: " in error
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "a\nb"),
+        ("name", "me/[x](y)"),
+        ("name", 'me/"); import os; ("'),
+        ("name", "<b>"),
+        ("name", ""),
+        ("license", "mit\nlanguage: en"),
+        ("license", "mit: x"),
+        ("license", "no licence"),
+    ],
+)
+def test_names_and_licences_that_the_hub_would_not_take(settings, field, value):
+    setattr(settings, field, value)
+    assert f"publish: {field} is {value!r}" in refused(settings)
