@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import numpy as np
 import torch
 from tqdm import tqdm
