@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -44,7 +45,7 @@ from zh_modernbert.train.pretraining.parallel import agree, end_processes, gathe
 from zh_modernbert.train.pretraining.plan import plan
 from zh_modernbert.train.pretraining.run_folder import claim_run_folder
 from zh_modernbert.train.pretraining.schedules import build_schedule
-from zh_modernbert.train.pretraining.set_up import Parts, set_up
+from zh_modernbert.train.pretraining.set_up import DryParts, Parts, set_up
 from zh_modernbert.train.pretraining.signals import StopSignals
 from zh_modernbert.train.pretraining.tracking import TRACKERS, Log, check_trackers
 from zh_modernbert.train.pretraining.update import return_freed_memory, seed_update, skipped_rows, update
@@ -178,7 +179,7 @@ def rotation_of(settings: Settings) -> Rotation:
     return Rotation(settings.save_steps, settings.save_total_limit, settings.keep_every_steps, decay_start)
 
 
-def dry_run(settings: Settings, parts: Parts, num_processes: int) -> dict | None:
+def dry_run(settings: Settings, parts: DryParts, num_processes: int) -> dict | None:
     """What the run would take; on stderr, what is not there yet."""
     if os.environ.get("RANK", "0") != "0":
         return None
@@ -226,7 +227,8 @@ def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerato
     if settings.gradient_checkpointing == "layers":
         model.gradient_checkpointing_enable()
     for layer in model.model.layers:
-        layer.mlp.recompute = settings.gradient_checkpointing == "mlp"
+        mlp: Any = layer.mlp
+        mlp.recompute = settings.gradient_checkpointing == "mlp"
     optimizer = build_optimizer(
         settings.optimizer,
         model,
@@ -350,7 +352,7 @@ def train(
         batches = [next(stream) for _ in range(dataset.counts[step])]
         result = update(accelerator, learner.wrapped, batches, list(learner.model.parameters()), settings.max_grad_norm)
         finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
-        skip, stop = agree(accelerator, not finite, stopping.received)
+        skip, stop = agree(accelerator, not finite, stopping.received > 0)
         bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
         if not skip:
             learner.optimizer.step()
@@ -430,7 +432,7 @@ def main(settings: Settings) -> dict | None:
     check(settings)
     num_processes, output_dir = int(os.environ.get("WORLD_SIZE", 1)), Path(settings.output_dir)
     parts = set_up(settings, num_processes)
-    if settings.dry_run:
+    if isinstance(parts, DryParts):
         return dry_run(settings, parts, num_processes)
     accelerator = join_processes(settings, num_processes)
     accelerator.wait_for_everyone()  # nobody writes the folder before all have checked it

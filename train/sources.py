@@ -22,7 +22,7 @@ from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.documents import write_corpus
 from zh_modernbert.train.corpus.engine import QUARANTINE, ParallelSettings, run_pipeline
 from zh_modernbert.train.corpus.lines import Quarantine
-from zh_modernbert.train.corpus.source import Source, parts_of, read_part
+from zh_modernbert.train.corpus.source import Part, Source, parts_of, read_part
 
 TASK_BYTES = 1 << 24  # small files are read by one task, up to so many bytes
 
@@ -36,7 +36,7 @@ class Settings(ParallelSettings):
 # --- the stage ---
 
 
-def tasks_of(source: Source) -> list[list[Path | int]]:
+def tasks_of(source: Source) -> list[list[Part]]:
     """The parts of a source, in a list for each task: small files together, or all parts if `max_documents` limits them."""
     parts = parts_of(source)
     if source.max_documents:

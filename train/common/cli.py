@@ -27,7 +27,7 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """The text of another library's error, for the line of an `InputError`: on one line, at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
@@ -107,7 +107,7 @@ def convert(value, kind, where: str):
         return [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict and isinstance(value, dict):
         return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return settings_from(kind, value, where)
     if kind is bool and isinstance(value, bool):
         return value

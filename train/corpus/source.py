@@ -8,10 +8,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
+
+Part = Path | int  # a file, or the number of a shard of a Hub dataset
 
 SCRIPTS = ("hans", "hant", "mixed")
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
@@ -193,7 +196,7 @@ def files_of(source: Source) -> list[Path]:
     return [path]
 
 
-def parts_of(source: Source) -> list[Path | int]:
+def parts_of(source: Source) -> list[Part]:
     """The parts of a source that can be read separately: its files, or the numbers of its Hub dataset's shards.
 
     Raises:
@@ -225,7 +228,7 @@ def parse_condition(text: str) -> tuple[str, Callable, float | str]:
     )
 
 
-def field_of(row: dict, name: str):
+def field_of(row: dict, name: str) -> Any:
     """The row's field `name`, and for `a.b` field b of field a; None if there is no such field."""
     if name in row or "." not in name:
         return row.get(name)
@@ -267,7 +270,7 @@ def text_of(row: dict, source: Source) -> str:
     return f"{title.strip()}\n{text}"
 
 
-def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
+def read_part(source: Source, part: Part, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     Raises:

@@ -120,8 +120,9 @@ def dominant_script(text: str) -> str:
 
 def readings(rules: str) -> dict[str, str]:
     """`zh-hans:程序;zh-hant:程式` as a mapping from variant to word; empty if the text has another form."""
-    matches = [_RULE.fullmatch(rule) for rule in _RULE_END.split(rules) if rule.strip()]
-    return {match[1]: match[2] for match in matches} if all(matches) else {}
+    stated = [rule for rule in _RULE_END.split(rules) if rule.strip()]
+    matches = [match for rule in stated if (match := _RULE.fullmatch(rule))]
+    return {match[1]: match[2] for match in matches} if len(matches) == len(stated) else {}
 
 
 def reading_for(script: str, by_variant: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,8 @@ def load_model(folder: Path) -> ZhModernBertForMaskedLM:
         InputError: it cannot be loaded, lacks weights, or has some that are not finite.
     """
     try:
-        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = loaded
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from error
     if report["missing_keys"]:
@@ -167,7 +169,7 @@ def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of. In a dry run, a part is None where the data or the model that it needs is not there yet.
+    """What a run is made of.
 
     Attributes:
         rows_per_update: `(max_steps,)`, of all processes together.
@@ -176,18 +178,28 @@ class Parts:
         validation: None where the settings ask for none.
     """
 
+    rows: PackedStream
+    tokenizer: ZhModernBertTokenizer
+    model: ZhModernBertForMaskedLM
+    rows_per_update: np.ndarray
+    made_with: dict
+    identity: str
+    start: dict | None
+    validation: Validation | None
+
+
+@dataclass(frozen=True)
+class DryParts:
+    """What a dry run knows of `Parts`. One is None where the data or the model that it needs is not there yet."""
+
     rows: PackedStream | None
-    tokenizer: ZhModernBertTokenizer | None
     model: ZhModernBertForMaskedLM | None
     rows_per_update: np.ndarray | None
-    made_with: dict | None = None
-    identity: str | None = None
     start: dict | None = None
-    validation: Validation | None = None
 
 
-def set_up(settings, num_processes: int) -> Parts:
-    """Reads and checks all that a run is made of, and writes nothing.
+def set_up(settings, num_processes: int) -> Parts | DryParts:
+    """Reads and checks all that a run is made of, and writes nothing. In a dry run, returns `DryParts`.
 
     Raises:
         InputError: something is missing, or does not fit the rest. In a dry run, data and `init_from` may be missing.
@@ -203,8 +215,8 @@ def set_up(settings, num_processes: int) -> Parts:
     if seq_len := rows.seq_len if rows else settings.seq_len:
         sizes = rows_per_update(settings, seq_len, num_processes)
         micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
-    if not (rows and tokenizer and model):
-        return Parts(rows, tokenizer, model, sizes)
+    if not (rows and tokenizer and model and sizes is not None):
+        return DryParts(rows, model, sizes)
     fit_model(settings, model, rows)
     made_with = describe_run(settings, model, rows)
     if not settings.init_from or Path(settings.init_from).exists():
@@ -215,4 +227,6 @@ def set_up(settings, num_processes: int) -> Parts:
         start = position_to_resume(settings, made_with)
     if settings.validation_dir:
         validation = Validation(settings, rows, tokenizer, model.config)
+    if dry_run or not identity:
+        return DryParts(rows, model, sizes, start)
     return Parts(rows, tokenizer, model, sizes, made_with, identity, start, validation)

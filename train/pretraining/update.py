@@ -21,8 +21,8 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
         batches: the micro-batches of this process.
 
     Returns:
-        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). `grad_norm` before
-        clipping. `losses`, `(accumulation steps,)`: what each of this process's batches adds to the mean.
+        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). `grad_norm`
+        before clipping. `losses`, `(accumulation steps,)`: what each of this process's batches adds to the mean.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
