@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -154,7 +155,8 @@ def measure_answers(backend: Tokenizer, passages: list[tuple[str, list[Span]]]) 
 
 def embedding_share(model_config: str, vocab_size: int) -> float:
     """The embeddings' % of the parameters of the encoder that `model_config` describes, with this vocabulary."""
-    config = ZhModernBertConfig(**read_json(model_config) | {"vocab_size": vocab_size})
+    fields: dict[str, Any] = read_json(model_config) | {"vocab_size": vocab_size}
+    config = ZhModernBertConfig(**fields)
     with torch.device("meta"):
         model = ZhModernBertModel(config)
     return round(100 * model.get_input_embeddings().weight.numel() / model.num_parameters(), 2)

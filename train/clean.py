@@ -40,7 +40,7 @@ class Settings(Thresholds, ParallelSettings):
 
 def tally(document: Document, before: str, changed: list[str], reason: str | None) -> dict:
     """What one document adds to the report: `[documents, characters]` of its source, its normalisers, its text if dropped."""
-    source = {"in": [1, len(before)]}
+    source: dict[str, Any] = {"in": [1, len(before)]}
     examples = {}
     if reason:
         source["dropped"] = {reason: [1, len(before)]}
@@ -51,7 +51,7 @@ def tally(document: Document, before: str, changed: list[str], reason: str | Non
     return {"sources": {document.metadata["source"]: source}, "changed": dict.fromkeys(changed, 1), "examples": examples}
 
 
-def merge(first, second):
+def merge(first, second) -> Any:
     """The sum of two tallies. Of the examples only the first `EXAMPLES` of each reason are kept."""
     if isinstance(first, dict):
         keys = first | second

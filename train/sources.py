@@ -36,7 +36,7 @@ class Settings(ParallelSettings):
 # --- the stage ---
 
 
-def tasks_of(source: Source) -> list[list[Path | int]]:
+def tasks_of(source: Source) -> list[list[Part]]:
     """The parts of a source, in a list for each task: small files together, or all parts if `max_documents` limits them."""
     parts = parts_of(source)
     if source.max_documents:

@@ -112,7 +112,7 @@ def convert(value, kind, where: str):
         return [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict and isinstance(value, dict):
         return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return settings_from(kind, value, where)
     if kind is bool and isinstance(value, bool):
         return value

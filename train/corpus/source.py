@@ -294,7 +294,7 @@ def document_of(row: dict, source: Source, conditions: list[tuple], name: str, i
     return document
 
 
-def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
+def read_part(source: Source, part: Part, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     Raises:
