@@ -31,6 +31,7 @@ from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.tables import read_table
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.model_folder import check_output, load_by_auto_class, save_model
+from zh_modernbert.train.pretraining.parallel import check_environment
 
 
 @dataclass
@@ -123,6 +124,7 @@ def scores(prediction) -> dict[str, float]:
 def main(settings: Settings) -> dict:
     started = time.perf_counter()
     name, split, task, files = resolve(settings)
+    check_environment(mixed_precision="no")
     if settings.output_dir:
         check_output(Path(settings.output_dir), "clue")
     columns = [column for column in (task.text_column, task.text_pair_column, task.label_column) if column]
