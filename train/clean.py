@@ -11,6 +11,7 @@ dropped, and examples.
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 

@@ -4,7 +4,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 import zstandard
@@ -69,7 +69,7 @@ def read_corpus(folder: str | Path) -> Iterator[dict]:
         raise InputError(f"{folder}: an empty corpus: no documents in it")
 
 
-def compressing(file: IO[bytes]) -> zstandard.ZstdCompressionWriter:
+def compressing(file: IO[bytes]) -> Any:
     """Writes to `file` what is written here as zstd of level 3, with a checksum: readers notice damage."""
     return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
@@ -226,7 +227,7 @@ def parse_condition(text: str) -> tuple[str, Callable, float | str]:
     )
 
 
-def field_of(row: dict, name: str):
+def field_of(row: dict, name: str) -> Any:
     """The row's field `name`, and for `a.b` field b of field a; None if there is no such field."""
     if name in row or "." not in name:
         return row.get(name)
