@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -178,7 +179,7 @@ def measure_curve(settings: Settings) -> Iterator[dict]:
     device, dtype, slow = settings.device, settings.dtypes[0], False
     for length in settings.curve_lengths:
         workload = Workload(f"{length}x1", [length])
-        row = {"skipped": "would take too long"}
+        row: dict[str, Any] = {"skipped": "would take too long"}
         if not slow:
             row = compare("modernbert-sdpa", workload, dtype, "inference", settings)
         # Four times the length is up to sixteen times the work.

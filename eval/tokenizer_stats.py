@@ -121,7 +121,7 @@ def measure_text(backend: Tokenizer, unknown_id: int | None, documents: list[dic
             count["documents"] += 1
             count["characters"] += len(document["text"])
             count["tokens"] += len(encoding.ids)
-            count["unknown"] += encoding.ids.count(unknown_id)
+            count["unknown"] += 0 if unknown_id is None else encoding.ids.count(unknown_id)
             count["split"] += split_characters(encoding.offsets)
             count["same"] += backend.decode(encoding.ids, skip_special_tokens=False) == document["text"]
 

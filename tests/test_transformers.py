@@ -1,5 +1,6 @@
 """What users of transformers do with any model: Trainer, PEFT, pipelines. Each gives what the model gives alone."""
 
+import math
 import warnings
 
 import peft
@@ -106,6 +107,14 @@ def test_packed_batches_under_trainer(tokenizer, tmp_path):
     packed = train(build_for("MaskedLM"), examples, DataCollatorWithFlattening(return_flash_attn_kwargs=True), tmp_path)
     for name, change in padded.items():
         assert (packed[name] - change).abs().max() <= 1e-6, name
+
+
+def test_noise_on_the_embeddings_under_trainer(tokenizer, tmp_path):
+    data = make_examples("MaskedLM", tokenizer)
+    plain = train(build_for("MaskedLM"), *data, tmp_path)
+    noisy = train(build_for("MaskedLM"), *data, tmp_path, neftune_noise_alpha=5.0)
+    differences = [(noisy[name] - change).abs().max() for name, change in plain.items()]
+    assert 1e-4 < max(differences) < math.inf
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

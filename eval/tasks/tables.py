@@ -23,7 +23,9 @@ def _delimited(path: Path, dialect: dict) -> list[tuple[int, dict]]:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise InputError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames)} columns, as the header has")
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} columns, as the header has"
+                    )
                 rows.append((reader.line_num, row))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, after line {reader.line_num}: not UTF-8; convert the file") from error

@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,14 +27,19 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """The text of another library's error, for the line of an `InputError`: on one line, at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
+def describe(error: Exception) -> str:
+    """Kind and text of another library's error, as `one_line`: some of their texts say nothing alone."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 def setting(
     default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
-):
+) -> Any:
     """A documented field of a settings dataclass. A field without `default` must be given.
 
     Args:
@@ -58,9 +64,10 @@ def recipe_of(settings) -> dict:
 def script_of(settings) -> str:
     """The name of the script that defines a settings class or the class of an instance. `__main__` has its file's name, too."""
     kind = settings if isinstance(settings, type) else type(settings)
-    return Path(sys.modules[kind.__module__].__file__).stem
+    return Path(sys.modules[kind.__module__].__file__ or "").stem
 
 
+@dataclasses.dataclass
 class BaseSettings:
     """Base of every settings dataclass. Each instance is checked, from a preset, from flags or made in Python.
 

@@ -79,7 +79,13 @@ def write_json(path: Path, value) -> None:
 
 
 def put_in_place(folder: Path, path: Path) -> None:
-    """Renames `folder` to `path`; what was there is dropped when that is done."""
+    """Renames `folder` to `path`; what was there is dropped when that is done.
+
+    The files get the permissions that the folder has by the umask: some libraries write files for their owner alone.
+    """
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(folder.stat().st_mode & 0o666)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():

@@ -78,7 +78,7 @@ def write_corpus(folder: Path, documents: Iterable[dict], prefix: str = "") -> d
     file = None
     try:
         for document in documents:
-            if counts["documents"] % DOCUMENTS_PER_SHARD == 0:
+            if file is None or counts["documents"] % DOCUMENTS_PER_SHARD == 0:
                 if file:
                     file.close()
                 shard = folder / f"{prefix}{counts['documents'] // DOCUMENTS_PER_SHARD:05d}.jsonl.zst"

@@ -18,6 +18,7 @@ import pyarrow
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import require_file
 
+BinaryFile = gzip.GzipFile | io.BufferedReader
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised when a damaged file is read
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 BUFFER = 1 << 20
@@ -60,7 +61,7 @@ class Streams(io.RawIOBase):
                 return len(content)
 
 
-def open_binary(path: str | Path) -> io.BufferedIOBase:
+def open_binary(path: str | Path) -> BinaryFile:
     """A file for reading bytes; `.gz`, `.zst`, `.bz2` and `.xz` are decompressed."""
     path = require_file(path)
     try:
@@ -109,6 +110,8 @@ STRICT = BadLines()
 class Quarantine(BadLines):
     """Writes such lines to a file, one JSON object a line, and lets the reading go on. Without such lines there is no file.
 
+    Documents on which a rule raised are written to such a file too.
+
     Attributes:
         count: lines that went here so far, those of lost documents among them.
         lines: all lines of the files that have been read to their end.
@@ -119,18 +122,20 @@ class Quarantine(BadLines):
         path.unlink(missing_ok=True)
 
     def report(self, path: str | Path, number: int, reason: str, line: str) -> None:
-        self._write(path, number, reason, line)
-        self.count, self._in_file, self._last = self.count + 1, self._in_file + 1, f"line {number}: {reason}"
+        self._write({"file": str(path), "line": number, "reason": reason, "text": line[:1000]})
+        self._in_file, self._last = self._in_file + 1, f"line {number}: {reason}"
 
     def lose(self, path: str | Path, number: int, reason: str, lines: list[str]) -> None:
-        self._write(path, number, reason, "\n".join(lines))
-        self.count += len(lines)
+        self._write({"file": str(path), "line": number, "reason": reason, "text": "\n".join(lines)[:1000]}, len(lines))
 
-    def _write(self, path: str | Path, number: int, reason: str, text: str) -> None:
+    def set_aside(self, identity: str, rule: str, reason: str, text: str) -> None:
+        self._write({"id": identity, "rule": rule, "reason": reason, "text": text[:1000]})
+
+    def _write(self, entry: dict, lines: int = 1) -> None:
         self.path.parent.mkdir(exist_ok=True)
-        entry = {"file": str(path), "line": number, "reason": reason, "text": text[:1000]}
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        self.count += lines
 
     def end_file(self, path: str | Path, lines: int) -> None:
         if 2 * self._in_file > lines:

@@ -26,8 +26,10 @@ from zh_modernbert.train.corpus.lines import (
     read_lines,
     shown,
 )
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 SCRIPTS = ("hans", "hant", "mixed")
+Part = Path | int  # a file, or the number of a shard of a Hub dataset
 SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
 FORMATS = f"{', '.join(SUFFIXES)}, all but Parquet also with {', '.join(PACKED)} behind"
 
@@ -87,7 +89,8 @@ class Source(BaseSettings):
         if bool(self.path) == bool(self.dataset):
             raise InputError(f"input {self.name or self.path or self.dataset!r}: give either path or dataset")
         try:
-            splits_lines = "文\n".encode(self.txt_encoding, "replace") == "文".encode(self.txt_encoding, "replace") + b"\n"
+            first, second, rest = "文\n文\n".encode(self.txt_encoding, "replace").split(b"\n")
+            splits_lines = first.decode(self.txt_encoding) == second.decode(self.txt_encoding) and not rest
         except (LookupError, ValueError):  # there is no such encoding, or one that text files do not have
             splits_lines = False
         if not splits_lines:
@@ -171,7 +174,7 @@ def read_wikipedia(path: Path, source: Source, bad_lines: BadLines) -> Iterator[
 
     with open_binary(path) as file:
         try:
-            yield from read_articles(file, source.wiki_script)
+            yield from read_articles(file, source.wiki_script, path, bad_lines)
         except (InputError, ExpatError, *DAMAGED) as error:
             raise InputError(f"{path}: not a whole Wikipedia dump: {error}") from error
 
@@ -246,13 +249,13 @@ READERS = {
 # --- a source is its files, or the shards of its dataset ---
 
 
-def name_and_format(path: Path) -> tuple[str, str | None]:
-    """The file's name without its known endings, and the format that these stand for; None if there is no such ending."""
+def name_and_format(path: Path) -> tuple[str, str]:
+    """The file's name without its known endings, and the format that these stand for, empty if there is no such ending."""
     packed = path.suffix.lower() in PACKED
     plain = path.with_suffix("") if packed else path
     suffix = plain.suffix.lower().partition("-")[0]  # parts of a dump end in .xml-p1p187712
     kind = SUFFIXES.get(suffix)
-    return (plain.stem, None if packed and kind == "parquet" else kind) if kind else (path.name, None)
+    return (plain.stem, "" if packed and kind == "parquet" else kind) if kind else (path.name, "")
 
 
 def describes_data(path: Path, source: Source) -> bool:
@@ -284,7 +287,7 @@ def files_of(source: Source) -> list[Path]:
         return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if name_and_format(path)[1] is None:
+    if not name_and_format(path)[1]:
         raise InputError(f"{path}: unknown format; it must end in {FORMATS}")
     return [path]
 
@@ -295,7 +298,7 @@ def parts_of(source: Source) -> list[Path | int]:
     Raises:
         InputError: as `files_of`, or the dataset cannot be loaded.
     """
-    return list(range(load_hub(source).num_shards)) if source.dataset else files_of(source)
+    return [*range(load_hub(source).num_shards)] if source.dataset else [*files_of(source)]
 
 
 # --- rows -> documents ---
@@ -375,55 +378,70 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def place_of(source: Source, part: Path | int) -> str:
+def place_of(source: Source, part: Part) -> str:
     """What the ids of a part's documents begin with: the source's name, if it has one, and the file in it or the shard."""
-    if source.dataset:
+    if isinstance(part, int):
         return f"{source.name or source.dataset}/{part}"
     inside = part.relative_to(source.path) if Path(source.path).is_dir() else part.name
     return printable((Path(source.name) / inside).as_posix())
 
 
-def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT, prefix: str = "") -> Iterator[dict | None]:
+def is_identity(value) -> bool:
+    """Whether a row's `id` tells it from others; NaN is what tables have for none."""
+    return value not in (None, "") and value == value
+
+
+def document_of(row: dict, source: Source, conditions: list[tuple], name: str, identity: str) -> dict | None:
+    """The document of a row; None for a row without text or not wanted by `where`.
+
+    Args:
+        name, identity: its source and its id, where the row does not say them.
+
+    Raises:
+        ValueError: the row has no text in `text_field`, or no number in a field that `where` compares with one, or text that
+            cannot be written in UTF-8.
+    """
+    text = text_of(row, source) if is_wanted(row, conditions) else ""
+    named = field_of(row, source.source_field) if source.source_field else name
+    if not isinstance(named, str):
+        raise ValueError(f"no string field {source.source_field!r}; {fields_of(row)}")
+    if not text.strip():
+        return None
+    document = {"id": str(row["id"]) if is_identity(row.get("id")) else identity, "source": named, "text": text}
+    script = source.script or row.get("script")
+    if script in SCRIPTS:
+        document["script"] = script
+    if isinstance(row.get("url"), str) and row["url"]:
+        document["url"] = row["url"]
+    "".join(document.values()).encode()
+    return document
+
+
+def read_part(source: Source, part: Part, bad_lines: BadLines = STRICT, prefix: str = "") -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     A document keeps its row's `id`. Where there is none, the id says where the row is, after `prefix`.
 
     Raises:
-        InputError: the part cannot be read; or as `bad_lines` does, where a row has no text in `text_field`, or no number in a
-            field that `where` compares with one.
+        InputError: the part cannot be read; or as `bad_lines` does, where a row is no document.
     """
     conditions = [parse_condition(condition) for condition in source.where]
-    kind = None
-    if source.dataset:
-        name, place, rows = source.name or source.dataset, f"{source.dataset}, shard {part}", read_hub(part, source)
+    if isinstance(part, int):
+        name, by_lines = source.name or source.dataset, False
+        place, rows = f"{source.dataset}, shard {part}", read_hub(part, source)
     else:
         stem, kind = name_and_format(part)
-        name, place, rows = source.name or printable(stem), part, READERS[kind](part, source, bad_lines)
-    number = 0
+        name, by_lines = source.name or printable(stem), kind != "parquet"
+        place, rows = part, READERS[kind](part, source, bad_lines)
+    number, beginning = 0, prefix + place_of(source, part)
     for number, row in rows:
         try:
-            text = text_of(row, source) if is_wanted(row, conditions) else ""
-            named = field_of(row, source.source_field) if source.source_field else name
-            if not isinstance(named, str):
-                raise ValueError(f"no string field {source.source_field!r}; {fields_of(row)}")
-        except ValueError as error:
-            bad_lines.report(place, number, str(error), shown(row))
-            continue
-        if not text.strip():
-            yield None
-            continue
-        identity = row.get("id")
-        given = identity not in (None, "") and identity == identity  # a number that is missing in a table is NaN
-        own = str(identity) if given else f"{prefix}{place_of(source, part)}-{number}"
-        document = {"id": own, "source": named, "text": text}
-        script = source.script or row.get("script")
-        if script in SCRIPTS:
-            document["script"] = script
-        if isinstance(row.get("url"), str) and row["url"]:
-            document["url"] = row["url"]
-        yield document
-    if kind in (None, "parquet", "wikipedia"):
-        bad_lines.end_file(place, number)  # readers of lines have done so themselves
+            yield apply_rule(document_of, row, source, conditions, name, f"{beginning}-{number}")
+        except RuleError as error:
+            reason = str(error.__cause__) if isinstance(error.__cause__, ValueError) else error.reason
+            bad_lines.report(place, number, reason, shown(row))
+    if not by_lines:
+        bad_lines.end_file(place, number)  # readers of lines and pages have done so themselves
 
 
 def read_source(source: Source) -> Iterator[dict]:

@@ -4,6 +4,7 @@ A checkpoint holds full tensors, even where the processes hold shards of them. S
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,8 +31,9 @@ def prepare(
             layer.compile(dynamic=True)  # no two batches have documents of the same lengths
     if not accelerator.is_fsdp2:
         return accelerator.prepare_model(model)
+    plugin: Any = accelerator.state.fsdp_plugin
     # Accelerate's own policy would round angles, norms and sums of gradients to bfloat16; autocast does as under DDP.
-    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
     accelerator.prepare(model, optimizer)
     return model
 
@@ -80,12 +82,17 @@ def gather_model(model: ZhModernBertForMaskedLM) -> ZhModernBertForMaskedLM:
     return model
 
 
+def add_up(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of the tensors of all processes. All get it."""
+    return accelerator.reduce(tensor, "sum")  # pyright: ignore[reportReturnType]  # of a tensor it is a tensor
+
+
 def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
     """For each flag, whether any process has it set. All processes get the same answer."""
-    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).int(), "sum").tolist()]
+    return [count > 0 for count in add_up(accelerator, torch.tensor(flags, device=accelerator.device).int()).tolist()]
 
 
-def on_main_process(accelerator: Accelerator, function: Callable):
+def on_main_process(accelerator: Accelerator, function: Callable) -> Any:
     """Calls the function on the main process and returns its result there, None elsewhere.
 
     Raises:

@@ -5,6 +5,7 @@ epochs: all its rows are read before any is read again. A small folder with a la
 a small share.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ class RowStream:
         shares: of the stream's rows, one a folder, above 0; they need not sum to 1.
     """
 
-    def __init__(self, folders: dict[str, PackedRows], shares: list[float] = (1.0,)):
+    def __init__(self, folders: dict[str, PackedRows], shares: Sequence[float] = (1.0,)):
         self.folders, self.parts = folders, list(folders.values())
         self.first_rows = np.cumsum([0, *map(len, folders.values())])
         self.block_rows = rows_of_block(list(shares))

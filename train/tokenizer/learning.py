@@ -38,7 +38,7 @@ def mark_words(text: str, dropout: float = 0.0, generator: random.Random | None 
     pieces = []
     for word in split_words(text):
         inside = pieces and HAN.match(word) and HAN.match(pieces[-1][-1])
-        if inside and not (dropout and generator.random() < dropout):
+        if inside and not (dropout and generator and generator.random() < dropout):
             pieces.append(_BOUNDARY)
         pieces.append(word)
     return "".join(pieces)
