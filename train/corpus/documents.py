@@ -1,7 +1,6 @@
 """A corpus: a folder of `.jsonl.zst` shards. A line is a document, `{"id", "source", "text", "script"?, "url"?}`."""
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -11,7 +10,7 @@ import zstandard
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import is_output, read_manifest, verify
-from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl
+from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl, shown
 
 DOCUMENTS_PER_SHARD = 20_000
 
@@ -25,7 +24,7 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    shards = sorted(folder.glob("*.jsonl.zst"))
+    shards = sorted(path for path in folder.iterdir() if path.name.lower().endswith(".jsonl.zst"))
     if not shards:
         raise InputError(f"{folder}: an empty corpus: no .jsonl.zst shard in it")
     if is_output(folder):
@@ -48,8 +47,7 @@ def read_corpus_shard(shard: Path, bad_lines: BadLines = STRICT) -> Iterator[dic
     for number, document in read_jsonl(shard, bad_lines):
         missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
         if missing:
-            text = json.dumps(document, ensure_ascii=False)
-            bad_lines.report(shard, number, f"a document needs a string {missing[0]!r}", text)
+            bad_lines.report(shard, number, f"a document needs a string {missing[0]!r}", shown(document))
         else:
             yield document
 
