@@ -325,22 +325,11 @@ def parse_condition(text: str) -> tuple[str, Callable, float | str]:
     )
 
 
-from zh_modernbert.train.corpus.lines import (
-    DAMAGED,
-    PACKED,
-    STRICT,
-    BadLines,
-    open_binary,
-    read_all_lines,
-    read_jsonl,
-    read_lines,
-    shown,
-)
-from zh_modernbert.train.corpus.rules import RuleError, apply_rule
+MISSING = object()
 
-SCRIPTS = ("hans", "hant", "mixed")
-Part = Path | int  # a file, or the number of a shard of a Hub dataset
-SUFFIXES = {".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
+
+def field_of(row: dict, name: str, missing=None) -> Any:
+    """The row's field `name`, and for `a.b` field b of field a; `missing` if there is no such field."""
     if name in row or "." not in name:
         return row.get(name, missing)
     outer, _, inner = name.partition(".")
@@ -429,9 +418,7 @@ def document_of(row: dict, source: Source, conditions: list[tuple], name: str, i
     return document
 
 
-def name_and_format(path: Path) -> tuple[str, str]:
-    """The file's name without its known endings, and the format that these stand for, empty if there is no such ending."""
-    packed = path.suffix.lower() in PACKED
+def read_part(source: Source, part: Part, bad_lines: BadLines = STRICT, prefix: str = "") -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     A document keeps its row's `id`. Where there is none, the id says where the row is, after `prefix`.
