@@ -591,6 +591,7 @@ class ZhModernBertPredictionHead(nn.Module):
 
 
 class ZhModernBertPreTrainedModel(PreTrainedModel):
+    config: ZhModernBertConfig
     config_class = ZhModernBertConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True

@@ -54,6 +54,10 @@ class ZhModernBertTokenizer(PreTrainedTokenizerFast):
     """A fast tokenizer with this model's special tokens. Token offsets count characters of the text, with spaces."""
 
     model_input_names = ["input_ids", "attention_mask"]
+    # Found by name, as in every tokenizer; in this one they are there.
+    cls_token_id: int
+    sep_token_id: int
+    mask_token_id: int
 
     # No __init__: transformers 5 rebuilds the backend from vocabulary and merges alone for a subclass that has one.
 

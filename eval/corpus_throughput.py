@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import rjieba
@@ -77,7 +78,8 @@ class RjiebaWords(WordTokenizer):
         raise NotImplementedError("no peer asks for sentences")
 
 
-def words_of(name: str) -> WordTokenizer:
+def words_of(name: str) -> Any:
+    """What datatrove takes as a language, whatever it says: a `WordTokenizer`."""
     return RjiebaWords() if name == "rjieba" else load_word_tokenizer("cmn_Hani")
 
 
@@ -150,7 +152,7 @@ def in_child(connection, function: Callable) -> None:
     connection.send((result, seconds, int(peak) / 1024))
 
 
-def measure(function: Callable) -> tuple[object, float, float]:
+def measure(function: Callable) -> tuple[Any, float, float]:
     """Calls `function` in a new process. Returns its result, its seconds, and the peak memory of the process in MiB."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

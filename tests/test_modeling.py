@@ -400,7 +400,8 @@ def test_windows_of_pads_only(head, pooling, backend, dtype, mask):
 def test_8192_tokens_in_half_precision(head, dtype):
     # The full layer once; for the other heads what is their own.
     layers = ["full_attention", "sliding_attention"] if head == "MaskedLM" else ["sliding_attention"]
-    changes = {"num_hidden_layers": len(layers), "layer_types": layers, "local_attention": 128, "max_position_embeddings": 8192}
+    changes = {"hidden_size": 16, "num_attention_heads": 1, "local_attention": 128, "max_position_embeddings": 8192}
+    changes |= {"num_hidden_layers": len(layers), "layer_types": layers}
     mask = (torch.arange(8192) < torch.tensor([8192, 1, 0, 65])[:, None]).long()
     assert_finite_in_half_precision(mask, dtype, HEADS[head], classifier_pooling="mean", **changes)
 

@@ -13,16 +13,16 @@ from functools import partial, reduce
 from pathlib import Path
 
 from datatrove.data import Document
-from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
 from zh_modernbert.train.corpus.characters import CONVERTERS, convert_script, detect_script
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
+from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, Filter, ParallelSettings, raised, run_pipeline
 from zh_modernbert.train.corpus.filters import FILTERS, Thresholds, drop_reason
 from zh_modernbert.train.corpus.normalise import NORMALISERS, normalise
+from zh_modernbert.train.corpus.rules import apply_rule
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 200
 
@@ -40,7 +40,7 @@ class Settings(Thresholds, ParallelSettings):
 
 def tally(document: Document, before: str, changed: list[str], reason: str | None) -> dict:
     """What one document adds to the report: `[documents, characters]` of its source, its normalisers, its text if dropped."""
-    source = {"in": [1, len(before)]}
+    source: dict[str, Any] = {"in": [1, len(before)]}
     examples = {}
     if reason:
         source["dropped"] = {reason: [1, len(before)]}
@@ -51,7 +51,7 @@ def tally(document: Document, before: str, changed: list[str], reason: str | Non
     return {"sources": {document.metadata["source"]: source}, "changed": dict.fromkeys(changed, 1), "examples": examples}
 
 
-def merge(first, second):
+def merge(first, second) -> Any:
     """The sum of two tallies. Of the examples only the first `EXAMPLES` of each reason are kept."""
     if isinstance(first, dict):
         keys = first | second
@@ -148,27 +148,27 @@ def plot_report(report: dict, path: Path) -> None:
 # --- the stage ---
 
 
-class CleanFilter(BaseFilter):
-    """Normalisers and rules as one datatrove filter. Task r writes the tally of its shard to `tallies`/0000r.json."""
+class CleanFilter(Filter):
+    """Normalisers and rules as one filter. Task r writes the tally of its shard to `tallies`/0000r.json."""
 
     name = "clean"
 
-    def __init__(self, settings: Settings, tallies: Path, exclusion_writer=None):
-        super().__init__(exclusion_writer)
+    def __init__(self, settings: Settings, tallies: Path, folder: Path, rejects: CorpusWriter | None = None):
+        super().__init__(folder, rejects)
         self.settings = settings
         self.tallies = tallies
 
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        before = doc.text
-        doc.text, changed = normalise(before)
-        reason = drop_reason(doc.text, self.settings)
+    def drop_reason(self, document: Document) -> str | None:
+        before = document.text
+        document.text, changed = normalise(before)
+        reason = drop_reason(document.text, self.settings)
         if not reason:
-            doc.metadata["script"] = detect_script(doc.text)
-            if self.settings.convert_to not in ("none", doc.metadata["script"]):
-                doc.metadata["script"] = self.settings.convert_to
-                doc.text = convert_script(doc.text, self.settings.convert_to)
-        self.tally = merge(self.tally, tally(doc, before, changed, reason))
-        return (False, reason) if reason else True
+            document.metadata["script"] = apply_rule(detect_script, document.text)
+            if self.settings.convert_to not in ("none", document.metadata["script"]):
+                document.metadata["script"] = self.settings.convert_to
+                document.text = apply_rule(convert_script, document.text, self.settings.convert_to)
+        self.tally = merge(self.tally, tally(document, before, changed, reason))
+        return reason
 
     def run(self, data, rank: int = 0, world_size: int = 1):
         self.tally = {}
@@ -180,7 +180,7 @@ class CleanFilter(BaseFilter):
 def build(settings: Settings, folder: Path) -> dict:
     tasks, tallies = len(corpus_shards(settings.input_dir)), folder / SCRATCH / "tallies"
     rejects = CorpusWriter(folder / "rejects") if settings.save_rejects else None
-    steps = [CorpusReader(settings.input_dir, folder), CleanFilter(settings, tallies, rejects), CorpusWriter(folder)]
+    steps = [CorpusReader(settings.input_dir, folder), CleanFilter(settings, tallies, folder, rejects), CorpusWriter(folder)]
     counts = run_pipeline(steps, tasks, settings, folder, "clean")
     report = make_report([read_json(tallies / f"{rank:05d}.json") for rank in range(tasks)])
     if not report["documents_in"]:
@@ -192,7 +192,8 @@ def build(settings: Settings, folder: Path) -> dict:
     (folder / "report.md").write_text(markdown_report(report), encoding="utf-8")
     plot_report(report, folder / "report.png")
     result = {key: report[key] for key in ("documents_in", "documents", "characters_in", "characters")}
-    return result | {"quarantined": counts["quarantined"], "dropped": dropped}
+    quarantined = counts["quarantined"] + raised(counts).total()
+    return result | {"quarantined": quarantined, "raised": raised(counts), "dropped": dropped}
 
 
 def main(settings: Settings) -> dict:

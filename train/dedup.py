@@ -16,14 +16,16 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
 from zh_modernbert.train.corpus.decontaminate import DecontaminationFilter, Index, evaluation_files
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, ParallelSettings, run_pipeline
+from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, ParallelSettings, raised, run_pipeline, under
 from zh_modernbert.train.corpus.sketches import Pairs, Removals, Sketches
 
 SHARDS_PER_PART = 20  # a task that looks for pairs holds as many records as the bands of so many shards have
@@ -65,27 +67,23 @@ def check_passages(passages: dict[str, int]) -> None:
         raise InputError(f"dedup: decontaminate: no passage long enough to look for in {', '.join(passages)}")
 
 
-def under(prefix: str, counts: Counter) -> dict[str, int]:
-    """The counts whose names begin with `prefix`, under names without it."""
-    return {name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)}
-
-
 def build(settings: Settings, folder: Path) -> dict:
     shards, files = corpus_shards(settings.input_dir), evaluation_files(settings.decontaminate)
     sketches, pairs, removals, index = (folder / SCRATCH / name for name in ("sketches", "pairs", "removals", "index"))
-    duplicates, contaminated = (
-        CorpusWriter(folder / "rejects" / name) if settings.save_rejects else None for name in ("duplicates", "contaminated")
-    )
+    rejects: list[Any] = [None, None]
+    if settings.save_rejects:
+        rejects = [CorpusWriter(folder / "rejects" / name) for name in ("duplicates", "contaminated")]
+    duplicates, contaminated = rejects
     reader = CorpusReader(settings.input_dir, folder)
-    drop = [MinhashDedupFilter(str(removals), duplicates)]
+    drop: list[PipelineStep] = [MinhashDedupFilter(str(removals), duplicates)]
     pipelines = [
-        ("sketches", [reader, Sketches(sketches, settings)], len(shards)),
+        ("sketches", [reader, Sketches(sketches, folder, settings)], len(shards)),
         ("pairs", [Pairs(sketches, pairs, settings)], -(-len(shards) // SHARDS_PER_PART)),
-        ("removals", [Removals(pairs, removals)], 1),
+        ("removals", [Removals(sketches, pairs, removals)], 1),
     ]
     if files:
         pipelines.append(("index", [Index(files, index)], 1))
-        drop.append(DecontaminationFilter(files, index, contaminated))
+        drop.append(DecontaminationFilter(files, index, folder, contaminated))
     pipelines.append(("filter", [reader, *drop, CorpusWriter(folder)], len(shards)))
     counts = Counter()
     for name, steps, tasks in pipelines:
@@ -95,14 +93,17 @@ def build(settings: Settings, folder: Path) -> dict:
         if name == "index":
             check_passages(under("passages_in/", found))
         counts |= found  # a name in two pipelines has the same count in both
-    documents = sum(under("in/", counts).values())
+    documents = (
+        under("in/", counts).total() - raised(counts)["contained_in"]
+    )  # those with a sketch, and compared with evaluation data
     return {
         "documents_in": documents,
         "documents": documents - counts["duplicates"] - counts["contaminated"],
-        "quarantined": counts["quarantined"],
+        "quarantined": counts["quarantined"] + raised(counts).total(),
+        "raised": raised(counts),
         "duplicates": counts["duplicates"],
         "exact_duplicates": counts["exact"],
-        "evaluation_passages": sum(under("passages_in/", counts).values()),
+        "evaluation_passages": under("passages_in/", counts).total(),
         "contaminated": counts["contaminated"],
         "contaminated_characters": counts["contaminated_characters"],
         "contaminated_by_source": under("contaminated_in/", counts),

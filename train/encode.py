@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.files import replacing, write_json
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.engine import CorpusReader, ParallelSettings, run_pipeline
+from zh_modernbert.train.corpus.engine import CorpusReader, ParallelSettings, each, quarantine_of, raised, run_pipeline
 from zh_modernbert.train.corpus.held_out import is_held_out
+from zh_modernbert.train.corpus.rules import apply_rule
 from zh_modernbert.train.rows.encoded import encoded_shards, ids_dtype, tokens_per_source
 from zh_modernbert.train.tokenizer.loading import fingerprint, load_tokenizer
 from zh_modernbert.train.tokenizer.segment import word_boundaries
@@ -81,22 +82,20 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
-def encode(texts: list[str], backend, bytes_of: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each text its token ids `(tokens,)` and word starts `(tokens,)`.
+def ids_and_starts(text: str, encoding: Encoding, bytes_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The token ids `(tokens,)` and word starts `(tokens,)` of a text.
 
     Args:
-        backend: a `tokenizers.Tokenizer`.
-        bytes_of: its `token_bytes`.
+        bytes_of: `token_bytes` of the tokenizer.
 
     Raises:
         InputError: the tokens have not as many bytes as the text, so their places are unknown.
     """
-    for text, encoding in zip(texts, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
-        ids = np.array(encoding.ids, dtype=np.int64)
-        lengths = bytes_of[ids]
-        if lengths.sum() != len(text.encode()):
-            raise InputError(f"the tokenizer does not give {text[:40]!r} back; it must be byte-level and change no text")
-        yield ids, word_starts(text, lengths)
+    ids = np.array(encoding.ids, dtype=np.int64)
+    lengths = bytes_of[ids]
+    if lengths.sum() != len(text.encode()):
+        raise InputError(f"the tokenizer does not give {text[:40]!r} back; it must be byte-level and change no text")
+    return ids, word_starts(text, lengths)
 
 
 @lru_cache(maxsize=1)
@@ -121,25 +120,35 @@ class Encoder(PipelineStep):
     def takes(self, document: Document) -> bool:
         return is_held_out(document.id, self.held_out) == (self.part == "held_out")
 
-    def run(self, data, rank: int = 0, world_size: int = 1) -> None:
+    def encode(self, data: Iterable[Document], rank: int) -> Iterator[tuple[Document, tuple[np.ndarray, np.ndarray]]]:
+        """Each document with its `ids_and_starts`, if they can be had."""
         backend, bytes_of = load_backend(*self.tokenizer)
+        quarantine = quarantine_of(self, self.folder, rank)
+        for documents in batches(filter(self.takes, data)):
+            encodings = iter(backend.encode_batch_fast([document.text for document in documents], add_special_tokens=False))
+
+            def next_one(document: Document) -> tuple[np.ndarray, np.ndarray]:
+                return apply_rule(ids_and_starts, document.text, next(encodings), bytes_of)  # noqa: B023
+
+            yield from each(self, documents, next_one, quarantine)
+
+    def run(self, data, rank: int = 0, world_size: int = 1) -> None:
+        _, bytes_of = load_backend(*self.tokenizer)
         dtype = ids_dtype(len(bytes_of))
         offsets, sources, numbers, per_source, counts = [0], [], {}, Counter(), Counter()
         with replacing(self.folder / f"{rank:05d}") as shard:
             with open(shard / "input_ids.bin", "wb") as ids_file, open(shard / "word_starts.bin", "wb") as starts_file:
-                for documents in batches(filter(self.takes, data)):
-                    encoded = encode([document.text for document in documents], backend, bytes_of)
-                    for document, (ids, starts) in zip(documents, encoded, strict=True):
-                        if not len(ids):
-                            continue
-                        ids_file.write(ids.astype(dtype).tobytes())
-                        starts_file.write(starts.astype(np.uint8).tobytes())
-                        offsets.append(offsets[-1] + len(ids))
-                        source = document.metadata["source"]
-                        sources.append(numbers.setdefault(source, len(numbers)))
-                        per_source[source] += len(ids)
-                        counts["characters"] += len(document.text)
-                        counts["words"] += int(starts.sum())
+                for document, (ids, starts) in self.encode(data, rank):
+                    if not len(ids):
+                        continue
+                    ids_file.write(ids.astype(dtype).tobytes())
+                    starts_file.write(starts.astype(np.uint8).tobytes())
+                    offsets.append(offsets[-1] + len(ids))
+                    source = document.metadata["source"]
+                    sources.append(numbers.setdefault(source, len(numbers)))
+                    per_source[source] += len(ids)
+                    counts["characters"] += len(document.text)
+                    counts["words"] += int(starts.sum())
             (shard / "offsets.bin").write_bytes(np.array(offsets, dtype=np.int64).tobytes())
             (shard / "sources.bin").write_bytes(np.array(sources, dtype=np.uint16).tobytes())
             write_json(shard / "shard.json", {"per_source": per_source})
@@ -158,7 +167,9 @@ def build(settings: Settings, folder: Path) -> dict:
     own = shutil.ignore_patterns("settings.json", "manifest.json")
     shutil.copytree(settings.tokenizer_dir, folder / "tokenizer", ignore=own, dirs_exist_ok=True)
     return {
-        **{name: counts[name] for name in ("documents", "quarantined", "characters", "words", "tokens")},
+        **{name: counts[name] for name in ("documents", "characters", "words", "tokens")},
+        "quarantined": counts["quarantined"] + raised(counts).total(),
+        "raised": raised(counts),
         "characters_per_token": round(counts["characters"] / counts["tokens"], 4),
         "vocab_size": len(tokenizer),
         "tokenizer": fingerprint(settings.tokenizer_dir),

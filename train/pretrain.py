@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -40,11 +41,18 @@ from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.model_folder import save_model
 from zh_modernbert.train.pretraining.checkpoint import Rotation, load_checkpoint, newest_undamaged, save_checkpoint, writing
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
-from zh_modernbert.train.pretraining.parallel import agree, end_processes, gather_model, on_main_process, prepare
+from zh_modernbert.train.pretraining.parallel import (
+    agree,
+    check_environment,
+    end_processes,
+    gather_model,
+    on_main_process,
+    prepare,
+)
 from zh_modernbert.train.pretraining.plan import plan
 from zh_modernbert.train.pretraining.run_folder import claim_run_folder
 from zh_modernbert.train.pretraining.schedules import build_schedule
-from zh_modernbert.train.pretraining.set_up import Parts, set_up
+from zh_modernbert.train.pretraining.set_up import Draft, Parts, set_up
 from zh_modernbert.train.pretraining.signals import StopSignals
 from zh_modernbert.train.pretraining.tracking import TRACKERS, Log, check_trackers
 from zh_modernbert.train.pretraining.update import return_freed_memory, seed_update, skipped_rows, update
@@ -178,15 +186,15 @@ def rotation_of(settings: Settings) -> Rotation:
     return Rotation(settings.save_steps, settings.save_total_limit, settings.keep_every_steps, decay_start)
 
 
-def dry_run(settings: Settings, parts: Parts, num_processes: int) -> dict | None:
+def dry_run(settings: Settings, draft: Draft, num_processes: int) -> dict | None:
     """What the run would take; on stderr, what is not there yet."""
     if os.environ.get("RANK", "0") != "0":
         return None
-    for path, there in ((settings.data_dir, parts.rows), (settings.init_from, Path(settings.init_from).exists())):
+    for path, there in ((settings.data_dir, draft.rows), (settings.init_from, Path(settings.init_from).exists())):
         if path and not there:
             print(f"{path}: not there yet; see 'assumed', and what depends on more is null", file=sys.stderr)
-    first_step = parts.start["step"] if parts.start else 0
-    return plan(settings, parts.model, parts.rows, parts.rows_per_update, rotation_of(settings), first_step, num_processes)
+    first_step = draft.start["step"] if draft.start else 0
+    return plan(settings, draft.model, draft.rows, draft.rows_per_update, rotation_of(settings), first_step, num_processes)
 
 
 def join_processes(settings: Settings, num_processes: int) -> Accelerator:
@@ -226,7 +234,8 @@ def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerato
     if settings.gradient_checkpointing == "layers":
         model.gradient_checkpointing_enable()
     for layer in model.model.layers:
-        layer.mlp.recompute = settings.gradient_checkpointing == "mlp"
+        mlp: Any = layer.mlp
+        mlp.recompute = settings.gradient_checkpointing == "mlp"
     optimizer = build_optimizer(
         settings.optimizer,
         model,
@@ -350,7 +359,7 @@ def train(
         batches = [next(stream) for _ in range(dataset.counts[step])]
         result = update(accelerator, learner.wrapped, batches, list(learner.model.parameters()), settings.max_grad_norm)
         finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
-        skip, stop = agree(accelerator, not finite, stopping.received)
+        skip, stop = agree(accelerator, not finite, stopping.received > 0)
         bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
         if not skip:
             learner.optimizer.step()
@@ -420,7 +429,7 @@ def finish(
     }
     with writing(output_dir):
         write_json(output_dir / "result.json", result)
-        save_model(output_dir / "model", model, tokenizer)
+        save_model(output_dir / "model", model, tokenizer, "pretrain")
         (output_dir / ".lock").unlink(missing_ok=True)
     return result
 
@@ -428,9 +437,10 @@ def finish(
 @stopping
 def main(settings: Settings) -> dict | None:
     check(settings)
+    check_environment(settings.mixed_precision)
     num_processes, output_dir = int(os.environ.get("WORLD_SIZE", 1)), Path(settings.output_dir)
     parts = set_up(settings, num_processes)
-    if settings.dry_run:
+    if settings.dry_run or not isinstance(parts, Parts):  # only a dry run may lack parts
         return dry_run(settings, parts, num_processes)
     accelerator = join_processes(settings, num_processes)
     accelerator.wait_for_everyone()  # nobody writes the folder before all have checked it

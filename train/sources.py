@@ -1,9 +1,9 @@
 """Documents from wherever they are -> one corpus folder.
 
 Reads JSONL, Parquet and text files, Wikipedia dumps, and Hub datasets; writes `.jsonl.zst` shards of documents. Texts are not
-changed, since cleaning is the next stage; only empty texts and what `where` leaves out are dropped. A line that cannot be read
-goes to `quarantine/` with its file and number; more than 1% of such lines stop the run. Files, and shards of Hub datasets, are
-read in parallel.
+changed, since cleaning is the next stage; only empty texts and what `where` leaves out are dropped. A line or page that cannot
+be read goes to `quarantine/` with its file and number; more than 1% of such lines stop the run. Files, and shards of Hub
+datasets, are read in parallel.
 
     python train/sources.py --input my_texts/ more.jsonl.zst --output_dir runs/mine/sources
     python train/sources.py train/configs/system_a/data.yaml
@@ -22,7 +22,7 @@ from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.documents import write_corpus
 from zh_modernbert.train.corpus.engine import QUARANTINE, ParallelSettings, run_pipeline
 from zh_modernbert.train.corpus.lines import Quarantine
-from zh_modernbert.train.corpus.source import Source, parts_of, read_part
+from zh_modernbert.train.corpus.source import Part, Source, parts_of, read_part
 
 TASK_BYTES = 1 << 24  # small files are read by one task, up to so many bytes
 
@@ -36,14 +36,14 @@ class Settings(ParallelSettings):
 # --- the stage ---
 
 
-def tasks_of(source: Source) -> list[list[Path | int]]:
+def tasks_of(source: Source) -> list[list[Part]]:
     """The parts of a source, in a list for each task: small files together, or all parts if `max_documents` limits them."""
     parts = parts_of(source)
     if source.max_documents:
         return [parts]
     tasks, room = [], 0
     for part in parts:
-        size = TASK_BYTES if source.dataset else part.stat().st_size
+        size = TASK_BYTES if isinstance(part, int) else part.stat().st_size
         if not tasks or size > room:
             tasks.append([])
             room = TASK_BYTES
@@ -58,7 +58,7 @@ class SourceReader(PipelineStep):
     type = "reader"
     name = "sources"
 
-    def __init__(self, tasks: list[tuple[Source, list[Path | int]]], folder: Path):
+    def __init__(self, tasks: list[tuple[Source, list[Part]]], folder: Path):
         super().__init__()
         self.tasks, self.folder = tasks, folder
 
@@ -78,11 +78,11 @@ class SourceReader(PipelineStep):
             self.stat_update(name, value=value)
 
 
-def build(settings: Settings, folder: Path) -> dict:
-    tasks = [(source, parts) for source in settings.input for parts in tasks_of(source)]
+def build(settings: Settings, sources: list[Source], folder: Path) -> dict:
+    tasks = [(source, parts) for source in sources for parts in tasks_of(source)]
     counts = run_pipeline([SourceReader(tasks, folder)], len(tasks), settings, folder, "sources")
     if not counts["documents"]:
-        raise InputError(f"{', '.join(s.path or s.dataset for s in settings.input)}: an empty corpus: no text in it")
+        raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")
     per_source = {name.removeprefix("source/"): counts[name] for name in counts if name.startswith("source/")}
     return {**{name: counts[name] for name in ("documents", "characters", "quarantined")}, "per_source": per_source}
 
@@ -92,7 +92,7 @@ def main(settings: Settings) -> dict:
     if not sources:
         raise InputError("sources: no input; give --input PATH ...")
     settings = replace(settings, input=sources)
-    return run_stage(settings, partial(build, settings), [source.path for source in sources if source.path])
+    return run_stage(settings, partial(build, settings, sources), [source.path for source in sources if source.path])
 
 
 if __name__ == "__main__":

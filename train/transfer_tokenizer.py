@@ -30,7 +30,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, models
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, require_folder, write_json
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.characters import converter
@@ -96,13 +96,16 @@ def rename(tokens: Iterable[str], forms: Callable[[str], list[str]]) -> tuple[di
     A token that stays keeps its name. A form that two tokens could take goes to the first of them.
     """
     of_token = {token: [spell(form) for form in forms(text_of(token))] for token in tokens if _HAN_BYTE.search(token)}
-    renamed = {token: None for token, candidates in of_token.items() if candidates[0] != token}
+    renamed: dict[str, str | None] = {token: None for token, candidates in of_token.items() if candidates[0] != token}
     taken = {token for token in tokens if token not in renamed}
     for take in (slice(1), slice(1, None)):  # first forms of all tokens, then other forms
         for token in renamed:
             if renamed[token] is None:
-                renamed[token] = next((form for form in of_token[token][take] if form not in taken), None)
-                taken.add(renamed[token])
+                for form in of_token[token][take]:
+                    if form not in taken:
+                        renamed[token] = form
+                        taken.add(form)
+                        break
     left = dict.fromkeys(form for candidates in of_token.values() for form in candidates[1:] if form not in taken)
     return renamed, list(left)
 
@@ -184,10 +187,9 @@ def transfer(
         added: tokens beside the vocabulary, which keep their ids.
         forms: returns the forms of a text, the preferred one first; for a text that stays this is the text itself.
     """
-    renamed, further = rename(sorted(vocab, key=vocab.get), forms)
+    renamed, further = rename(sorted(vocab, key=vocab.__getitem__), forms)
     rewritten = rewrite(merges, renamed)
-    entries = {renamed.get(token, token): token_id for token, token_id in vocab.items()}
-    entries.pop(None, None)
+    entries = {form: token_id for token, token_id in vocab.items() if (form := renamed.get(token, token)) is not None}
     entries |= added
     size = 1 + max(entries.values())
     free = sorted(set(range(size)).difference(entries.values()))
@@ -222,8 +224,7 @@ def find_tokenizer(source: str) -> Path:
     try:
         return Path(hf_hub_download(source, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {reason}") from error
+        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
 
 
 def read_tokenizer(path: Path) -> dict:
@@ -264,7 +265,8 @@ def transfer_tokenizer(written: dict, hant_variant: str) -> tuple[Tokenizer, Tra
     for content in NEW_SPECIAL_TOKENS:
         if content not in added:
             added[content] = {"id": next(new_ids), "content": content, **flags}
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    merges = [(left, right) for left, right in pairs]
     # Added tokens become entries of the model too. Otherwise tokenizers would number them anew, after the last entry.
     moved = transfer(vocab, merges, {content: token["id"] for content, token in added.items()}, TraditionalForms(hant_variant))
     backend = Tokenizer.from_str(
@@ -288,8 +290,8 @@ def unreachable(backend: Tokenizer) -> list[str]:
     """Entries that the tokenizer does not make of their own text, or of their own bytes where these are no complete text."""
     plain = Tokenizer(backend.model)
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    found = []
-    for token in sorted(backend.get_vocab().keys() - added, key=backend.token_to_id):
+    found, vocab = [], backend.get_vocab()
+    for token in sorted(vocab.keys() - added, key=vocab.__getitem__):
         text = text_of(token)
         tokenizer, text = (backend, text) if _COMPLETE_CHARACTERS.fullmatch(text) else (plain, token)
         if tokenizer.encode(text, add_special_tokens=False).ids != [backend.token_to_id(token)]:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ LENGTHS = {
 }
 
 
-def lengths_at(kind: str, quantiles: np.ndarray) -> np.ndarray:
+def lengths_at(kind: str, quantiles: np.ndarray | float) -> np.ndarray:
     """The lengths in tokens of the texts of a kind at `quantiles`, numbers from 0 to 1."""
     return np.rint(np.interp(quantiles, (np.arange(10) + 0.5) / 10, LENGTHS[kind])).astype(int)
 
@@ -44,7 +45,8 @@ def peak_memory(function: Callable, device: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         function()
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    recorded: Any = profiled.profiler  # it has no types of what it records
+    events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
 
 

@@ -1,6 +1,7 @@
 """Models of the same size with random weights: this encoder, stock ModernBERT, and what else people would take."""
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from transformers import (
     AutoModel,
     ModernBertConfig,
     ModernBertModel,
+    PreTrainedModel,
 )
 
 from zh_modernbert import modeling_zh_modernbert as modeling
@@ -66,7 +68,7 @@ EAGER_LONGEST = 2048  # eager keeps T x T weights for each head, so longer texts
 
 def stock_config(shape: dict, vocab_size: int, longest: int, backend: str) -> ModernBertConfig:
     """transformers' ModernBERT of a shape, with this project's vocabulary."""
-    special = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
+    special: dict[str, Any] = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
     config = ModernBertConfig(**shape, vocab_size=vocab_size, max_position_embeddings=max(longest, 8192), **special)
     config._attn_implementation = backend
     return config
@@ -102,7 +104,7 @@ def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def build_peer(name: str, shape: dict, longest: int) -> tuple[nn.Module, int]:
+def build_peer(name: str, shape: dict, longest: int) -> tuple[PreTrainedModel, int]:
     """A peer with random weights, and the most tokens a text of it may have."""
     if name not in OTHER_PEERS:
         backend = name.removeprefix("modernbert-")

@@ -41,7 +41,7 @@ def time_updates(model: nn.Module, dataset: list[dict], collator, device: str, *
             disable_tqdm=True,
             **arguments,
         )
-        trainer = Trainer(model, arguments, collator, dataset, callbacks=[times])
+        trainer = Trainer(model, arguments, collator, dataset, callbacks=[times])  # pyright: ignore[reportArgumentType]  # a list will do
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return np.diff(times.ends).tolist()

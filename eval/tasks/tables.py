@@ -2,11 +2,10 @@
 
 import csv
 import io
-import zlib
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.corpus.lines import open_binary, read_jsonl
+from zh_modernbert.train.corpus.lines import DAMAGED, open_binary, read_jsonl
 
 
 def find_file(path: str | Path) -> Path:
@@ -24,11 +23,13 @@ def _delimited(path: Path, dialect: dict) -> list[tuple[int, dict]]:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise InputError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames)} columns, as the header has")
+                    raise InputError(
+                        f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} columns, as the header has"
+                    )
                 rows.append((reader.line_num, row))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, after line {reader.line_num}: not UTF-8; convert the file") from error
-        except (csv.Error, OSError, EOFError, zlib.error) as error:
+        except (csv.Error, *DAMAGED) as error:
             raise InputError(f"{path}: damaged, or not what its name says, after line {reader.line_num}: {error}") from error
     return rows
 

@@ -93,7 +93,7 @@ def test_report_adds_up_and_rejects_are_kept(tmp_path):
     }
     assert [example["id"] for example in report["examples"]["too_short"]] == ["news-2", "web-1"]
     dropped = {"too_short": 2, "not_chinese": 1, "repeated_lines": 1, "gambling": 1}
-    assert result == total | {"dropped": dropped, "quarantined": 0, "output_dir": str(tmp_path / "out")}
+    assert result == total | {"dropped": dropped, "quarantined": 0, "raised": {}, "output_dir": str(tmp_path / "out")}
 
 
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path):

@@ -20,7 +20,17 @@ from pathlib import Path
 from typing import IO
 
 from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
-from zh_modernbert.train.common.files import check_files, hash_file, put_in_place, read_json, require_folder, sha256, write_json
+from zh_modernbert.train.common.files import (
+    hash_file,
+    hash_json,
+    is_output,
+    put_in_place,
+    read_json,
+    read_manifest,
+    require_folder,
+    sha256,
+    write_json,
+)
 
 SCRATCH = "scratch"  # a folder in the hidden one: notes on the work, which are not part of the output
 
@@ -31,11 +41,8 @@ def content_of(path: str | Path) -> str:
     A stage's output has the hash in its manifest. Of anything else, the names, sizes and times of its files are hashed.
     """
     path = Path(path)
-    if (path / "manifest.json").is_file():
-        manifest = read_json(path / "manifest.json")
-        if isinstance(manifest.get("content"), str):
-            check_files(path, manifest)
-            return manifest["content"]
+    if is_output(path):
+        return read_manifest(path)["content"]
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     states = [
         (str(file.relative_to(path)), *(getattr(file.stat(), key) for key in ("st_size", "st_mtime_ns"))) for file in files
@@ -49,14 +56,7 @@ def check_manifest(folder: str | Path, stage: str) -> dict:
     Raises:
         InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
     """
-    folder = require_folder(folder, "manifest.json")
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("stage") != stage:
-        raise InputError(f"{folder}: not what train/{stage}.py writes")
-    check_files(folder, manifest)
-    if not isinstance(manifest.get("result"), dict) or not isinstance(manifest.get("content"), str):
-        raise InputError(f"{folder / 'manifest.json'}: damaged (no result or content); run train/{stage}.py again")
-    return manifest
+    return read_manifest(require_folder(folder, "manifest.json"), stage)
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
@@ -88,7 +88,7 @@ def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
     content = sha256(json.dumps(files).encode())
     manifest = {"stage": stage, "recipe": recipe, "content": content, "result": result, "files": files}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest | {"sha256": hash_json(manifest)})
 
 
 def resolve_output_dir(settings) -> Path:
@@ -160,7 +160,7 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
         if not Path(given).exists():
             raise InputError(f"{given}: no such file or folder")
     contents = [content_of(given) for given in (*folders, *inputs)]
-    recipe = sha256(json.dumps([stage, version("zh-modernbert"), values, contents], sort_keys=True).encode())
+    recipe = hash_json([stage, version("zh-modernbert"), values, contents])
     if (done := finished_result(path, stage, recipe)) is not None:
         print(f"{path}: there already, from the same settings and input; nothing to do", file=sys.stderr)
         return {**done, "output_dir": settings.output_dir}

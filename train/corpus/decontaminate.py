@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
-from datatrove.pipeline.filters.base_filter import BaseFilter
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.corpus.lines import read_lines
+from zh_modernbert.train.corpus.engine import CorpusWriter, Filter
+from zh_modernbert.train.corpus.lines import PACKED, read_lines
 from zh_modernbert.train.corpus.ngrams import letter_table, mix, ngram_hashes
-from zh_modernbert.train.corpus.source import PACKED
+from zh_modernbert.train.corpus.rules import apply_rule
 
 NGRAM = 13
 # Numbers of 13-grams: the fewest of a passage that is looked for; up to which a document needs all; how many are always enough.
@@ -196,20 +196,20 @@ class Index(PipelineStep):
             np.save(self.folder / f"{name}.npy", array)
 
 
-class DecontaminationFilter(BaseFilter):
+class DecontaminationFilter(Filter):
     """Drops documents that contain a passage. The reason is the first evaluation file with such a passage."""
 
     name = "decontaminate"
 
-    def __init__(self, files: list[Path], folder: Path, exclusion_writer=None):
-        super().__init__(exclusion_writer)
-        self.files, self.folder, self.index = files, folder, None
+    def __init__(self, files: list[Path], index_folder: Path, folder: Path, rejects: CorpusWriter | None = None):
+        super().__init__(folder, rejects)
+        self.files, self.index_folder, self.index = files, index_folder, None
 
     def contained_in(self, text: str) -> np.ndarray:
         """The numbers of the evaluation files with a passage that the text contains."""
         if self.index is None:
             names = ("hashes", "owners", "needed", "files", "bits")
-            self.index = [np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in names]
+            self.index = [np.load(self.index_folder / f"{name}.npy", mmap_mode="r") for name in names]
         hashes, owners, needed, files, bits = self.index
         found = ngram_hashes(tokens(text)[0], NGRAM)
         byte, bit = bit_of(found, bits)
@@ -220,13 +220,13 @@ class DecontaminationFilter(BaseFilter):
         passages, shared = np.unique(np.concatenate([owners[:0], *passages]), return_counts=True)
         return np.unique(files[passages[shared >= needed[passages]]])
 
-    def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        files = self.contained_in(doc.text)
+    def drop_reason(self, document: Document) -> str | None:
+        files = apply_rule(self.contained_in, document.text)
         if not len(files):
-            return True
+            return None
         self.stat_update("contaminated")
-        self.stat_update("contaminated_characters", value=len(doc.text))
-        self.stat_update(f"contaminated_in/{doc.metadata['source']}")
+        self.stat_update("contaminated_characters", value=len(document.text))
+        self.stat_update(f"contaminated_in/{document.metadata['source']}")
         for file in files:
             self.stat_update(f"contaminated_by/{self.files[file]}")
-        return False, str(self.files[files[0]])
+        return str(self.files[files[0]])

@@ -4,12 +4,13 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import orjson
 import zstandard
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import check_files, read_json
+from zh_modernbert.train.common.files import is_output, read_manifest, verify
 from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl
 
 DOCUMENTS_PER_SHARD = 20_000
@@ -27,8 +28,8 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     shards = sorted(folder.glob("*.jsonl.zst"))
     if not shards:
         raise InputError(f"{folder}: an empty corpus: no .jsonl.zst shard in it")
-    if (folder / "manifest.json").is_file():
-        files = check_files(folder, read_json(folder / "manifest.json"))
+    if is_output(folder):
+        files = read_manifest(folder)["files"]
         for shard in shards:
             if shard.name not in files:
                 raise InputError(f"{shard}: not what the stage wrote, by manifest.json; take it away, or read it as a source")
@@ -39,8 +40,11 @@ def read_corpus_shard(shard: Path, bad_lines: BadLines = STRICT) -> Iterator[dic
     """The documents of one shard.
 
     Raises:
-        InputError: as `read_jsonl`; or as `bad_lines` does, where a line is no document.
+        InputError: the shard is not what the stage before wrote; as `read_jsonl`; or as `bad_lines` does, where a line is no
+            document.
     """
+    if is_output(shard.parent):
+        verify(shard.parent, [shard.name])
     for number, document in read_jsonl(shard, bad_lines):
         missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
         if missing:
@@ -65,17 +69,22 @@ def read_corpus(folder: str | Path) -> Iterator[dict]:
         raise InputError(f"{folder}: an empty corpus: no documents in it")
 
 
+def compressing(file: IO[bytes]) -> zstandard.ZstdCompressionWriter:
+    """Writes to `file` what is written here as zstd of level 3, with a checksum: readers notice damage."""
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file)
+
+
 def write_corpus(folder: Path, documents: Iterable[dict], prefix: str = "") -> dict:
     """Writes shards `{prefix}00000.jsonl.zst`, `{prefix}00001.jsonl.zst` ...; returns how many documents and characters."""
     counts = {"documents": 0, "characters": 0}
     file = None
     try:
         for document in documents:
-            if counts["documents"] % DOCUMENTS_PER_SHARD == 0:
+            if file is None or counts["documents"] % DOCUMENTS_PER_SHARD == 0:
                 if file:
                     file.close()
                 shard = folder / f"{prefix}{counts['documents'] // DOCUMENTS_PER_SHARD:05d}.jsonl.zst"
-                file = io.BufferedWriter(zstandard.open(shard, "wb"), 1 << 20)
+                file = io.BufferedWriter(compressing(shard.open("wb")), 1 << 20)
             file.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
             counts["documents"] += 1
             counts["characters"] += len(document["text"])

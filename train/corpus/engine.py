@@ -5,6 +5,7 @@ on a cluster. A finished task leaves a mark. After a run was killed, the same co
 """
 
 import contextlib
+import importlib.util
 import inspect
 import os
 import signal
@@ -13,14 +14,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypeVar
 
-import multiprocess
 import orjson
-import zstandard
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
@@ -29,16 +28,20 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.stats import Stats
 from fsspec.compression import register_compression
+from multiprocess.process import parent_process
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
 from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.common.stage import SCRATCH
-from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
+from zh_modernbert.train.corpus.documents import compressing, corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 QUARANTINE = "quarantine"  # in a stage's folder
-MAX_QUARANTINED = 0.01  # share of the lines read; a run with more bad lines stops
+MAX_QUARANTINED = 0.01  # share of the lines read; a run with more bad lines and documents stops
+RAISED = "raised/"  # before a rule's name, in the statistics: documents on which the rule raised
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
@@ -54,7 +57,7 @@ class ParallelSettings(BaseSettings):
 
 def zstd_3(file: IO, mode: str, **_):
     """zstd at level 3. fsspec's own is level 10, which takes longer than the rest of a stage."""
-    return zstandard.ZstdCompressor(level=3).stream_writer(file)
+    return compressing(file)
 
 
 COMPRESSION = "zstd level 3"
@@ -93,6 +96,52 @@ class CorpusWriter(JsonlWriter):
         file_handler.write(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE))
 
 
+def quarantine_of(step: PipelineStep, output_dir: Path, rank: int) -> Quarantine:
+    """Where the step's task `rank` puts the documents on which a rule raises."""
+    return Quarantine(output_dir / QUARANTINE / f"{rank:05d}-{step.name}.jsonl")
+
+
+def each(
+    step: PipelineStep, documents: Iterable[Document], work: Callable[[Document], Result], quarantine: Quarantine
+) -> Iterator[tuple[Document, Result]]:
+    """Each document, and what `work` returns for it.
+
+    A document on which `work` raises goes into the quarantine instead, with its id and the name of the rule that raised; that
+    is `work` itself if no rule in it did. The step's statistics count such documents.
+    """
+    for document in documents:
+        text = document.text  # as it came; the work may replace it
+        try:
+            result = apply_rule(work, document)
+        except RuleError as error:
+            quarantine.set_aside(document.id, error.rule, error.reason, text)
+            step.stat_update(f"{RAISED}{error.rule}")
+        else:
+            yield document, result
+
+
+class Filter(PipelineStep):
+    """Passes on the documents that it finds no reason to drop. Those dropped go to `rejects`, with their `filter_reason`."""
+
+    type = "filter"
+
+    def __init__(self, folder: Path, rejects: CorpusWriter | None = None):
+        super().__init__()
+        self.folder, self.rejects = folder, rejects
+
+    def drop_reason(self, document: Document) -> str | None:
+        raise NotImplementedError
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        with self.rejects or contextlib.nullcontext() as writer:
+            for document, reason in each(self, data, self.drop_reason, quarantine_of(self, self.folder, rank)):
+                if reason is None:
+                    yield document
+                elif writer:
+                    document.metadata["filter_reason"] = reason
+                    writer.write(document, rank)
+
+
 class TaskStart:
     """The first step of every task's pipeline: binds the worker's life to the run's, and starts the statistics at zero."""
 
@@ -101,7 +150,7 @@ class TaskStart:
 
     def __call__(self, data, rank: int, world_size: int) -> None:
         # The kernel kills the worker when the run that started it dies. Otherwise it would write beside the next run.
-        if multiprocess.parent_process() is not None:
+        if parent_process() is not None:
             signal_at_parents_end(signal.SIGKILL)
         # Tasks of one Slurm job share these objects. With the old statistics a task would count the documents of those before.
         for step in self.steps:
@@ -114,7 +163,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     Raises:
         InputError: `slurm` lacks partition or time, or Ray is not installed.
     """
-    common = {
+    common: dict[str, Any] = {
         "pipeline": [TaskStart(steps), *steps],
         "tasks": tasks,
         "logging_dir": str(logs),
@@ -123,15 +172,13 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     if settings.executor == "local":
         return LocalPipelineExecutor(**common)
     if settings.executor == "ray":
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise InputError("executor is ray, which is not installed; pip install ray") from error
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("executor is ray, which is not installed; pip install ray")
         return RayPipelineExecutor(**common)
     if not {"partition", "time"} <= settings.slurm.keys():
         raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
     known = inspect.signature(SlurmPipelineExecutor).parameters
-    fields = {key: value for key, value in settings.slurm.items() if key in known}
+    fields: dict[str, Any] = {key: value for key, value in settings.slurm.items() if key in known}
     options = {key: value for key, value in settings.slurm.items() if key not in known}
     return SlurmPipelineExecutor(**common, **fields, sbatch_args=options)
 
@@ -182,6 +229,16 @@ def progress(executor, name: str, file: IO):
         bar.update(executor.world_size - len(executor.get_incomplete_ranks()) - bar.n)
 
 
+def under(prefix: str, counts: Counter) -> Counter:
+    """The counts whose names begin with `prefix`, under names without it."""
+    return Counter({name.removeprefix(prefix): counts[name] for name in sorted(counts) if name.startswith(prefix)})
+
+
+def raised(counts: Counter) -> Counter:
+    """How many documents each rule raised on, from the statistics of a pipeline."""
+    return under(RAISED, counts)
+
+
 def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Path, name: str) -> Counter:
     """Runs `steps` for the ranks 0 to `tasks` - 1, without those that are done; marks and logs are in the scratch of `folder`.
 
@@ -190,16 +247,17 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         name: the name of the pipeline within its stage.
 
     Returns:
-        Each statistic by name, summed over all steps and tasks, those of earlier runs among them.
+        Each statistic by name, summed over all steps and tasks, those of earlier runs among them. `quarantined` are the lines
+        that could not be read.
 
     Raises:
-        InputError: more than `MAX_QUARANTINED` of the lines could not be read, or tasks failed on a cluster.
+        InputError: more than `MAX_QUARANTINED` of the lines went into the quarantine, or tasks failed on a cluster.
     """
     logs = folder / SCRATCH / name
     executor = build_executor(steps, tasks, settings, logs)
     with silence() as stderr, progress(executor, name, stderr):
         executor.run()
-        if settings.executor == "slurm":
+        if isinstance(executor, SlurmPipelineExecutor):
             wait_for_slurm(executor)
     if missing := executor.get_incomplete_ranks():
         raise InputError(f"{logs}/logs: {len(missing)} of {tasks} tasks failed, see there; the same command goes on")
@@ -208,10 +266,12 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         for step in orjson.loads(task.read_bytes()):
             for key, value in step["stats"].items():
                 totals[key] += value["total"] if isinstance(value, dict) else value
-    if totals["quarantined"] > MAX_QUARANTINED * totals["lines"]:
+    bad = totals["quarantined"] + raised(totals).total()
+    if bad > MAX_QUARANTINED * totals["lines"]:
         _, first = next(read_jsonl(min((folder / QUARANTINE).glob("*.jsonl"))))
+        place = f"{first['file']}, line {first['line']}" if "file" in first else f"document {first['id']}, {first['rule']}"
         raise InputError(
-            f"{first['file']}, line {first['line']}: {first['reason']}. {totals['quarantined']} of {totals['lines']} lines "
-            f"cannot be read, more than {MAX_QUARANTINED:.0%}: mend the input"
+            f"{place}: {first['reason']}. {bad} of {totals['lines']} lines cannot be read, or a rule raises on "
+            f"them, more than {MAX_QUARANTINED:.0%}: mend the input"
         )
     return totals

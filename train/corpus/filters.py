@@ -15,6 +15,7 @@ import numpy as np
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
 from zh_modernbert.train.corpus.characters import Counts, Kind, code_points, in_both_scripts, script_of
 from zh_modernbert.train.corpus.normalise import MISREAD_AS_GBK
+from zh_modernbert.train.corpus.rules import apply_rule
 from zh_modernbert.train.corpus.source import SCRIPTS
 
 
@@ -127,7 +128,7 @@ def wrong_script(page: Page, settings: Thresholds) -> bool:
 @cache
 def load_language_model(path: str):
     try:
-        from fasttext.FastText import _FastText
+        from fasttext.FastText import _FastText  # pyright: ignore[reportMissingImports]  # of the extra `language`
     except ImportError as error:
         raise InputError("language_model: fastText is missing; pip install fasttext-numpy2-wheel") from error
     try:
@@ -289,6 +290,10 @@ FILTERS = {
 
 
 def drop_reason(text: str, settings: Thresholds) -> str | None:
-    """The name of the first rule that drops this normalised text, or None."""
+    """The name of the first rule that drops this normalised text, or None.
+
+    Raises:
+        RuleError: a rule raised.
+    """
     page = Page(text)
-    return next((name for name, drops in FILTERS.items() if drops(page, settings)), None)
+    return next((name for name, drops in FILTERS.items() if apply_rule(drops, page, settings)), None)

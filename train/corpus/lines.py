@@ -7,7 +7,8 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -16,20 +17,66 @@ import pyarrow
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import require_file
 
+BinaryFile = gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | io.BufferedReader
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised when a damaged file is read
+PACKED = (".gz", ".zst", ".bz2", ".xz")
+BUFFER = 1 << 20
 
 
-def open_binary(path: str | Path) -> io.BufferedIOBase:
+class Streams(io.RawIOBase):
+    """The content of a file of compressed streams, one behind the other. Anything else in the file is an error when it is read.
+
+    `bz2.open` and `lzma.open` end without a word where the header of a later stream is damaged.
+
+    Args:
+        new_stream: makes the decompressor of one stream.
+        padding: the byte that may stand behind a stream.
+    """
+
+    def __init__(self, file: io.BufferedReader, new_stream: Callable, padding: bytes = b""):
+        self.file, self.new_stream, self.padding, self.stream = file, new_stream, padding, new_stream()
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+    def readinto(self, buffer) -> int:
+        while True:
+            data = b""
+            if self.stream.eof:
+                data = self.stream.unused_data.lstrip(self.padding)
+                while not data:
+                    if not (data := self.file.read(io.DEFAULT_BUFFER_SIZE)):
+                        return 0
+                    data = data.lstrip(self.padding)
+                self.stream = self.new_stream()
+            elif self.stream.needs_input and not (data := self.file.read(io.DEFAULT_BUFFER_SIZE)):
+                raise EOFError("the file ends inside a compressed stream")
+            if content := self.stream.decompress(data, len(buffer)):
+                buffer[: len(content)] = content
+                return len(content)
+
+
+def open_binary(path: str | Path) -> BinaryFile:
     """A file for reading bytes; `.gz`, `.zst`, `.bz2` and `.xz` are decompressed."""
     path = require_file(path)
     try:
-        openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-        if path.suffix in openers:
-            return openers[path.suffix](path, "rb")
+        if path.suffix in PACKED and not path.stat().st_size:
+            raise InputError(f"{path}: empty; a compressed file has a header, even without content")
+        if path.suffix == ".gz":
+            return gzip.open(path, "rb")
         if path.suffix == ".zst":
             # zstandard.open would not notice that a file is cut short.
-            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), 1 << 20)
-        return path.open("rb")
+            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BUFFER)
+        file = path.open("rb")
+        if path.suffix == ".bz2":
+            return io.BufferedReader(Streams(file, bz2.BZ2Decompressor), BUFFER)
+        if path.suffix == ".xz":
+            return io.BufferedReader(Streams(file, partial(lzma.LZMADecompressor, lzma.FORMAT_XZ), b"\0"), BUFFER)
+        return file
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
 
@@ -50,6 +97,8 @@ STRICT = BadLines()
 class Quarantine(BadLines):
     """Writes such lines to a file, one JSON object a line, and lets the reading go on. Without such lines there is no file.
 
+    Documents on which a rule raised are written to such a file too.
+
     Attributes:
         count: lines written so far.
         lines: all lines of the files that have been read to their end.
@@ -60,11 +109,17 @@ class Quarantine(BadLines):
         path.unlink(missing_ok=True)
 
     def report(self, path: str | Path, number: int, reason: str, line: str) -> None:
+        self._write({"file": str(path), "line": number, "reason": reason, "text": line[:1000]})
+        self._in_file, self._last = self._in_file + 1, f"line {number}: {reason}"
+
+    def set_aside(self, identity: str, rule: str, reason: str, text: str) -> None:
+        self._write({"id": identity, "rule": rule, "reason": reason, "text": text[:1000]})
+
+    def _write(self, entry: dict) -> None:
         self.path.parent.mkdir(exist_ok=True)
-        entry = {"file": str(path), "line": number, "reason": reason, "text": line[:1000]}
         with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self.count, self._in_file, self._last = self.count + 1, self._in_file + 1, f"line {number}: {reason}"
+        self.count += 1
 
     def end_file(self, path: str | Path, lines: int) -> None:
         if 2 * self._in_file > lines:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from zh_modernbert.train.corpus.boilerplate import strip_boilerplate
 from zh_modernbert.train.corpus.characters import REMOVED, code_points, from_code_points, half_width, in_both_scripts
 from zh_modernbert.train.corpus.personal_data import mask_personal_data
+from zh_modernbert.train.corpus.rules import apply_rule
 
 # --- encoding ---
 
@@ -169,12 +170,15 @@ def normalise(text: str) -> tuple[str, list[str]]:
     """The text after all normalisers, and the names of those that changed it.
 
     They run again until nothing changes, at most ten times, because one can make text that another changes.
+
+    Raises:
+        RuleError: a normaliser raised.
     """
     changed = {}
     for _ in range(10):
         before = text
         for name, normaliser in NORMALISERS.items():
-            after = normaliser(text)
+            after = apply_rule(normaliser, text)
             if after != text:
                 changed[name] = True
                 text = after

@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable
 from datetime import date
 
+# Digits are ASCII: the flag keeps those of other scripts out.
 _START, _END = r"(?<![A-Za-z0-9_.\-/@#])", r"(?![A-Za-z0-9_/\-]|\.\d)"  # Han may stand directly before and after
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"  # without leading zeros, which no address has
 _NO_AMOUNT = "(?! ?[元圆圓万萬亿億%％])"
 
 
@@ -30,7 +32,7 @@ def _taiwan_id(number: str) -> bool:
 
 
 def _hong_kong_id(number: str) -> bool:
-    letters, digits, check = re.fullmatch(r"([A-Z]{1,2})(\d{6})\(([\dA])\)", number).groups()
+    ((letters, digits, check),) = re.findall(r"([A-Z]{1,2})(\d{6})\(([\dA])\)", number)
     values = [36, *(ord(c) - 55 for c in letters), *map(int, digits), int(check, 11)][-9:]
     return sum(value * weight for value, weight in zip(values, range(9, 0, -1), strict=True)) % 11 == 0
 
@@ -50,15 +52,17 @@ PERSONAL_DATA: tuple[tuple[str, re.Pattern, Callable[[str], bool], str], ...] = 
     ),
     (
         "mainland identity number",
-        re.compile(rf"{_START}[1-9]\d{{5}}(?:19|20)\d{{2}}[01]\d[0-3]\d{{4}}[\dXx]{_END}"),
+        re.compile(rf"{_START}[1-9]\d{{5}}(?:19|20)\d{{2}}[01]\d[0-3]\d{{4}}[\dXx]{_END}", re.ASCII),
         _mainland_id,
         "000000000000000000",
     ),
-    ("Taiwan identity number", re.compile(rf"{_START}[A-Z][1289]\d{{8}}{_END}"), _taiwan_id, "A000000000"),
-    ("Hong Kong identity number", re.compile(rf"{_START}[A-Z]{{1,2}}\d{{6}}\([\dA]\)"), _hong_kong_id, "A000000(0)"),
+    ("Taiwan identity number", re.compile(rf"{_START}[A-Z][1289]\d{{8}}{_END}", re.ASCII), _taiwan_id, "A000000000"),
+    ("Hong Kong identity number", re.compile(rf"{_START}[A-Z]{{1,2}}\d{{6}}\([\dA]\)", re.ASCII), _hong_kong_id, "A000000(0)"),
     (
         "bank card",
-        re.compile(rf"{_START}(?:62|4\d|5[1-5]|3[57])\d{{2}}(?:(?:[ -]?\d{{4}}){{3}}(?:[ -]?\d{{3}})?|\d{{12,15}}){_END}"),
+        re.compile(
+            rf"{_START}(?:62|4\d|5[1-5]|3[57])\d{{2}}(?:(?:[ -]?\d{{4}}){{3}}(?:[ -]?\d{{3}})?|\d{{12,15}}){_END}", re.ASCII
+        ),
         _luhn,
         "0000000000000000",
     ),
@@ -69,14 +73,15 @@ PERSONAL_DATA: tuple[tuple[str, re.Pattern, Callable[[str], bool], str], ...] = 
             rf"|{_START}(?:(?:\+|00)886[ -]?9|09)\d{{2}}[ -]?\d{{3}}[ -]?\d{{3}}{_END}"  # Taiwan mobile
             rf"|{_START}(?:\+|00)(?:852|853|886|86)[ -]?(?:\(0?\d{{1,3}}\)|0?\d{{1,3}})?[ -]?\d{{3,4}}[ -]?\d{{4}}{_END}"
             rf"|{_START}(?:[（(]0\d{{1,3}}[）)] ?|0\d{{1,3}}-)\d{{3,4}}[ -]?\d{{3,4}}{_END})"  # landline with area code
-            r"|(?<=[电電][话話][:：])\s?\d{4}[ -]?\d{4}(?!\d)|(?i:(?<=tel[:：])|(?<=whatsapp[:：]))\s?\d{4}[ -]?\d{4}(?!\d)"
+            r"|(?<=[电電][话話][:：])\s?\d{4}[ -]?\d{4}(?!\d)|(?i:(?<=tel[:：])|(?<=whatsapp[:：]))\s?\d{4}[ -]?\d{4}(?!\d)",
+            re.ASCII,
         ),
         bool,
         "000-0000-0000",
     ),
     (
         "IP address",
-        re.compile(rf"{_START}(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){{3}}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?![\d.])"),
+        re.compile(rf"{_START}(?:{_OCTET}\.){{3}}{_OCTET}(?![\d.])", re.ASCII),
         _public_address,
         "0.0.0.0",
     ),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
+from zh_modernbert.train.corpus.engine import each, quarantine_of
 from zh_modernbert.train.corpus.ngrams import letters, mix, ngram_hashes, random_numbers
 
 NGRAM = 5
@@ -100,42 +101,56 @@ def by_shard(keys: np.ndarray):
 
 
 class Sketches(PipelineStep):
-    """Task r sketches shard r.
+    """Task r sketches shard r. A document that cannot be sketched goes into the quarantine in `output_dir`.
 
     `r.bands.npy` `(1 + bands, documents)` has a BAND record of each document and band, each band sorted by hash. The first row
     has the hash of the whole text instead. `r.sketches.npy` `(documents, places)` has the last byte of each number of the
-    sketches.
+    sketches. `r.without.npy` has the keys of documents without a sketch.
     """
 
     type, name = "dedup", "sketches"
 
-    def __init__(self, folder: Path, settings):
+    def __init__(self, folder: Path, output_dir: Path, settings):
         super().__init__()
-        self.folder, self.settings = folder, settings
+        self.folder, self.output_dir, self.settings = folder, output_dir, settings
+
+    def sketch(self, document) -> tuple[np.ndarray, np.ndarray]:
+        """The hashes of the whole text and of each band, and the last bytes of the sketch."""
+        settings = self.settings
+        shape = settings.num_buckets, settings.hashes_per_bucket
+        with self.track_time():
+            codes = letters(document.text, settings.fold_scripts)
+            if not len(codes):  # punctuation only
+                codes = np.frombuffer(document.text.encode("utf-32-le"), "<u4")
+            values = sketch(ngram_hashes(codes, NGRAM), shape[0] * shape[1], settings.seed)
+            text_hash = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
+            bands = mix((values.reshape(shape) * random_numbers(shape[1])).sum(axis=1))
+            return np.append(bands, np.uint64(text_hash))[::-1], values.astype(np.uint8)
 
     def run(self, data, rank: int = 0, world_size: int = 1):
         settings = self.settings
         shape = settings.num_buckets, settings.hashes_per_bucket
-        factors = random_numbers(shape[1])
-        hashes, sketches, keys = [], [], []
-        for number, document in enumerate(data):
-            source = document.metadata["source"]
-            self.stat_update(f"in/{source}")
-            with self.track_time():
-                codes = letters(document.text, settings.fold_scripts)
-                if not len(codes):  # punctuation only
-                    codes = np.frombuffer(document.text.encode("utf-32-le"), "<u4")
-                values = sketch(ngram_hashes(codes, NGRAM), shape[0] * shape[1], settings.seed)
-                text_hash = int.from_bytes(hashlib.blake2b(codes.tobytes(), digest_size=8).digest(), "little")
-                hashes.append(np.append(mix((values.reshape(shape) * factors).sum(axis=1)), np.uint64(text_hash))[::-1])
-                sketches.append(values.astype(np.uint8))
+        hashes, sketches, keys, all_keys = [], [], [], []
+
+        def with_keys(documents):
+            for number, document in enumerate(documents):
+                source = document.metadata["source"]
                 priority = settings.priority.index(source) if source in settings.priority else len(settings.priority)
-                keys.append((priority << FILE_BITS | rank) << DOCUMENT_BITS | number)
+                all_keys.append((priority << FILE_BITS | rank) << DOCUMENT_BITS | number)
+                yield document
+
+        quarantine = quarantine_of(self, self.output_dir, rank)
+        for document, (bands, values) in each(self, with_keys(data), self.sketch, quarantine):
+            self.stat_update(f"in/{document.metadata['source']}")
+            hashes.append(bands)
+            sketches.append(values)
+            keys.append(all_keys[-1])
         bands = np.empty((len(keys), shape[0] + 1), BAND)
         bands["hash"], bands["key"] = np.array(hashes, np.uint64).reshape(bands.shape), np.array(keys, np.uint64)[:, None]
         bands = np.take_along_axis(bands, np.argsort(bands["hash"], axis=0), axis=0).T
         self.folder.mkdir(parents=True, exist_ok=True)
         np.save(self.folder / f"{rank:05d}.bands.npy", np.ascontiguousarray(bands))
+        np.save(self.folder / f"{rank:05d}.without.npy", np.setdiff1d(np.array(all_keys, np.uint64), keys))
         np.save(self.folder / f"{rank:05d}.sketches.npy", np.array(sketches, np.uint8).reshape(len(keys), shape[0] * shape[1]))
 
 
@@ -177,18 +192,22 @@ class Pairs(PipelineStep):
 
 
 class Removals(PipelineStep):
-    """One task chooses what is removed, and writes it as datatrove's MinhashDedupFilter reads it."""
+    """One task chooses what is removed, and writes it as datatrove's MinhashDedupFilter reads it.
+
+    Documents without a sketch are removed too.
+    """
 
     type, name = "dedup", "removals"
 
-    def __init__(self, pairs: Path, folder: Path):
+    def __init__(self, sketches: Path, pairs: Path, folder: Path):
         super().__init__()
-        self.pairs, self.folder = pairs, folder
+        self.sketches, self.pairs, self.folder = sketches, pairs, folder
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         with self.track_time():
             keys = choose_removals(np.concatenate([np.load(path) for path in sorted(self.pairs.glob("*.npy"))]))
             self.stat_update("duplicates", value=len(keys))
+            keys = np.concatenate([keys, *(np.load(path) for path in sorted(self.sketches.glob("*.without.npy")))])
             self.folder.mkdir(parents=True, exist_ok=True)
             for shard, _, documents in by_shard(keys):
                 np.sort(documents).astype("<u4").tofile(self.folder / f"{shard:06d}.remove")

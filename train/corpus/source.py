@@ -11,11 +11,12 @@ from pathlib import Path
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
 from zh_modernbert.train.corpus.documents import corpus_shards
-from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
+from zh_modernbert.train.corpus.lines import DAMAGED, PACKED, STRICT, BadLines, open_binary, read_jsonl, read_lines
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
 SCRIPTS = ("hans", "hant", "mixed")
+Part = Path | int  # a file, or the number of a shard of a Hub dataset
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".txt": "txt", ".xml": "wikipedia"}
-PACKED = (".gz", ".zst", ".bz2", ".xz")
 FORMATS = f"{', '.join(SUFFIXES)}, all but Parquet also with {', '.join(PACKED)} behind"
 
 
@@ -125,7 +126,7 @@ def read_wikipedia(path: Path, source: Source, bad_lines: BadLines) -> Iterator[
 
     with open_binary(path) as file:
         try:
-            yield from read_articles(file, source.wiki_script)
+            yield from read_articles(file, source.wiki_script, path, bad_lines)
         except (InputError, ExpatError, *DAMAGED) as error:
             raise InputError(f"{path}: not a whole Wikipedia dump: {error}") from error
 
@@ -163,13 +164,13 @@ READERS = {"jsonl": read_json_lines, "parquet": read_parquet, "txt": read_txt, "
 # --- a source is its files, or the shards of its dataset ---
 
 
-def name_and_format(path: Path) -> tuple[str, str | None]:
-    """The file's name without its known endings, and the format that these stand for; None if there is no such ending."""
+def name_and_format(path: Path) -> tuple[str, str]:
+    """The file's name without its known endings, and the format that these stand for, empty if there is no such ending."""
     packed = path.suffix in PACKED
     plain = path.with_suffix("") if packed else path
     suffix = plain.suffix.partition("-")[0]  # parts of a dump end in .xml-p1p187712
     kind = SUFFIXES.get(suffix)
-    return (plain.stem, None if packed and kind == "parquet" else kind) if kind else (path.name, None)
+    return (plain.stem, "" if packed and kind == "parquet" else kind) if kind else (path.name, "")
 
 
 def files_of(source: Source) -> list[Path]:
@@ -188,7 +189,7 @@ def files_of(source: Source) -> list[Path]:
         return files
     if not path.is_file():
         raise InputError(f"{path}: no such file or folder")
-    if name_and_format(path)[1] is None:
+    if not name_and_format(path)[1]:
         raise InputError(f"{path}: unknown format; it must end in {FORMATS}")
     return [path]
 
@@ -199,7 +200,7 @@ def parts_of(source: Source) -> list[Path | int]:
     Raises:
         InputError: as `files_of`, or the dataset cannot be loaded.
     """
-    return list(range(load_hub(source).num_shards)) if source.dataset else files_of(source)
+    return [*range(load_hub(source).num_shards)] if source.dataset else [*files_of(source)]
 
 
 # --- rows -> documents ---
@@ -267,45 +268,56 @@ def text_of(row: dict, source: Source) -> str:
     return f"{title.strip()}\n{text}"
 
 
-def read_part(source: Source, part: Path | int, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
+def document_of(row: dict, source: Source, conditions: list[tuple], name: str, identity: str) -> dict | None:
+    """The document of a row; None for a row without text or not wanted by `where`.
+
+    Args:
+        name, identity: its source and its id, where the row does not say them.
+
+    Raises:
+        ValueError: the row has no text in `text_field`, or no number in a field that `where` compares with one, or text that
+            cannot be written in UTF-8.
+    """
+    text = text_of(row, source) if is_wanted(row, conditions) else ""
+    named = field_of(row, source.source_field) if source.source_field else name
+    if not isinstance(named, str):
+        raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
+    if not text.strip():
+        return None
+    document = {"id": str(row.get("id") if row.get("id") is not None else identity), "source": named, "text": text}
+    script = source.script or row.get("script")
+    if script in SCRIPTS:
+        document["script"] = script
+    if row.get("url"):
+        document["url"] = str(row["url"])
+    "".join(document.values()).encode()
+    return document
+
+
+def read_part(source: Source, part: Part, bad_lines: BadLines = STRICT) -> Iterator[dict | None]:
     """The documents of one of `parts_of(source)`; None for a row without text or not wanted by `where`.
 
     Raises:
-        InputError: the part cannot be read; or as `bad_lines` does, where a row has no text in `text_field`, or no number in a
-            field that `where` compares with one.
+        InputError: the part cannot be read; or as `bad_lines` does, where a row is no document.
     """
     conditions = [parse_condition(condition) for condition in source.where]
-    if source.dataset:
-        name = source.name or source.dataset
+    if isinstance(part, int):
+        name, by_lines = source.name or source.dataset, False
         place, prefix, rows = f"{source.dataset}, shard {part}", f"{name}/{part}", read_hub(part, source)
     else:
         stem, kind = name_and_format(part)
-        name = source.name or stem
+        name, by_lines = source.name or stem, kind != "parquet"
         inside = (part.parent / stem).relative_to(source.path if Path(source.path).is_dir() else part.parent)
         place, prefix, rows = part, (Path(source.name) / inside).as_posix(), READERS[kind](part, source, bad_lines)
     number = 0
     for number, row in rows:
         try:
-            text = text_of(row, source) if is_wanted(row, conditions) else ""
-            named = field_of(row, source.source_field) if source.source_field else name
-            if not isinstance(named, str):
-                raise ValueError(f"no string field {source.source_field!r}; it has {', '.join(map(str, row))}")
-        except ValueError as error:
-            bad_lines.report(place, number, str(error), json.dumps(row, ensure_ascii=False, default=str))
-            continue
-        if not text.strip():
-            yield None
-            continue
-        identity = row.get("id")
-        document = {"id": f"{prefix}-{number}" if identity is None else str(identity), "source": named, "text": text}
-        script = source.script or row.get("script")
-        if script in SCRIPTS:
-            document["script"] = script
-        if row.get("url"):
-            document["url"] = row["url"]
-        yield document
-    if not isinstance(part, Path) or READERS[kind] in (read_parquet, read_wikipedia):
-        bad_lines.end_file(place, number)  # readers of lines have done so themselves
+            yield apply_rule(document_of, row, source, conditions, name, f"{prefix}-{number}")
+        except RuleError as error:
+            reason = str(error.__cause__) if isinstance(error.__cause__, ValueError) else error.reason
+            bad_lines.report(place, number, reason, json.dumps(row, ensure_ascii=False, default=str))
+    if not by_lines:
+        bad_lines.end_file(place, number)  # readers of lines and pages have done so themselves
 
 
 def read_source(source: Source) -> Iterator[dict]:

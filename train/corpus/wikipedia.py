@@ -1,32 +1,28 @@
 """A Chinese Wikipedia dump (`zhwiki-*-pages-articles*.xml`) -> the plain text of its articles.
 
-mwparserfromhell parses the wikitext. This module adds what it does not know: language conversion
-(`-{zh-hans:程序;zh-hant:程式}-` and NoteTA), templates that stand for words of a sentence, Chinese names of namespaces, and
-sections without prose.
+This module reads the dump, and knows language conversion (`-{zh-hans:程序;zh-hant:程式}-` and NoteTA). Other markup is for
+train/corpus/wikitext.py, and templates for train/corpus/wiki_templates.py.
 """
 
 import re
 from collections.abc import Iterator
+from io import BufferedIOBase
 from operator import ne
-from typing import BinaryIO
+from pathlib import Path
 from urllib.parse import quote
 from xml.parsers import expat
 
-import mwparserfromhell
-from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Tag, Template, Text, Wikilink
-from mwparserfromhell.wikicode import Wikicode
-
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.characters import convert_script, converter
-
-# Marks in unfinished text: around a span whose script is fixed, before a heading and its level, for the colon of a definition.
-# XML cannot hold these characters, so no page has them.
-OPEN, CLOSE, HEADING, COLON = "\x01", "\x02", "\x03", "\x04"
+from zh_modernbert.train.corpus.lines import STRICT, BadLines
+from zh_modernbert.train.corpus.rules import RuleError, apply_rule
+from zh_modernbert.train.corpus.wiki_templates import split_template, template_text
+from zh_modernbert.train.corpus.wikitext import CLOSE, OPEN, cut_elements, lines_of, put_back, replace_nested
 
 # --- XML -> pages ---
 
 
-def read_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
+def read_pages(file: BufferedIOBase) -> Iterator[tuple[int, dict]]:
     """(number of its first line, fields) of every page of a dump: `title`, `ns`, `id`, `redirect`, `revision/text`, `base` ...
 
     Hardly more than one page is in memory at a time. A document type could declare entities and no dump has one, so it is
@@ -68,9 +64,9 @@ def read_pages(file: BinaryIO) -> Iterator[tuple[int, dict]]:
     parser.Parse(b"", True)
 
 
+_TEMPLATE_NAME = re.compile(r"\{\{([^{}|]*+)(?:\||\}\})")
 _DISAMBIGUATION = re.compile(
-    r"__DISAMBIG__|\{\{\s*(?:[^{}|\n]*(?<!需要)消歧[义義]頁?页?|[^{}|\n]*disambig(?:uation)?|disamb|dab|[a-z]{2,8}dis)\s*(?:\||\}\})",
-    re.IGNORECASE,
+    r"[^\n]*(?:(?<!需要)消歧[义義](?:頁|页)?|disambig(?:uation)?)|disamb|dab|[a-z]{2,8}dis", re.IGNORECASE
 )
 _REDIRECT = re.compile(r"\s*#(?:redirect|重定向)", re.IGNORECASE)
 
@@ -80,22 +76,45 @@ def is_article(page: dict) -> bool:
     if page.get("ns") != "0" or not {"id", "title", "revision/text"} <= page.keys():
         return False
     wikitext = page["revision/text"]
-    return not ("redirect" in page or _REDIRECT.match(wikitext) or _DISAMBIGUATION.search(wikitext) or "(消歧" in page["title"])
+    if "redirect" in page or "(消歧" in page["title"] or "__DISAMBIG__" in wikitext or _REDIRECT.match(wikitext):
+        return False
+    return not any(_DISAMBIGUATION.fullmatch(name.strip()) for name in _TEMPLATE_NAME.findall(wikitext))
 
 
-def read_articles(file: BinaryIO, script: str | None = None) -> Iterator[tuple[int, dict]]:
-    """(number of its first line, row) of every article of a dump, rendered by `plain_text`.
+def article_of(page: dict, script: str | None) -> dict | None:
+    """The row of a page, rendered by `plain_text`; None if it is no article."""
+    if not is_article(page):
+        return None
+    title = page["title"]
+    row = {"id": page["id"], "title": title, "text": apply_rule(plain_text, page["revision/text"], script), "script": script}
+    if "base" in page:
+        row["url"] = f"{page['base'].rpartition('/')[0]}/{quote(title.replace(' ', '_'))}"
+    return row
+
+
+def read_articles(
+    file: BufferedIOBase, script: str | None = None, path: str | Path = "", bad_lines: BadLines = STRICT
+) -> Iterator[tuple[int, dict]]:
+    """(number of its first line, row) of every article of a dump.
+
+    Args:
+        path: what the dump is called.
+        bad_lines: is told of a page on which a rule raises, with its id and the rule's name, as if the page were a line.
 
     Raises:
         InputError, expat.ExpatError: as `read_pages`.
     """
+    pages = 0
     for number, page in read_pages(file):
-        if is_article(page):
-            title = page["title"]
-            row = {"id": page["id"], "title": title, "text": plain_text(page["revision/text"], script), "script": script}
-            if "base" in page:
-                row["url"] = f"{page['base'].rpartition('/')[0]}/{quote(title.replace(' ', '_'))}"
-            yield number, row
+        pages += 1
+        try:
+            row = apply_rule(article_of, page, script)
+        except RuleError as error:
+            bad_lines.report(path, number, f"page {page.get('id')}, {error}", page.get("revision/text", ""))
+        else:
+            if row:
+                yield number, row
+    bad_lines.end_file(path, pages)
 
 
 # --- language conversion (https://www.mediawiki.org/wiki/Writing_systems/Syntax) ---
@@ -103,12 +122,12 @@ def read_articles(file: BinaryIO, script: str | None = None) -> Iterator[tuple[i
 # The variants that may be shown in each script. The first that a rule has is taken.
 VARIANTS = {"hans": ("zh-cn", "zh-hans", "zh-sg", "zh-my", "zh"), "hant": ("zh-tw", "zh-hant", "zh-hk", "zh-mo", "zh")}
 _VARIANT = r"zh(?:-(?:hans|hant|cn|tw|hk|mo|sg|my))?"
-_RULE_END = re.compile(rf";(?=\s*(?:[^;]*?=>\s*)?{_VARIANT}\s*:|\s*$)")
-_RULE = re.compile(rf"\s*(?:.*?=>\s*)?({_VARIANT})\s*:\s*(.*?)\s*", re.DOTALL)
-# A conversion mark with no other inside, or an element whose braces are its own. `-{{` is a hyphen before a template.
-_MARK = re.compile(r"<(math|chem|ce|nowiki)\b[^<>]*>.*?</\1\s*>|-\{(?!\{[^{])((?:(?!-\{|\}-).)*)\}-", re.DOTALL | re.IGNORECASE)
-_FLAGS = re.compile(rf"\s*(?:([A-Z+\-][A-Z+\-;\s]*)|{_VARIANT}(?:\s*;\s*{_VARIANT})*)\|")
-_NOTE_TA = re.compile(r"\{\{\s*NoteTA\s*\|(.*?)\}\}", re.DOTALL | re.IGNORECASE)
+_RULE = re.compile(rf"(?:[^:=]*+=>)?\s*({_VARIANT})\s*:")
+_MARK = re.compile(r"-\{(?!\{[^{])|(\}-)")  # `-{{` is a hyphen before a template
+_FLAGS = re.compile(rf"\s*(?:([A-Z+\-][A-Z+\-;\s]*+)|{_VARIANT}(?:\s*;\s*{_VARIANT})*)\|")
+_TEMPLATE = re.compile(r"\{\{|(\}\})")
+_SPAN = re.compile(f"{OPEN}[^{OPEN}{CLOSE}]*+{CLOSE}")
+LONGEST_WORD = 64  # of those that a page wants replaced everywhere
 
 
 def dominant_script(text: str) -> str:
@@ -119,202 +138,90 @@ def dominant_script(text: str) -> str:
 
 
 def readings(rules: str) -> dict[str, str]:
-    """`zh-hans:程序;zh-hant:程式` as a mapping from variant to word; empty if the text has another form."""
-    matches = [_RULE.fullmatch(rule) for rule in _RULE_END.split(rules) if rule.strip()]
-    return {match[1]: match[2] for match in matches} if all(matches) else {}
+    """`zh-hans:程序;zh-hant:程式` as a mapping from variant to word; empty if the text has another form.
+
+    A semicolon with no variant behind belongs to the word.
+    """
+    words, variant = {}, None
+    for piece in rules.split(";"):
+        if rule := _RULE.match(piece.lstrip()):
+            variant = rule[1]
+            words[variant] = [piece.lstrip()[rule.end() :]]
+        elif variant:
+            words[variant].append(piece)
+        elif piece.strip():
+            return {}
+    return {variant: ";".join(word).strip().removesuffix(";").rstrip() for variant, word in words.items()}
 
 
 def reading_for(script: str, by_variant: dict[str, str]) -> str:
     return next((by_variant[v] for v in VARIANTS[script] if v in by_variant), next(iter(by_variant.values())))
 
 
-def resolve_marks(wikitext: str, script: str) -> tuple[str, dict[str, str]]:
-    """Replaces each conversion mark by its reading in one script, between OPEN and CLOSE.
+class Conversion:
+    """Language conversion of one page.
 
-    Returns:
-        The wikitext, and the words that the page wants replaced everywhere, with their replacements.
+    Attributes:
+        words: those that the page wants replaced everywhere, with their replacements.
     """
-    words = {}
 
-    def add_words(by_variant: dict[str, str]) -> None:
-        wanted = reading_for(script, by_variant)
-        words.update({word: wanted for word in by_variant.values() if word and word != wanted})
+    def __init__(self, script: str):
+        self.script, self.words = script, {}
 
-    def resolve(mark: re.Match) -> str:
-        if mark[1]:
-            return mark[0]
-        prefix = _FLAGS.match(mark[2])
-        rules = mark[2][prefix.end() :] if prefix else mark[2]
+    def add_words(self, by_variant: dict[str, str]) -> None:
+        if by_variant:
+            wanted = reading_for(self.script, by_variant)
+            self.words.update({w: wanted for w in by_variant.values() if w and w != wanted and len(w) <= LONGEST_WORD})
+
+    def reading(self, mark: str) -> str:
+        """What a conversion mark shows, between OPEN and CLOSE. Its words are noted if it says so."""
+        mark = mark.replace(OPEN, "").replace(CLOSE, "")
+        prefix = _FLAGS.match(mark)
+        rules = mark[prefix.end() :] if prefix else mark
         flags = set(prefix[1] or "") if prefix else set()
         by_variant = readings(rules)
-        if by_variant and flags & set("AH"):
-            add_words(by_variant)
+        if flags & set("AH"):
+            self.add_words(by_variant)
         if flags & set("HTDN+-"):
             return ""
-        return OPEN + (reading_for(script, by_variant) if by_variant else rules) + CLOSE
+        return OPEN + (reading_for(self.script, by_variant) if by_variant else rules) + CLOSE
 
-    for note in _NOTE_TA.findall(wikitext):
-        for parameter in note.split("|"):
-            key, equals, value = parameter.partition("=")
-            by_variant = readings(value if equals and key.strip().isdecimal() else parameter)
-            if by_variant:
-                add_words(by_variant)
-    before = None
-    while wikitext != before:
-        before, wikitext = wikitext, _MARK.sub(resolve, wikitext)
-    return wikitext, words
+    def template(self, inside: str) -> str:
+        """What a template shows. The words of NoteTA are noted."""
+        name, values, named = split_template(inside)
+        if name.lower() != "noteta":
+            return template_text(inside, self.script)
+        for rules in (*values, *(value for key, value in named.items() if key.isdecimal())):
+            self.add_words(readings(rules))
+        return ""
 
+    def replace_words(self, text: str) -> str:
+        """The text in one script, with the words replaced that the page wants replaced."""
+        lengths = {}
+        for word in self.words:
+            lengths.setdefault(word[0], set()).add(len(word))
+        lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        pieces, start, place = [], 0, 0
+        while place < len(text):
+            found = (text[place : place + length] for length in lengths.get(text[place], ()))
+            word = next((word for word in found if word in self.words), None)
+            if word is None:
+                place += 1
+                continue
+            pieces += convert_script(text[start:place], self.script), self.words[word]
+            start = place = place + len(word)
+        return "".join([*pieces, convert_script(text[start:], self.script)])
 
-def render(text: str, script: str, words: dict[str, str]) -> str:
-    """The text in one script, as its readers see it.
-
-    Spans between OPEN and CLOSE stay, `words` get their replacements, and OpenCC converts the rest.
-    """
-    fixed = re.compile("|".join([f"{OPEN}[^{CLOSE}]*{CLOSE}", *map(re.escape, sorted(words, key=len, reverse=True))]))
-    pieces, end = [], 0
-    for match in fixed.finditer(text):
-        pieces += convert_script(text[end : match.start()], script), words.get(match[0], match[0])
-        end = match.end()
-    return "".join([*pieces, convert_script(text[end:], script)])
+    def render(self, text: str) -> str:
+        """The text in one script, as its readers see it. Spans between OPEN and CLOSE stay."""
+        pieces, end = [], 0
+        for span in _SPAN.finditer(text):
+            pieces += self.replace_words(text[end : span.start()]), span[0]
+            end = span.end()
+        return "".join([*pieces, self.replace_words(text[end:])])
 
 
 # --- wikitext -> text ---
-
-# Comments, and elements without prose.
-_DROPPED = re.compile(
-    r"<!--.*?-->|<(ref|references|gallery|timeline|score|imagemap|hiero|graph|mapframe|maplink|syntaxhighlight|source|pre|templatedata"
-    r"|templatestyles|inputbox|categorytree|indicator|section)\b[^<>]*?(?:/>|>.*?</\1\s*>)",
-    re.DOTALL | re.IGNORECASE,
-)
-_BLOCKS = {"p", "div", "blockquote", "center", "poem", "li", "dt", "hr", "br"}
-_HIDDEN_LINK = re.compile(
-    r"\s*(?:(?:file|image|media|category|文件|檔案|档案|图像|圖像|图片|圖片|媒体|媒體|分类|分類)|(?-i:[a-z]{2,3}(?:-[a-z-]+)?))\s*:",
-    re.IGNORECASE,
-)
-# Templates that stand for words of a sentence, by the parameters shown: "12" is 1 and 2 together, "3 1" is 3, or 1 if 3 is
-# empty.
-_SHOWN = {
-    name: parameters
-    for parameters, names in {
-        "12": "convert cvt",
-        "1": "nowrap nobr small smaller big larger nobold abbr sub sup linktext flag flagcountry ruby nihongo 僻字 quote "
-        "cquote quotation blockquote illm ill2 liw 多語言連結",
-        "2": "lang color transl ill",
-        "3 1": "le ilh",
-        "4 3": "tsl translink",
-    }.items()
-    for name in names.split()
-}
-_SHOWN_FAMILIES = {"lang-": "1", "link-": "3 1", "internal link helper": "3 1"}
-_TEMPLATE = re.compile(r"<(math|chem|ce|nowiki)\b[^<>]*>.*?</\1\s*>|\{\{([^{}|]*)(?:\|[^{}]*)?\}\}", re.DOTALL | re.IGNORECASE)
-_NO_PROSE = re.compile(
-    r"(?:参考|参照|引用|资料|来源|文献|书目|书籍|资料来源|注|注释|注解|注脚|脚注|附注|备注|出处"
-    r"|外部(?:链接|连结|连接|链结)|参见|参看|参阅|另见|相关条目|相关链接|相关连结|延伸阅读|扩展阅读|画廊|图集|图库|与|和|及|以及|、|/|\s)+"
-)
-_ADDRESS = "".join(map(chr, range(33, 127)))
-_MAGIC_WORD = re.compile(r"__[^\W\d_]+__")
-_EMPTY_BRACKETS = re.compile(r"（[\s，、；：:;,·/]*）|\([\s，、；：:;,·/]*\)")
-_AFTER_BRACKET = re.compile(r"([（(])[\s，、；：;,]+")
-_BEFORE_BRACKET = re.compile(r"[\s，、；：;,]+(?=[）)])")
-_HANGING = re.compile(r"[，、；]+(?=[，。；])|\s+(?=[，。、；：！？）])")
-_UNPAIRED = re.compile(
-    rf"({OPEN}[^{CLOSE}]*{CLOSE})|" r"'{2,}|\[\[|\]\]|\{\{|\}\}|</?(?:ref|small|div|span|center|font|b|i)\b[^<>]*>",
-    re.IGNORECASE,
-)
-_DEFINITION = re.compile(rf"\s*{COLON}\s*")
-_SPACES = re.compile(r"[ \t\u00a0]+")
-
-
-def shown_parameters(name: str) -> str:
-    name = name.strip().replace("_", " ").lower()
-    return _SHOWN.get(name) or next((shown for prefix, shown in _SHOWN_FAMILIES.items() if name.startswith(prefix)), "")
-
-
-def drop_templates(wikitext: str) -> str:
-    """Removes the templates that show nothing. The parser would spend most of its time on them."""
-
-    def drop(match: re.Match) -> str:
-        return match[0] if match[1] or shown_parameters(match[2]) else ""
-
-    before = None
-    while wikitext != before:
-        before, wikitext = wikitext, _TEMPLATE.sub(drop, wikitext)
-    return wikitext
-
-
-def template_text(template: Template) -> str:
-    for together in shown_parameters(str(template.name)).split():
-        text = "".join(text_of(template.get(name).value) for name in together if template.has(name))
-        if text.strip():
-            return text
-    return ""
-
-
-def tag_text(tag: Tag) -> str:
-    name = str(tag.tag).strip().lower()
-    if name == "table":
-        return ""
-    if tag.wiki_markup in ("*", "#", ":", ";"):
-        return COLON if name == "dd" else ""
-    contents = text_of(tag.contents)
-    if name in ("math", "chem", "ce", "nowiki"):
-        return OPEN + contents.strip() + CLOSE
-    return f"\n{contents}\n" if name in _BLOCKS else contents
-
-
-def text_of(code: Wikicode | None) -> str:
-    """What a reader sees of the nodes, with marks: HEADING and the level before a heading, COLON before a definition."""
-    pieces = []
-    for node in code.nodes if code else ():
-        match node:
-            case Text():
-                pieces.append(node.value)
-            case Wikilink():
-                if not _HIDDEN_LINK.match(str(node.title)):
-                    pieces.append(text_of(node.title if node.text is None else node.text).removeprefix(":"))
-            case Tag():
-                pieces.append(tag_text(node))
-            case Template():
-                pieces.append(template_text(node))
-            case Heading():
-                pieces.append(f"\n{HEADING}{node.level}{text_of(node.title).strip()}\n")
-            case ExternalLink():
-                # The parser takes Chinese directly after a bare address for a part of it.
-                pieces.append(text_of(node.title) if node.title else str(node.url).lstrip(_ADDRESS))
-            case HTMLEntity():
-                pieces.append(node.normalize())
-            case Argument():
-                pieces.append(text_of(node.default))
-    return "".join(pieces)
-
-
-def tidy(line: str) -> str:
-    """The line without the traces of dropped templates, references and unpaired markup; empty for a part of a broken table."""
-    line = _UNPAIRED.sub(lambda match: match[1] or "", _MAGIC_WORD.sub("", line))
-    before = None
-    while line != before:
-        before = line
-        line = _BEFORE_BRACKET.sub("", _AFTER_BRACKET.sub(r"\1", _EMPTY_BRACKETS.sub("", line)))
-    line = _SPACES.sub(" ", _HANGING.sub("", line)).strip().lstrip(COLON)
-    line = _DEFINITION.sub("：", line).strip()
-    return "" if line.startswith(("|", "!", "{|")) else line
-
-
-def with_prose(lines: list[str]) -> list[str]:
-    """Drops the sections that list sources and links, then the headings without text below."""
-    kept, dropped_level = [], 9
-    for line in lines:
-        if line.startswith(HEADING) and int(line[1]) <= dropped_level:
-            dropped_level = int(line[1]) if _NO_PROSE.fullmatch(converter("t2s").convert(line[2:])) else 9
-        if dropped_level == 9:
-            kept.append(line)
-    prose, below = [], 0  # below: the level of the line kept last; 9 for text
-    for line in reversed(kept):
-        level = int(line[1]) if line.startswith(HEADING) else 9
-        if level == 9 or level < below:
-            prose.append(line[2:] if level < 9 else line)
-            below = level
-    return prose[::-1]
 
 
 def plain_text(wikitext: str, script: str | None = None) -> str:
@@ -324,12 +231,12 @@ def plain_text(wikitext: str, script: str | None = None) -> str:
         script: hans or hant to render the text in it. Without, the text stays as written, in any mixture of scripts, and
             conversion marks become the reading of the page's dominant script.
     """
-    wikitext = _DROPPED.sub("", wikitext)
-    words = {}
-    if script or "-{" in wikitext:
-        wikitext, words = resolve_marks(wikitext, script or dominant_script(wikitext))
-    lines = map(tidy, text_of(mwparserfromhell.parse(drop_templates(wikitext))).split("\n"))
-    text = "\n".join(with_prose([line for line in lines if line]))
+    kept = []
+    wikitext = cut_elements(wikitext, kept)
+    conversion = Conversion(script or dominant_script(wikitext))
+    wikitext = replace_nested(wikitext, _MARK, conversion.reading)
+    wikitext = replace_nested(wikitext, _TEMPLATE, conversion.template)
+    text = put_back("\n".join(lines_of(wikitext)), kept)
     if script:
-        text = render(text, script, words)
+        text = conversion.render(text)
     return text.replace(OPEN, "").replace(CLOSE, "")

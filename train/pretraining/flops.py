@@ -1,29 +1,28 @@
 """Floating-point operations of the matrix products that the real tokens need. A multiply-add counts as 2."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 
 
-def encoder_flops(lengths: Sequence[float], config: ZhModernBertConfig) -> float:
+def encoder_flops(lengths: ArrayLike, config: ZhModernBertConfig) -> float:
     """Operations of one forward of the encoder over documents of `lengths` tokens.
 
     A token attends to its own document. In a layer with a window it attends to the keys that lie in the window and the
     document.
     """
-    lengths = np.asarray(lengths, dtype=np.float64)  # exact up to 2**53 pairs of tokens
+    tokens = np.asarray(lengths, dtype=np.float64)  # exact up to 2**53 pairs of tokens
     half = config.local_attention // 2
-    before = np.minimum(lengths - 1, half)  # tokens of a document that have fewer than `half` before them
-    near = 2 * (before * (before + 1) / 2 + (lengths - 1 - before) * half) + lengths
-    pairs = {"full_attention": (lengths**2).sum(), "sliding_attention": near.sum()}
+    before = np.minimum(tokens - 1, half)  # tokens of a document that have fewer than `half` before them
+    near = 2 * (before * (before + 1) / 2 + (tokens - 1 - before) * half) + tokens
+    pairs = {"full_attention": (tokens**2).sum(), "sliding_attention": near.sum()}
     weights = 4 * config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
-    linear = 2 * lengths.sum() * config.num_hidden_layers * weights
+    linear = 2 * tokens.sum() * config.num_hidden_layers * weights
     return float(linear + 4 * config.hidden_size * sum(pairs[kind] for kind in config.layer_types))
 
 
-def training_flops(lengths: Sequence[float], masked: float, config: ZhModernBertConfig) -> float:
+def training_flops(lengths: ArrayLike, masked: float, config: ZhModernBertConfig) -> float:
     """Operations of forward and backward of masked language modelling with `masked` predictions.
 
     A backward takes the matrix products of two forwards. Layers that gradient checkpointing computes again are not counted.

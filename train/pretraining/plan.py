@@ -65,7 +65,7 @@ def plan(
         found["epochs"] = {name: round(found["rows"] * share, 4) for name, share in stream.epochs_per_row().items()}
     if model:
         found["parameters"] = parameters = model.num_parameters()
-        found["embedding_share"] = round(model.get_input_embeddings().weight.numel() / parameters, 4)
+        found["embedding_share"] = round(model.model.embeddings.tok_embeddings.weight.numel() / parameters, 4)
         found["checkpoint_bytes"] = BYTES_PER_STATE * parameters
         # One more: a new checkpoint is complete before the oldest is deleted.
         checkpoints = len(rotation.kept([step for step in steps if step > first_step and rotation.due(step)])) + 1

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -18,6 +17,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, require_folder
+from zh_modernbert.train.common.model_folder import load_model, read_config
 from zh_modernbert.train.pretraining.checkpoint import checkpoints
 from zh_modernbert.train.pretraining.run_folder import check_run_folder, describe_run, position_to_resume, run_identity
 from zh_modernbert.train.pretraining.tile import tile_model
@@ -62,32 +62,12 @@ def require_model(settings, tokenizer: str | None) -> Path:
         tokenizer: fingerprint of the data's tokenizer; None where the data is not there yet.
 
     Raises:
-        InputError: the folder holds no model of this project, or its tokenizer is not the data's.
+        InputError: there is no model, or its tokenizer is not the data's.
     """
     folder = require_folder(settings.init_from, "config.json")
-    if (kind := read_json(folder / "config.json").get("model_type")) != ZhModernBertConfig.model_type:
-        raise InputError(f"{folder}: a model of type {kind!r}; make this project's of a stock ModernBERT with train/convert.py")
     if tokenizer and fingerprint(folder) != tokenizer:
         raise InputError(f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer")
     return folder
-
-
-def load_model(folder: Path) -> ZhModernBertForMaskedLM:
-    """The model in a folder, as float32.
-
-    Raises:
-        InputError: it cannot be loaded, lacks weights, or has some that are not finite.
-    """
-    try:
-        model, report = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from error
-    if report["missing_keys"]:
-        raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} holds values that are not finite; start from another model")
-    return model
 
 
 def build_model(
@@ -104,7 +84,7 @@ def build_model(
     with torch.device("meta") if dry_run else contextlib.nullcontext():
         if settings.init_from and (Path(settings.init_from).exists() or not dry_run):
             folder = require_model(settings, rows.tokenizer if rows else None)
-            start = ZhModernBertForMaskedLM(ZhModernBertConfig.from_pretrained(folder)) if dry_run else load_model(folder)
+            start = ZhModernBertForMaskedLM(read_config(folder)) if dry_run else load_model(folder).float()
         if not settings.model_config:
             return start
         vocab_size = rows.vocab_size if rows else (start.config if start else ZhModernBertConfig()).vocab_size
@@ -166,31 +146,46 @@ def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What a run is made of. In a dry run, a part is None where the data or the model that it needs is not there yet.
+class Draft:
+    """What a dry run finds. A part is None where the data or the model that it needs is not there yet.
 
     Attributes:
         rows_per_update: `(max_steps,)`, of all processes together.
-        made_with, identity: see train/pretraining/run_folder.py.
         start: the position in the checkpoint of another run that this one goes on from, None where it does not.
-        validation: None where the settings ask for none.
     """
 
     rows: PackedStream | None
-    tokenizer: ZhModernBertTokenizer | None
     model: ZhModernBertForMaskedLM | None
     rows_per_update: np.ndarray | None
-    made_with: dict | None = None
-    identity: str | None = None
-    start: dict | None = None
-    validation: Validation | None = None
+    start: dict | None
 
 
-def set_up(settings, num_processes: int) -> Parts:
+@dataclass(frozen=True)
+class Parts(Draft):
+    """All that a run is made of.
+
+    Attributes:
+        made_with, identity: see train/pretraining/run_folder.py.
+        validation: None where the settings ask for none.
+    """
+
+    rows: PackedStream
+    model: ZhModernBertForMaskedLM
+    rows_per_update: np.ndarray
+    tokenizer: ZhModernBertTokenizer
+    made_with: dict
+    identity: str
+    validation: Validation | None
+
+
+def set_up(settings, num_processes: int) -> Parts | Draft:
     """Reads and checks all that a run is made of, and writes nothing.
 
+    Returns:
+        A `Draft` in a dry run whose data or `init_from` is not there yet, otherwise `Parts`.
+
     Raises:
-        InputError: something is missing, or does not fit the rest. In a dry run, data and `init_from` may be missing.
+        InputError: something does not fit the rest, or is missing where this is no dry run.
     """
     rows = tokenizer = sizes = identity = start = validation = None
     dry_run = settings.dry_run
@@ -204,7 +199,7 @@ def set_up(settings, num_processes: int) -> Parts:
         sizes = rows_per_update(settings, seq_len, num_processes)
         micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
     if not (rows and tokenizer and model):
-        return Parts(rows, tokenizer, model, sizes)
+        return Draft(rows, model, sizes, None)
     fit_model(settings, model, rows)
     made_with = describe_run(settings, model, rows)
     if not settings.init_from or Path(settings.init_from).exists():
@@ -215,4 +210,6 @@ def set_up(settings, num_processes: int) -> Parts:
         start = position_to_resume(settings, made_with)
     if settings.validation_dir:
         validation = Validation(settings, rows, tokenizer, model.config)
-    return Parts(rows, tokenizer, model, sizes, made_with, identity, start, validation)
+    if identity is None or sizes is None:
+        return Draft(rows, model, sizes, start)
+    return Parts(rows, model, sizes, start, tokenizer, made_with, identity, validation)

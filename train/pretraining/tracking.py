@@ -7,6 +7,7 @@ with `eval_`. A resumed run writes the same lines as an unbroken one.
 import importlib.util
 import json
 import math
+import operator
 import os
 import sys
 import time
@@ -77,7 +78,7 @@ def read_metrics(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             found.append(json.loads(line))
-            found[-1]["step"] + 0
+            operator.index(found[-1]["step"])
         except (ValueError, TypeError, KeyError) as error:
             if number < len(lines):
                 raise InputError(

@@ -3,11 +3,13 @@
 import contextlib
 import ctypes
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
+from zh_modernbert.train.pretraining.parallel import add_up
 from zh_modernbert.train.rows.dataloader import MicroBatches
 from zh_modernbert.train.rows.masking import IGNORE_INDEX
 
@@ -19,13 +21,13 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
         batches: the micro-batches of this process.
 
     Returns:
-        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). `grad_norm`,
-            before
-        clipping. `losses`, `(accumulation steps,)`: what each of this process's batches adds to the mean.
+        Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). The norm of the
+        gradients before clipping: `grad_norm`. What each of this process's batches adds to the mean: `losses`,
+        `(accumulation steps,)`.
     """
     device = accelerator.device
     counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
-    masked, tokens = accelerator.reduce(torch.tensor(counts, device=device), "sum").tolist()
+    masked, tokens = add_up(accelerator, torch.tensor(counts, device=device)).tolist()
     total, losses = torch.zeros(2, device=device, dtype=torch.float64), []
     for number, batch in enumerate(batches, 1):
         batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
@@ -37,10 +39,10 @@ def update(accelerator: Accelerator, model, batches: list[dict], parameters: lis
         correct = (outputs.predictions == labels).sum()
         losses.append(outputs.loss.detach())
         total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
-    loss, correct = accelerator.reduce(total, "sum").tolist()
-    norm = float(accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf))
+    loss, correct = add_up(accelerator, total).tolist()
+    norm: Any = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     counts = {"masked": masked, "tokens": tokens}
-    return {"loss": loss, "correct": correct, **counts, "grad_norm": norm, "losses": torch.stack(losses)}
+    return {"loss": loss, "correct": correct, **counts, "grad_norm": float(norm), "losses": torch.stack(losses)}
 
 
 def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, losses: torch.Tensor) -> list[tuple[int, int]]:
@@ -52,7 +54,8 @@ def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, los
     Args:
         losses: of this process, see `update`.
     """
-    bad = (~torch.isfinite(accelerator.gather(losses))).tolist()
+    gathered: Any = accelerator.gather(losses)
+    bad = (~torch.isfinite(gathered)).tolist()
     return [row for number, is_bad in enumerate(bad) if is_bad or not any(bad) for row in dataset.rows_of(step, number)]
 
 

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.pretraining.parallel import add_up
 from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking, mask_rows, special_ids_of
 from zh_modernbert.train.rows.packed import PackedRows
 from zh_modernbert.train.rows.row_stream import PackedStream
@@ -135,7 +136,7 @@ class Validation:
     def __call__(self, model, accelerator: Accelerator) -> dict[str, float]:
         started = time.perf_counter()
         sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu().numpy()
+        sums = add_up(accelerator, sums.to(accelerator.device)).cpu().numpy()
         return summarise(sums) | {"eval_runtime": round(time.perf_counter() - started, 3)}
 
 

@@ -38,7 +38,7 @@ def mark_words(text: str, dropout: float = 0.0, generator: random.Random | None 
     pieces = []
     for word in split_words(text):
         inside = pieces and HAN.match(word) and HAN.match(pieces[-1][-1])
-        if inside and not (dropout and generator.random() < dropout):
+        if inside and not (dropout and generator and generator.random() < dropout):
             pieces.append(_BOUNDARY)
         pieces.append(word)
     return "".join(pieces)
@@ -97,7 +97,8 @@ def compose(
         alone = [part for part in pair if len(part) == 1]
         if all(spell(part) in vocab for part in pair if len(part) > 1):
             steps = [step for character in alone for step in merges_into(character, vocab)]
-            add([*dict.fromkeys(steps), tuple(map(spell, pair))], size)
+            left, right = map(spell, pair)
+            add([*dict.fromkeys(steps), (left, right)], size)
     return vocab, merges
 
 

@@ -37,7 +37,7 @@ def finder(folder, passages: list[str]):
     (folder / "passages.json").write_text(json.dumps(passages))
     files = evaluation_files([str(folder / "passages.json")])
     Index(files, folder / "index").run()
-    step = DecontaminationFilter(files, folder / "index")
+    step = DecontaminationFilter(files, folder / "index", folder)
     return lambda text: bool(len(step.contained_in(text)))
 
 

@@ -17,7 +17,7 @@ from conftest import make_documents
 from zh_modernbert.train import clean, dedup, encode, pack
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json
-from zh_modernbert.train.corpus.documents import corpus_shards, write_corpus
+from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard, write_corpus
 from zh_modernbert.train.corpus.lines import read_jsonl
 
 STAGES = {"clean": clean, "dedup": dedup, "encode": encode, "pack": pack}
@@ -100,19 +100,21 @@ def test_killed_at_any_moment(folder, unbroken, tmp_path, stage):
 
 def test_what_is_done_is_not_done_again(folder, unbroken, tmp_path, monkeypatch):
     """A run that breaks in its sixth shard begins again there."""
-    normalise, seen = clean.CleanFilter.filter, []
+    drop_reason, seen = clean.CleanFilter.drop_reason, []
 
-    def breaking(self, doc):
-        if doc.id == "160" and len(seen) < 200:
-            raise RuntimeError("power cut")
-        seen.append(doc.id)
-        return normalise(self, doc)
+    def breaking(self, document):
+        if document.id == "160" and len(seen) < 200:
+            raise InputError("power cut")
+        seen.append(document.id)
+        return drop_reason(self, document)
 
-    monkeypatch.setattr(clean.CleanFilter, "filter", breaking)
-    with pytest.raises(RuntimeError, match="power cut"):
+    monkeypatch.setattr(clean.CleanFilter, "drop_reason", breaking)
+    with pytest.raises(InputError, match="power cut"):
         clean.main(settings_of("clean", folder, tmp_path / "out"))
     assert len(seen) == 160
-    monkeypatch.setattr(clean.CleanFilter, "filter", lambda self, doc: seen.append(doc.id) or normalise(self, doc))
+    monkeypatch.setattr(
+        clean.CleanFilter, "drop_reason", lambda self, document: seen.append(document.id) or drop_reason(self, document)
+    )
     clean.main(settings_of("clean", folder, tmp_path / "out"))
     assert len(seen) == 160 + 270 - 150
     assert read_json(tmp_path / "out" / "manifest.json") == unbroken["clean"]
@@ -180,6 +182,90 @@ def test_a_corpus_that_is_not_what_its_stage_wrote(folder, unbroken, tmp_path, d
         if (damage, output) != ("foreign", "out"):  # what dedup was made of is still there
             with pytest.raises(InputError, match=r"00003.*\.jsonl\.zst: (missing or cut short|not what the stage wrote)"):
                 dedup.main(dedup.Settings(input_dir=str(corpus), output_dir=str(tmp_path / output)))
+
+
+# For each stage a rule to break: where it is, and its name in the quarantine.
+RULES = {
+    "clean": ("zh_modernbert.train.corpus.normalise.code_points", "normalise_unicode"),
+    "dedup": ("zh_modernbert.train.corpus.sketches.letters", "sketch"),
+    "encode": ("zh_modernbert.train.encode.word_boundaries", "ids_and_starts"),
+}
+
+
+def break_rule(monkeypatch, path: str, bad: set[str]) -> None:
+    """Has a rule raise on some texts."""
+    module, _, name = path.rpartition(".")
+    whole = getattr(sys.modules[module], name)
+
+    def breaking(text, *arguments):
+        if text in bad:
+            raise IndexError("there is no\nsuch thing")
+        return whole(text, *arguments)
+
+    breaking.__name__ = name
+    monkeypatch.setattr(path, breaking)
+
+
+@pytest.fixture(scope="module")
+def different(folder):
+    """`corpus` of 2 shards of different documents, `tokenizer`."""
+    different = folder / "different"
+    (different / "corpus").mkdir(parents=True)
+    documents = make_documents(160, seed=5)
+    for number, shard in enumerate((documents[:80], documents[80:])):
+        write_corpus(different / "corpus", shard, f"{number}-")
+    shutil.copytree(folder / "tokenizer", different / "tokenizer")
+    return different
+
+
+@pytest.mark.parametrize("stage", RULES)
+def test_a_document_on_which_a_rule_raises_is_set_aside(different, tmp_path, monkeypatch, stage):
+    """The other documents come out as they would without it. It is the first of its shard, so that all places change."""
+    shards = [list(read_corpus_shard(shard)) for shard in corpus_shards(different / "corpus")]
+    path, rule = RULES[stage]
+    bad = shards[1][0]
+    break_rule(monkeypatch, path, {bad["text"]})
+    settings = settings_of(stage, different, tmp_path / "out")
+    result = STAGES[stage].main(settings)
+    assert (result["quarantined"], result["raised"]) == (1, {rule: 1})
+    (file,) = (tmp_path / "out" / "quarantine").iterdir()
+    entry = {"id": bad["id"], "rule": rule, "reason": "IndexError: there is no such thing", "text": bad["text"]}
+    assert [entry for _, entry in read_jsonl(file)] == [entry]
+
+    monkeypatch.undo()
+    (tmp_path / "corpus").mkdir()
+    for number, documents in enumerate(shards):
+        write_corpus(tmp_path / "corpus", [document for document in documents if document != bad], f"{number}-")
+    shutil.copytree(different / "tokenizer", tmp_path / "tokenizer")
+    expected = STAGES[stage].main(settings_of(stage, tmp_path, tmp_path / "expected"))
+    differ = {"quarantined", "raised", "output_dir"}
+    assert {name: value for name, value in result.items() if name not in differ} == {
+        name: value for name, value in expected.items() if name not in differ
+    }
+    files = [read_json(tmp_path / name / "manifest.json")["files"] for name in ("out", "expected")]
+    assert {name: file for name, file in files[0].items() if "quarantine" not in name} == files[1]
+
+
+def test_evaluation_data_that_cannot_be_looked_for(different, tmp_path, monkeypatch):
+    documents = [document for shard in corpus_shards(different / "corpus") for document in read_corpus_shard(shard)]
+    (tmp_path / "tasks.txt").write_text("今天天气很好我们一起去公园散步吧大家都很高兴")
+    break_rule(monkeypatch, "zh_modernbert.train.corpus.decontaminate.tokens", {documents[0]["text"]})
+    result = dedup.main(settings_of("dedup", different, tmp_path / "out", decontaminate=[str(tmp_path / "tasks.txt")]))
+    assert result["raised"] == {"contained_in": 1}
+    kept_ids = [document["id"] for shard in corpus_shards(tmp_path / "out") for document in read_corpus_shard(shard)]
+    assert documents[0]["id"] not in kept_ids
+    assert result["documents"] == len(kept_ids) == result["documents_in"] - result["duplicates"]
+
+
+@pytest.mark.parametrize("stage", RULES)
+def test_many_such_documents_stop_the_run(different, tmp_path, monkeypatch, stage):
+    documents = [document for shard in corpus_shards(different / "corpus") for document in read_corpus_shard(shard)]
+    path, rule = RULES[stage]
+    bad = {document["text"] for document in documents[: len(documents) // 40 + 1]}
+    break_rule(monkeypatch, path, bad)
+    said = rf"document {documents[0]['id']}, {rule}: IndexError: there is no such thing\. \d+ of {len(documents)}"
+    with pytest.raises(InputError, match=said):
+        STAGES[stage].main(settings_of(stage, different, tmp_path / "out"))
 
 
 # --- clusters ---

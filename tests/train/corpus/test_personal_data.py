@@ -1,5 +1,7 @@
 """Personal data is masked where Han touches it, numbers that only look alike stay."""
 
+import random
+
 import pytest
 
 from zh_modernbert.train.corpus.personal_data import PERSONAL_DATA, mask_personal_data
@@ -52,3 +54,27 @@ def test_other_numbers_stay(text):
 def test_placeholders_are_not_masked_again():
     text = "和".join(placeholder for *_, placeholder in PERSONAL_DATA)
     assert mask_personal_data(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "日期10.01.02.03。",
+        "第 58.063.114.20 号",
+        "096.1.2.3",
+        "٥٨.٦٣.١١٤.٢٠",
+        "手机１３８１２３４５６７８",
+        "卡४१११११११११११११११",
+    ],
+)
+def test_numbers_in_no_form_of_personal_data_stay(text):
+    assert mask_personal_data(text) == text
+
+
+def test_no_number_is_an_error():
+    """Numbers with signs and brackets in them, and digits of other scripts."""
+    generator = random.Random(0)
+    for _ in range(4000):
+        digits = generator.choices(["0123456789", "0", "٠١٢٣٤٥٦٧٨٩", "²³¹"], weights=[20, 5, 1, 1], k=4)
+        parts = ["".join(generator.choices(some, k=generator.randint(1, 5))) for some in digits]
+        mask_personal_data(generator.choice(["A", "62", "1980", ""]) + generator.choice(".- (").join(parts) + "(3)")

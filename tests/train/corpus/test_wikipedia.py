@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import random
+import re
 import tracemalloc
 from xml.parsers.expat import ExpatError
 from xml.sax.saxutils import escape
@@ -224,6 +225,73 @@ PIECES = [  # wikitext within a line, what a reader sees
     ("{{nowrap|{{lang|en|两层}}}}", "两层"),
     ("{{convert|10|km}}", "10km"),
 ]
+# What stands in sentences: numbers, units, money, dates, countries, stations, languages, formulas.
+TEMPLATES = [
+    ("{{formatnum:1234567}}", "1,234,567"),
+    ("{{formatnum:1234567.5}}", "1,234,567.5"),
+    ("{{formatnum:1,234|R}}", "1234"),
+    ("{{formatnum:{{formatnum:12345|R}}}}", "12,345"),
+    ("{{val|1.5|0.2|e=6|u=kg}}", "1.5±0.2×10⁶ kg"),
+    ("5{{e|24}}", "5×10²⁴"),
+    ("10<sup>6</sup>", "10⁶"),
+    ("10{{sup|-3}}", "10⁻³"),
+    ("km<sup>2</sup>", "km²"),
+    ("H<sub>2</sub>O", "H2O"),
+    ("{{frac|1|2}}", "1/2"),
+    ("{{frac|3}}", "1/3"),
+    ("{{frac|2|1|3}}", "2 1/3"),
+    ("{{convert|12|km|mi}}", "12km"),
+    ("{{convert|12|x|13|m}}", "12×13m"),
+    ("{{Convert|5|–|10|km2|sqmi|0|abbr=on}}", "5–10km²"),
+    ("{{convert|1|and|2|or|3|kg}}", "1和2或3kg"),
+    ("{{cvt|1500|ft|m|0}}", "1,500英尺"),
+    ("{{convert|5|ft|10|in|m}}", "5英尺10英寸"),
+    ("{{convert|-30|C|F}}", "-30°C"),
+    ("{{convert|3|short ton}}", "3短吨"),
+    ("{{NT$|300万}}", "NT$300万"),
+    ("{{US$|1234567|link=yes}}", "US$1,234,567"),
+    ("{{人民币|5亿}}", "¥5亿"),
+    ("{{JPY|100}}", "JP¥100"),
+    ("{{start date|2010|5|3}}", "2010年5月3日"),
+    ("{{birth date and age|1990|01|02|df=y}}", "1990年1月2日"),
+    ("{{bd|1893年|12月26日|1976年|9月9日|catIdx=M毛}}", "1893年12月26日－1976年9月9日"),
+    ("{{as of|2010|5|lc=on}}", "截至2010年5月"),
+    ("{{circa|1900年}}", "约1900年"),
+    ("{{CHN}}", "中国"),
+    ("{{flag|USA}}", "美国"),
+    ("{{flag|蒙古|1911}}", "蒙古"),
+    ("{{flagicon|JPN}}[[日本]]", "日本"),
+    ("{{stn|西直门|BJS}}", "西直门站"),
+    ("{{rws|北京南站}}", "北京南站"),
+    ("{{jpn|j=漢字|hg=かんじ}}", "漢字"),
+    ("{{nihongo|忍者|忍者|ninja}}", "忍者"),
+    ("{{langx|en|Ninja}}", "Ninja"),
+    ("{{en}}", ""),
+    ("{{math|''x''}}", "x"),
+    ("{{math|1=''x'' = {{sqrt|2}}}}", "x = √2"),
+    ("{{chem|H|2|S|O|4}}", "H2SO4"),
+    ("2{{times}}3{{nbsp}}米", "2×3 米"),
+    ("{{#if:{{CHN}}|有|无}}", "有"),
+    ("{{lang|zh|[[甲|乙]]}}", "乙"),
+    ("{{color|red|甲{{=}}乙}}", "甲=乙"),
+]
+LOST = [  # nobody can tell what they show
+    "{{convert|12|smoot}}",
+    "{{convert|x|km}}",
+    "{{convert|12|km|disp=out}}",
+    "{{formatnum:{{#expr:1+2}}}}",
+    "{{formatnum:很多}}",
+    "{{NT$|{{inflation|US|1|2}}}}",
+    "{{#expr:1+2}}",
+    "{{age|1990|1|2}}",
+    "{{NUMBEROFARTICLES}}",
+    "{{通货膨胀后|300|1950}}",
+    "{{民国纪年|99}}",
+    "{{val|1|p=x}}",
+    "{{XYZ}}",
+    "{{某种写词的模板|词}}",
+    "{{nowrap|{{convert|12|smoot}}}}",
+]
 NOTHING = [  # a reader of prose sees none of it
     "",
     "{{cn}}",
@@ -255,6 +323,35 @@ def test_what_is_seen(wikitext, seen):
 @pytest.mark.parametrize("wikitext", NOTHING)
 def test_what_is_not_seen(wikitext):
     assert plain_text(f"前面的话。{wikitext}后面的话。").replace("\n", "") == "前面的话。后面的话。"
+
+
+@pytest.mark.parametrize(("wikitext", "seen"), TEMPLATES)
+def test_what_templates_show(wikitext, seen):
+    assert plain_text(f"前{wikitext}后。") == f"前{seen}后。"
+
+
+def test_words_of_templates_are_in_the_script_of_the_page():
+    assert plain_text("這個電腦在{{FRG}}，高{{convert|5|yd}}。") == "這個電腦在西德，高5碼。"
+
+
+@pytest.mark.parametrize("wikitext", LOST)
+def test_sentences_that_lack_a_number_or_a_word_go(wikitext):
+    """With all of the sentence, and nothing of others. What stands in brackets goes alone."""
+    assert plain_text(f"甲是乙。人口为{wikitext}人，是首都！“丙是丁。”\n* 戊") == "甲是乙。“丙是丁。”\n戊"
+    assert plain_text(f"甲（约{wikitext}米）是乙。") == "甲是乙。"
+    assert plain_text(f"== 乙 ==\n人口{wikitext}人") == ""
+
+
+@pytest.mark.parametrize(
+    "wikitext", ["甲{{某种注记|乙}}。", "甲{{某种注记}}，乙。", "{{某种方框}}甲。", "甲{{cn}}乙", "甲{{sfn|Smith|2005|p=4}}乙"]
+)
+def test_unknown_templates_at_the_ends_of_phrases_are_notes(wikitext):
+    assert plain_text(wikitext) == re.sub(r"\{\{.*\}\}", "", wikitext)
+
+
+def test_entities_of_no_character():
+    """A surrogate would end the dump; XML cannot hold the characters that mark unfinished text."""
+    assert plain_text("&#xD800;甲&#55296;&#1;&#x2;&#0;乙&#x110000;&#20013;&lt;") == "甲乙中<"
 
 
 def test_any_mixture_of_them():
@@ -296,7 +393,7 @@ def test_sections_without_prose_are_dropped(wikitext, expected):
     [
         ("'''甲'''（{{IPA|x}}）是。", "甲是。"),
         ("'''甲'''（{{IPA|x}}，{{lang-en|A}}）是。", "甲（A）是。"),
-        ("'''甲'''（{{lang-en|A}}；{{bd|1900年}}）是。", "甲（A）是。"),
+        ("'''甲'''（{{lang-en|A}}；{{bd|1900年}}）是。", "甲（A；1900年－）是。"),
         ("甲、{{flagicon|CHN}}，乙{{cn}}。", "甲，乙。"),
         ("正文<ref>x</ref> 。", "正文。"),
         ("正文。\n{{未闭合\n| 参数 = 值\n完。", "正文。|未闭合|完。"),

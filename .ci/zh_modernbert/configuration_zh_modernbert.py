@@ -1,0 +1,1 @@
+../../configuration_zh_modernbert.py

@@ -1,0 +1,1 @@
+../../modeling_zh_modernbert.py

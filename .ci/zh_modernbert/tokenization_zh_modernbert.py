@@ -1,0 +1,1 @@
+../../tokenization_zh_modernbert.py
