@@ -74,17 +74,21 @@ class BaseSettings:
     """Base of every settings dataclass. Each instance is checked, from a preset, from flags or made in Python.
 
     Raises:
-        InputError: a value is none of its field's choices or out of its bounds, naming script and field.
+        InputError: a value is none of its field's choices, out of its bounds, or text of several lines, naming script and
+            field. Text goes into headers and tables, where a second line would be another entry.
     """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices, least, most = (field.metadata.get(key) for key in ("choices", "least", "most"))
-            for item in value if isinstance(value, list) else [value]:
+            items = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else [value]
+            for item in items:
                 where = f"{script_of(self)}: {field.name} is {item!r}; it must be"
                 if choices and item not in choices:
                     raise InputError(f"{where} one of {', '.join(map(repr, choices))}")
+                if isinstance(item, str) and item.splitlines() not in ([], [item]):
+                    raise InputError(f"{where} one line")
                 if least is not None and item < least:
                     raise InputError(f"{where} at least {least}")
                 if most is not None and item > most:
@@ -334,6 +338,16 @@ def leave_script_folder() -> None:
 SECONDS_BEFORE_REPEATING = 5.0
 
 
+def write_stdout(text: str) -> None:
+    """Prints to stdout; ends the process with one line where nobody reads stdout any more, or it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        print(f"error: stdout: {error.strerror}; the work itself is done", file=sys.stderr)
+        sys.exit(2)
+
+
 def run(main: Callable, settings_class: type) -> None:
     """What every script does under `if __name__ == "__main__"`: parse, run, print the result as JSON."""
     leave_script_folder()
@@ -341,7 +355,7 @@ def run(main: Callable, settings_class: type) -> None:
     script = script_of(settings_class)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(usage(settings_class, script, module.__doc__ or ""))
+        write_stdout(usage(settings_class, script, module.__doc__ or ""))
         return
     try:
         result = main(parse(settings_class, arguments, script))
@@ -357,4 +371,7 @@ def run(main: Callable, settings_class: type) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     if result is not None:
-        print(json.dumps(result, ensure_ascii=False))
+        try:
+            write_stdout(json.dumps(result, ensure_ascii=False))
+        except UnicodeEncodeError:  # stdout has another encoding, or a file's name is not UTF-8
+            write_stdout(json.dumps(result))
