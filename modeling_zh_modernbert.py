@@ -1,8 +1,9 @@
 """The zh-modernbert encoder and its heads.
 
-A batch enters padded `(B, T)` or packed `(1, N)`. A `SequenceLayout` has the document of each token. `unpad_input` drops the
-pads once. Embeddings, layers and heads see only the N real tokens, as `(N, H)`. `pad_input` puts the pads back once, as zeros.
-Documents matter in attention alone. Its backends are functions of the same signature in `ATTENTION_BACKENDS`.
+A batch enters padded `(B, T)` or packed `(1, N)`. A `SequenceLayout` has the document of each token. Behind the table of
+embeddings `unpad_input` drops the pads once. Layers and heads see only the N real tokens, as `(N, H)`. `pad_input` puts the
+pads back once, as zeros. Documents matter in attention alone. Its backends are functions of the same signature in
+`ATTENTION_BACKENDS`.
 
 Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A heads, C head size, V vocabulary.
 """
@@ -29,6 +30,7 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_zh_modernbert import ZhModernBertConfig
@@ -44,6 +46,8 @@ except ImportError:
 if varlen_attn is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
     varlen_attn = None  # the first versions have no window
 
+logger = logging.get_logger(__name__)
+
 # Queries of a block in block-local attention. 64 was faster than 32 and 128 for the window of 128 on CPU.
 QUERY_BLOCK = 64
 # `chunked_loss` has the logits of so many labels in memory: 128 MB in float32 for 32,768 entries.
@@ -58,10 +62,26 @@ def is_exporting() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def check_shape(name: str, tensor: torch.Tensor, shape: tuple[int, ...], advice: str) -> None:
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, the input has {tuple(shape)}; {advice}")
+
+
+def check_range(name: str, tensor: torch.Tensor, size: int, advice: str, ignore_index: int | None = None) -> None:
+    """Raises ValueError for indices outside of 0 to `size - 1`. On CPU only: elsewhere it would wait for the device."""
+    if tensor.device.type != "cpu" or is_exporting():
+        return
+    if ignore_index is not None:
+        tensor = tensor[tensor != ignore_index]
+    lowest, highest = (int(bound) for bound in tensor.aminmax()) if tensor.numel() else (0, 0)
+    if lowest < 0 or highest >= size:
+        raise ValueError(f"{name} must be from 0 to {size - 1}, got {lowest if lowest < 0 else highest}; {advice}")
+
+
 def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
     """`(B, T, ...)` -> the `(N, ...)` entries at flat positions `indices`; all entries if `indices` is None."""
     flat = tensor.flatten(0, 1)
-    return flat if indices is None else flat[indices]
+    return flat if indices is None else flat.index_select(0, indices)
 
 
 def pad_input(tensor: torch.Tensor, indices: torch.Tensor | None, rows: int, width: int, value=0.0) -> torch.Tensor:
@@ -107,11 +127,8 @@ class SequenceLayout:
         """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens. Pads may be anywhere."""
         exported, lengths = is_exporting(), ()
         if attention_mask is not None:
-            if attention_mask.shape != (rows, width):
-                raise ValueError(
-                    f"attention_mask has shape {tuple(attention_mask.shape)}, the input has ({rows}, {width}); "
-                    "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
-                )
+            advice = "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
+            check_shape("attention_mask", attention_mask, (rows, width), advice)
             if attention_mask.is_floating_point() and not exported and (attention_mask < 0).any():
                 raise ValueError("attention_mask is 1 at real tokens and 0 at pads; got an additive mask, with numbers below 0")
             mask = attention_mask.to(device=device, dtype=torch.bool)
@@ -122,7 +139,7 @@ class SequenceLayout:
             cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
             lengths = () if exported else (width,) * rows
             return cls(cu_seqlens, token // width, token % width, lengths, width, rows, width, None, exported=exported)
-        cu_seqlens = F.pad(mask.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+        cu_seqlens = F.pad(mask.long().sum(1).cumsum(0, dtype=torch.int32), (1, 0))
         real = mask.flatten()
         if exported:
             token = torch.arange(rows * width, device=device)
@@ -131,13 +148,16 @@ class SequenceLayout:
         else:
             indices = real.nonzero().flatten()
             document_ids = indices // width
-        position_ids = (mask.cumsum(1) - 1).flatten()[indices]
+        # Exported programs count booleans in 8 bits (OpenVINO), or not at all (ONNX Runtime).
+        position_ids = (mask.long().cumsum(1) - 1).flatten()[indices]
         longest = width if exported else max(lengths, default=0)
         return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, exported=exported)
 
     @classmethod
     def from_packed(cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None) -> "SequenceLayout":
         """Layout of one packed row of `num_tokens` tokens whose documents start at `cu_seqlens`."""
+        if cu_seqlens.is_floating_point():
+            raise ValueError(f"cu_seqlens must be whole numbers; got {cu_seqlens.dtype}")
         starts = cu_seqlens.flatten().tolist()
         lengths = tuple(end - start for start, end in pairwise(starts))
         if cu_seqlens.ndim != 1 or starts[:1] != [0] or starts[-1] != num_tokens or min(lengths, default=-1) < 0:
@@ -158,6 +178,11 @@ class SequenceLayout:
     @property
     def num_tokens(self) -> int:
         return self.position_ids.shape[0]
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """The caller's (B, T) or packed (1, N)."""
+        return (1, self.num_tokens) if self.packed else (self.rows, self.width)
 
     def unpad(self, tensor: torch.Tensor) -> torch.Tensor:
         """The caller's `(B, T, ...)` or packed `(1, N, ...)` -> `(N, ...)`."""
@@ -194,7 +219,7 @@ class SequenceLayout:
             position = self.to_grid(self.position_ids)
             mask = document[:, None, :] == document[:, :, None]
             if half_window is not None:
-                mask &= (position[:, None, :] - position[:, :, None]).abs() <= half_window
+                mask = mask & ((position[:, None, :] - position[:, :, None]).abs() <= half_window)
             self._masks["grid", half_window] = mask[:, None]
         return self._masks["grid", half_window]
 
@@ -206,6 +231,17 @@ class SequenceLayout:
             return 1, self.num_tokens, 0  # the only block has all keys
         return -(-self.num_tokens // QUERY_BLOCK), QUERY_BLOCK, half_window
 
+    def windows(self, tensor: torch.Tensor, size: int, reach: int) -> torch.Tensor:
+        """`(blocks * size + 2 * reach, ...)` -> `(blocks, size + 2 * reach, ...)`: each block with what is within its reach.
+
+        The blocks overlap. They are views of the tensor, but in exported programs, where not every runtime has such views.
+        """
+        if not self.exported:
+            return tensor.unfold(0, size + 2 * reach, size).movedim(-1, 1)
+        blocks = (tensor.shape[0] - 2 * reach) // size
+        place = torch.arange(size + 2 * reach, device=tensor.device)
+        return tensor[torch.arange(blocks, device=tensor.device)[:, None] * size + place]
+
     def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
         """`(blocks, 1, size, size + 2 * reach)`: 0 where the query may see the key, else -inf, for `blocks(half_window)`.
 
@@ -215,7 +251,7 @@ class SequenceLayout:
         if ("block", half_window, dtype) not in self._masks:
             blocks, size, reach = self.blocks(half_window)
             document = F.pad(self.document_ids, (reach, blocks * size - self.num_tokens + reach), value=-1)
-            keys = document.unfold(0, size + 2 * reach, size)  # (blocks, size + 2 * reach)
+            keys = self.windows(document, size, reach)  # (blocks, size + 2 * reach)
             queries = keys[:, reach : reach + size]
             token = torch.arange(-reach, size + reach, device=document.device)
             offset = token[reach : reach + size, None] - token
@@ -223,6 +259,26 @@ class SequenceLayout:
             mask = torch.zeros(visible.shape, dtype=dtype, device=document.device).masked_fill_(~visible, -math.inf)
             self._masks["block", half_window, dtype] = mask[:, None]
         return self._masks["block", half_window, dtype]
+
+
+def unpad_positions(layout: SequenceLayout, position_ids: torch.Tensor) -> torch.Tensor:
+    """`(B, T)`, `(1, T)`, `(T,)` or packed `(1, N)` -> `(N,)`.
+
+    Raises:
+        ValueError: a wrong shape; or `position_ids` do not rise within a document, as where documents were packed without
+            `cu_seqlens`.
+    """
+    if position_ids.shape[:-1] in ((), (1,)):
+        position_ids = position_ids.expand(layout.input_shape[0], -1)
+    check_shape("position_ids", position_ids, layout.input_shape, "give one position a token, or one row for all")
+    position_ids = layout.unpad(position_ids.to(layout.position_ids.device))
+    same_document = layout.document_ids[1:] == layout.document_ids[:-1]
+    if not layout.exported and (same_document & (position_ids[1:] <= position_ids[:-1])).any():
+        raise ValueError(
+            "position_ids do not rise within a document; documents packed in a row need cu_seqlens, or each would see the "
+            "others (of transformers' DataCollatorWithFlattening: return_flash_attn_kwargs=True)"
+        )
+    return position_ids
 
 
 # --- attention backends ----------------------------------------------------------------------------------------------- Each
@@ -240,8 +296,7 @@ def _block_local_attention(query, key, value, layout, half_window, dropout):
     past = blocks * size - num_tokens
     query = F.pad(query, (0, 0, 0, 0, 0, past)).unflatten(0, (blocks, size)).transpose(1, 2)  # (blocks, A, size, C)
     key, value = (  # (blocks, A, size + 2 * reach, C)
-        F.pad(states, (0, 0, 0, 0, reach, past + reach)).unfold(0, size + 2 * reach, size).transpose(2, 3)
-        for states in (key, value)
+        layout.windows(F.pad(states, (0, 0, 0, 0, reach, past + reach)), size, reach).transpose(1, 2) for states in (key, value)
     )
     mask = layout.block_mask(half_window, query.dtype)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -349,6 +404,11 @@ def grid_attention(attention_interface, module, query, key, value, layout, half_
     return layout.from_grid(output), weights
 
 
+def empty_attention(module, query, key, value, layout, half_window, dropout):
+    """For a batch of pads only: no kernel takes empty tensors. The weights around it get gradients, of zero, as DDP expects."""
+    return value, None
+
+
 ATTENTION_BACKENDS = {
     "eager": partial(grid_attention, eager_attention_forward),
     "sdpa": sdpa_attention,
@@ -399,9 +459,20 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
+class ZhModernBertRMSNorm(nn.RMSNorm):
+    """https://arxiv.org/abs/1910.07467. A traced program has its parts; the exporter of those has no operator for it."""
+
+    def forward(self, hidden_states):
+        if not torch.jit.is_tracing():
+            return super().forward(hidden_states)
+        states = hidden_states.float()
+        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.eps)
+        return states.to(hidden_states.dtype) * self.weight
+
+
 def build_norm(config: ZhModernBertConfig) -> nn.Module:
     if config.norm_type == "rmsnorm":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        return ZhModernBertRMSNorm(config.hidden_size, eps=config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
@@ -425,9 +496,15 @@ class ZhModernBertEmbeddings(nn.Module):
         self.norm = build_norm(config)
         self.drop = nn.Dropout(config.embedding_dropout)
 
-    def forward(self, input_ids=None, inputs_embeds=None):
+    def forward(self, input_ids=None, inputs_embeds=None, layout=None):
+        """Ids `(B, T)` or embeddings `(B, T, H)` -> `(N, H)`, or `(B, T, H)` without a layout.
+
+        Pads are dropped behind the lookup, because users put hooks on it that expect rows of tokens (NEFTune, Captum).
+        """
         if inputs_embeds is None:
             inputs_embeds = self.tok_embeddings(input_ids)
+        if layout is not None:
+            inputs_embeds = layout.unpad(inputs_embeds)
         return self.drop(self.norm(inputs_embeds))
 
 
@@ -469,19 +546,11 @@ class ZhModernBertAttention(nn.Module):
         self.Wo = build_linear(config, size, size, bias)
         self.out_drop = nn.Dropout(config.attention_dropout)
 
-    def forward(self, hidden_states, rotary, layout):
-        """`hidden_states` (N, H), `rotary` (cos, sin) -> (N, H), and the weights where the backend has them."""
-        if hidden_states.shape[0] == 0:  # the batch has pads only, and no backend takes empty tensors
-            return hidden_states, None
+    def forward(self, hidden_states, rotary, layout, attention):
+        """`hidden_states` (N, H), `rotary` (cos, sin), a backend -> (N, H), and the weights where the backend has them."""
         qkv = self.Wqkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))  # (N, 3, A, C)
         query_key, value = qkv.split((2, 1), dim=1)
         query, key = apply_rotary(query_key, *rotary).unbind(1)
-        # A backend of this file, or one that the user registered with AttentionInterface. transformers searches this file for
-        # ALL_ATTENTION_FUNCTIONS[name], or from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a
-        # comment it is found too.
-        attention = ATTENTION_BACKENDS.get(self.config._attn_implementation)
-        if attention is None:
-            attention = partial(grid_attention, ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation])
         output, weights = attention(
             self,
             query,
@@ -503,8 +572,8 @@ class ZhModernBertEncoderLayer(GradientCheckpointingLayer):
         self.mlp_norm = build_norm(config)
         self.mlp = ZhModernBertMLP(config)
 
-    def forward(self, hidden_states, rotary, layout):
-        attn_output, weights = self.attn(self.attn_norm(hidden_states), rotary, layout)
+    def forward(self, hidden_states, rotary, layout, attention):
+        attn_output, weights = self.attn(self.attn_norm(hidden_states), rotary, layout, attention)
         hidden_states = hidden_states + attn_output
         return hidden_states + self.mlp(self.mlp_norm(hidden_states)), weights
 
@@ -571,8 +640,8 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
         """The layout of a batch, from the arguments of any `forward` here.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`; a wrong shape; bad `cu_seqlens`; a document longer
-                than `max_position_embeddings`.
+            ValueError: not exactly one of `input_ids` and `inputs_embeds`; a wrong shape; an id beyond the vocabulary, on CPU;
+                bad `cu_seqlens`; a document longer than `max_position_embeddings`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -581,6 +650,14 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"input_ids must be (batch, tokens), inputs_embeds (batch, tokens, hidden); got {tuple(inputs.shape)}"
             )
+        if inputs_embeds is not None and inputs_embeds.shape[2] != self.config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has {inputs_embeds.shape[2]} numbers a token, not the hidden size of {self.config.hidden_size}"
+            )
+        if input_ids is not None:
+            advice = "the tokenizer is of another model, or the embeddings were not resized to it"
+            size = getattr(self.get_input_embeddings(), "num_embeddings", self.config.vocab_size)
+            check_range("input_ids", input_ids, size, advice)
         rows, width = inputs.shape[:2]
         cu_seqlens = cu_seq_lens_q if cu_seqlens is None else cu_seqlens
         if cu_seqlens is not None and is_exporting():
@@ -593,7 +670,7 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             raise ValueError("packed input (cu_seqlens) has no pads; leave attention_mask out or make it all ones")
         else:
             max_seqlen = max_length_q if max_seqlen is None else max_seqlen
-            layout = SequenceLayout.from_packed(cu_seqlens.to(inputs.device), width, max_seqlen)
+            layout = SequenceLayout.from_packed(torch.as_tensor(cu_seqlens, device=inputs.device), width, max_seqlen)
         if layout.max_seqlen > self.config.max_position_embeddings:
             raise ValueError(
                 f"a document of {layout.max_seqlen} tokens is longer than max_position_embeddings "
@@ -643,25 +720,19 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             position_ids: `(B, T)` or `(1, T)`; by default counted from each document's first real token.
             cu_seqlens, max_seqlen: packed input: the documents' bounds `(D + 1,)` from 0 to N, and the longest. transformers'
                 names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another.
-            output_attentions: with `attn_implementation="eager"` only; one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed
-                documents, L the longest.
-            layout: what `get_layout` returned, for heads that unpadded already; the inputs and `last_hidden_state` are then
-                `(N, ...)`.
+            output_attentions: one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed documents, L the longest. Only `eager` has
+                weights, so such a call computes with it.
+            layout: what `get_layout` returned of these inputs, for heads; `last_hidden_state` is then `(N, H)`.
 
         Raises:
-            ValueError: see `get_layout`; or attention weights are asked of a backend that has none.
+            ValueError: see `get_layout` and `unpad_positions`.
         """
         output_hidden_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
-                f"attn_implementation={self.config._attn_implementation!r} keeps no attention weights; "
-                "load the model with attn_implementation='eager' for output_attentions"
-            )
         unpadded = layout is not None
         if not unpadded:
             layout = self.get_layout(input_ids, attention_mask, inputs_embeds, cu_seqlens, max_seqlen, **kwargs)
-            input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
+        position_ids = layout.position_ids if position_ids is None else unpad_positions(layout, position_ids)
 
         all_hidden_states, all_attentions = [], []
 
@@ -672,10 +743,11 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             all_hidden_states.append(layout.pad(hidden_states))
             return layout.unpad(all_hidden_states[-1])
 
-        hidden_states = self.embeddings(input_ids, inputs_embeds)  # (N, H)
-        rotary = self._rotary(layout.position_ids if position_ids is None else position_ids)
+        hidden_states = self.embeddings(input_ids, inputs_embeds, layout)  # (N, H)
+        rotary = self._rotary(position_ids)
+        attention = self._attention_backend(layout, output_attentions)
         for layer, layer_type in zip(self.layers, self.config.layer_types, strict=True):
-            hidden_states, weights = layer(record(hidden_states), rotary[layer_type], layout)
+            hidden_states, weights = layer(record(hidden_states), rotary[layer_type], layout, attention)
             if output_attentions:
                 all_attentions.append(weights)
         hidden_states = record(self.final_norm(hidden_states))
@@ -684,6 +756,23 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             hidden_states=tuple(all_hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
+
+    def _attention_backend(self, layout: SequenceLayout, output_attentions: bool):
+        """The function that computes attention in this call."""
+        name = self.config._attn_implementation
+        if output_attentions:
+            if name != "eager":
+                logger.warning_once(
+                    f"attn_implementation={name!r} has no attention weights; calls with output_attentions compute with 'eager'"
+                )
+            return ATTENTION_BACKENDS["eager"]
+        if layout.num_tokens == 0:
+            return empty_attention
+        if name in ATTENTION_BACKENDS:
+            return ATTENTION_BACKENDS[name]
+        # The user registered one with AttentionInterface. transformers searches this file for ALL_ATTENTION_FUNCTIONS[name], or
+        # from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
+        return partial(grid_attention, ALL_ATTENTION_FUNCTIONS[name])
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
         """For each layer type float32 `cos` and `sin` `(N, 1, 1, C)` of the positions `(N,)`, as `apply_rotary` takes them."""
@@ -699,40 +788,29 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 # --- heads ------------------------------------------------------------------------------------------------------------
 
 
-def unpad_inputs(layout, input_ids, inputs_embeds, position_ids):
-    """Each of a forward's inputs as `(N, ...)`, or None where it was not given.
-
-    Raises:
-        ValueError: `position_ids` do not rise within a document, as where documents were packed without `cu_seqlens`.
-    """
-    if position_ids is not None:
-        inputs = input_ids if inputs_embeds is None else inputs_embeds
-        position_ids = layout.unpad(position_ids.to(inputs.device).expand(inputs.shape[:2]))
-        same_document = layout.document_ids.diff() == 0
-        if not layout.exported and (position_ids.diff()[same_document] <= 0).any():
-            raise ValueError(
-                "position_ids do not rise within a document; documents packed in a row need cu_seqlens, or each would see the "
-                "others (of transformers' DataCollatorWithFlattening: return_flash_attn_kwargs=True)"
-            )
-    return (
-        None if input_ids is None else layout.unpad(input_ids),
-        None if inputs_embeds is None else layout.unpad(inputs_embeds),
-        position_ids,
-    )
+def check_classes(labels: torch.Tensor, shape: tuple[int, ...], size: int, ignore_index: int = -100) -> torch.Tensor:
+    """`labels` of `shape`, each one of `size` classes or `ignore_index`, in int64 as the loss takes them."""
+    if labels.is_floating_point():
+        raise ValueError(f"labels must be whole numbers, one class each; got {labels.dtype}")
+    check_shape("labels", labels, shape, f"give one label each, {ignore_index} where nothing is asked")
+    check_range("labels", labels, size, f"{ignore_index} is for where nothing is asked", ignore_index)
+    return labels.long()
 
 
 def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_index=None):
     """The mean of `loss_function(logits, labels)` over the labels that are not `ignore_index`.
 
     With `num_items_in_batch`, the number of labels in all accumulated batches as the Trainer counts them, the sum is divided by
-    that. So two batches of 4 have the gradients of one batch of 8.
+    that. So two batches of 4 have the gradients of one batch of 8. Without any label the mean is 0.
     """
     labels = labels.to(logits.device)
     ignore = {} if ignore_index is None else {"ignore_index": ignore_index}
     total = loss_function(logits.float(), labels, reduction="sum", **ignore)
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != ignore_index).sum().clamp(min=1) if ignore else labels.numel()
-    return total / (num_items_in_batch.to(total.device) if torch.is_tensor(num_items_in_batch) else num_items_in_batch)
+        num_items_in_batch = (labels != ignore_index).sum() if ignore else labels.numel()
+    if torch.is_tensor(num_items_in_batch):
+        return total / num_items_in_batch.to(total.device).clamp(min=1)
+    return total / max(num_items_in_batch, 1)
 
 
 class _HeadModel(ZhModernBertPreTrainedModel):
@@ -748,17 +826,18 @@ class _HeadModel(ZhModernBertPreTrainedModel):
     def encode(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, **kwargs):
         """The encoder's outputs with `last_hidden_state` still `(N, H)`, and the layout to pad them with."""
         layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
-        input_ids, inputs_embeds, position_ids = unpad_inputs(layout, input_ids, inputs_embeds, position_ids)
         recorded = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         return self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, return_dict=True, **recorded), layout
 
     def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
-        lengths = layout.cu_seqlens.diff().unsqueeze(1)
+        lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).unsqueeze(1)
         if self.config.classifier_pooling == "mean":
-            # One row more than documents: the pads of an exported program are document D.
-            total = hidden_states.new_zeros(lengths.shape[0] + 1, hidden_states.shape[1], dtype=torch.float32)
-            total = total.index_add(0, layout.document_ids, hidden_states.float())[:-1]
+            if layout.exported:  # not every exporter adds at indices that come again
+                total = layout.to_grid(hidden_states.float()).sum(1)
+            else:
+                total = hidden_states.new_zeros(lengths.shape[0], hidden_states.shape[1], dtype=torch.float32)
+                total = total.index_add(0, layout.document_ids, hidden_states.float())
             return (total / lengths.clamp(min=1)).to(hidden_states.dtype)
         # One token more, because an empty document at the end has its start after the last token.
         first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1].long()]
@@ -807,7 +886,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
         outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
         hidden_states, ignore_index = outputs.last_hidden_state, self.config.sparse_pred_ignore_index
         if labels is not None:
-            labels = layout.unpad(labels)
+            labels = layout.unpad(check_classes(labels, layout.input_shape, self.config.vocab_size, ignore_index))
         sparse = labels is not None and (self.config.sparse_prediction or not return_logits)
         if sparse:
             asked = (labels != ignore_index).nonzero().flatten()
@@ -835,7 +914,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
         backward pass begins with them.
         """
         if num_items_in_batch is None:
-            num_items_in_batch = max(len(labels), 1)
+            num_items_in_batch = len(labels)
 
         def chunk_loss(hidden_states, labels):
             # Chunks that share autocast's copy of a weight would add their gradients in its precision.
@@ -879,16 +958,20 @@ class ZhModernBertForSequenceClassification(_HeadModel):
             if self.config.problem_type is None:
                 if self.num_labels == 1:
                     self.config.problem_type = "regression"
-                elif labels.dtype in (torch.long, torch.int):
+                elif not labels.is_floating_point() and labels.dtype != torch.bool:
                     self.config.problem_type = "single_label_classification"
                 else:
                     self.config.problem_type = "multi_label_classification"
             if self.config.problem_type == "single_label_classification":
-                loss = mean_loss(F.cross_entropy, logits, labels.view(-1), num_items_in_batch, ignore_index=-100)
+                labels = check_classes(labels.view(-1), logits.shape[:1], self.num_labels)
+                loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
             else:
                 regression = self.config.problem_type == "regression"
                 loss_function = F.mse_loss if regression else F.binary_cross_entropy_with_logits
-                loss = mean_loss(loss_function, logits, labels.view(logits.shape).float(), num_items_in_batch)
+                if labels.numel() == logits.numel():
+                    labels = labels.view(logits.shape).float()
+                check_shape("labels", labels, logits.shape, f"problem_type is {self.config.problem_type!r}")
+                loss = mean_loss(loss_function, logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -916,7 +999,8 @@ class ZhModernBertForTokenClassification(_HeadModel):
         logits = self.classifier(self.drop(self.head(outputs.last_hidden_state)))  # (N, num_labels)
         loss = None
         if labels is not None:
-            loss = mean_loss(F.cross_entropy, logits, layout.unpad(labels), num_items_in_batch, ignore_index=-100)
+            labels = layout.unpad(check_classes(labels, layout.input_shape, self.num_labels))
+            loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
         return TokenClassifierOutput(
             loss=loss, logits=layout.pad(logits), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -957,7 +1041,8 @@ class ZhModernBertForQuestionAnswering(_HeadModel):
                 (start_positions.view(-1), end_positions.view(-1)),
                 strict=True,
             ):
-                positions = positions.to(real.device)
+                check_shape("start_positions or end_positions", positions, real.shape[:1], "give one a document")
+                positions = positions.to(real.device, torch.long)
                 inside = (positions >= 0) & (positions < layout.width)
                 inside &= real.gather(1, positions.clamp(0, layout.width - 1).unsqueeze(1)).squeeze(1)
                 positions = positions.masked_fill(~inside, -100)
@@ -1003,6 +1088,7 @@ class ZhModernBertForMultipleChoice(_HeadModel):
         logits = logits.view(inputs.shape[:2])
         loss = None
         if labels is not None:
+            labels = check_classes(labels.view(-1), logits.shape[:1], logits.shape[1])
             loss = mean_loss(F.cross_entropy, logits, labels, num_items_in_batch, ignore_index=-100)
         return MultipleChoiceModelOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

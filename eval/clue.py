@@ -29,7 +29,9 @@ from transformers import (
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.tables import read_table
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
+from zh_modernbert.train.common.model_folder import check_output, load_by_auto_class, save_model
+from zh_modernbert.train.pretraining.parallel import check_environment
 
 
 @dataclass
@@ -104,11 +106,10 @@ def load(settings: Settings, labels: dict[str, int]):
         tokenizer = AutoTokenizer.from_pretrained(settings.model, **remote)
         if settings.random_init:
             config = AutoConfig.from_pretrained(settings.model, **remote, **names)
-            model = AutoModelForSequenceClassification.from_config(config, **remote)
-        else:
-            model = AutoModelForSequenceClassification.from_pretrained(settings.model, **remote, **names)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model}: cannot be loaded: {one_line(error)}") from error
+            return tokenizer, AutoModelForSequenceClassification.from_config(config, **remote)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
+    model = load_by_auto_class(AutoModelForSequenceClassification, settings.model, new_head=True, **remote, **names)
     return tokenizer, model
 
 
@@ -123,6 +124,9 @@ def scores(prediction) -> dict[str, float]:
 def main(settings: Settings) -> dict:
     started = time.perf_counter()
     name, split, task, files = resolve(settings)
+    check_environment(mixed_precision="no")
+    if settings.output_dir:
+        check_output(Path(settings.output_dir), "clue")
     columns = [column for column in (task.text_column, task.text_pair_column, task.label_column) if column]
     tables = {part: read_table(path, columns) for part, path in files.items()}
     if settings.max_train_examples:
@@ -173,7 +177,7 @@ def main(settings: Settings) -> dict:
             trainer.train()
             measured = trainer.evaluate()
     if settings.output_dir:
-        trainer.save_model(settings.output_dir)
+        save_model(Path(settings.output_dir), model, tokenizer, "clue")
     metrics = {metric: round(measured[f"eval_{metric}"], 2) for metric in ("accuracy", "macro_f1")}
     counts = np.bincount(scored["labels"])
     result = {

@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     max_length: int = setting(2000, "letters of a piece, at most", least=20)
     false_below: float = setting(0.6, "what is less alike is no duplicate", least=0, most=1)
     seed: int = setting(0, "of pieces and changes")
-    dedup: dict[str, bool | float | str] = setting({}, "settings of train/dedup.py")
+    dedup: dict[str, str] = setting({}, "settings of train/dedup.py")
 
 
 def shingles(text: str) -> set[str]:

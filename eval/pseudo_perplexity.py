@@ -19,7 +19,8 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from zh_modernbert.eval.tasks.results import write_result
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
+from zh_modernbert.train.common.model_folder import load_by_auto_class
 from zh_modernbert.train.corpus.source import Source, read_source
 
 
@@ -72,15 +73,16 @@ def token_ids(tokenizer, paths: list[str]) -> np.ndarray:
 def load(settings: Settings):
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
-        model = AutoModelForMaskedLM.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model}: cannot be loaded: {one_line(error)}") from error
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
+    model = load_by_auto_class(AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code)
     if hasattr(model.config, "sparse_prediction"):
         model.config.sparse_prediction = True  # logits at the masked token only
     longest = getattr(model.config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]  # transformers' `to` hides its `self`
+    return tokenizer, model.eval()
 
 
 def main(settings: Settings) -> dict:

@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -29,7 +30,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
-from zh_modernbert.train.corpus.lines import open_binary
+from zh_modernbert.train.corpus.lines import DAMAGED, open_binary
 
 BATCH = 256  # documents of a call of the tokenizer
 
@@ -90,7 +91,7 @@ def read_answers(path: str) -> tuple[list[tuple[str, list[Span]]], int]:
                     else:
                         misplaced += 1
             passages.append((passage, spans))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*DAMAGED, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not of SQuAD's form (data, paragraphs, context, qas, answers): {error!r}") from error
     if not any(spans for _, spans in passages):
         raise InputError(f"{path}: no answer in it that stands in its passage")
@@ -154,7 +155,8 @@ def measure_answers(backend: Tokenizer, passages: list[tuple[str, list[Span]]]) 
 
 def embedding_share(model_config: str, vocab_size: int) -> float:
     """The embeddings' % of the parameters of the encoder that `model_config` describes, with this vocabulary."""
-    config = ZhModernBertConfig(**read_json(model_config) | {"vocab_size": vocab_size})
+    fields: dict[str, Any] = read_json(model_config) | {"vocab_size": vocab_size}
+    config = ZhModernBertConfig(**fields)
     with torch.device("meta"):
         model = ZhModernBertModel(config)
     return round(100 * model.get_input_embeddings().weight.numel() / model.num_parameters(), 2)

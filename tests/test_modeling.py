@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
+from transformers.utils import logging as transformers_logging
 
 from tiny import (
     HEADS,
@@ -186,6 +187,13 @@ def test_positions_are_relative(backend):
     assert_close(model(**batch, position_ids=torch.arange(90)[None]).logits, expected, 1e-4)
 
 
+def test_positions_of_all_rows_at_once():
+    model, ids, positions = build(), torch.stack(make_documents((10, 10))), torch.arange(0, 20, 2)
+    expected = model(ids, position_ids=positions.repeat(2, 1)).logits
+    for given in (positions, positions[None]):
+        assert torch.equal(model(ids, position_ids=given).logits, expected)
+
+
 def test_embeddings_in_place_of_ids():
     for batch in (pad(make_documents((9, 30)), "left"), pack(make_documents((9, 30)))):
         model = build()
@@ -359,6 +367,16 @@ def run_finitely(model, mask):
     return states, *(tensor[mask.bool()] if tensor.shape[:2] == mask.shape else tensor for tensor in logits)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("norm_type", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("head", HEADS)
+def test_every_weight_has_a_gradient_after_a_batch_of_pads_only(head, norm_type, backend):
+    """DDP waits for all of them, and stops at the next update if one did not come."""
+    model = build(HEADS[head], backend, norm_type=norm_type)
+    run_finitely(model, NO_TOKEN)
+    assert gradients(model).keys() == dict(model.named_parameters()).keys()
+
+
 HALF_TOLERANCE = {torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
@@ -524,6 +542,22 @@ def test_no_label_at_all_gives_a_loss_of_zero(sparse, changes):
     loss.backward()
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("case", LOSS_CASES)
+@pytest.mark.parametrize("none", [0, torch.tensor(0)], ids=["int", "tensor"])
+def test_a_count_of_no_labels_gives_a_finite_loss(case, none):
+    head, changes = LOSS_CASES[case]
+    batch = loss_batch(case)[0]
+    for name in {"labels", "start_positions", "end_positions"} & batch.keys():
+        if not batch[name].is_floating_point():
+            batch[name] = torch.full_like(batch[name], IGNORED)
+    model = build(HEADS[head], **changes)
+    for more in [{}, {"return_logits": False}] if head == "MaskedLM" else [{}]:
+        loss = model(**batch, **more, num_items_in_batch=none).loss
+        loss.backward()
+        assert loss == 0 or batch["labels"].is_floating_point()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
 
 
 # --- losses over micro-batches ----------------------------------------------------------------------------------------
@@ -785,10 +819,46 @@ def test_every_head_takes_and_gives_what_the_encoder_does(head):
         assert all(torch.equal(other[name], tensor) for other in (outputs, from_embeds, with_types))
 
 
-def test_attention_weights_need_eager():
-    model = build(backend="sdpa")
-    with pytest.raises(ValueError, match="attn_implementation='eager'"):
-        model(torch.tensor([[8, 9]]), output_attentions=True)
+def test_attention_weights_of_other_backends_are_those_of_eager(monkeypatch):
+    warnings = []
+    transformers_logging.warning_once.cache_clear()  # another test may have had the warning
+    monkeypatch.setattr(modeling.logger, "warning", lambda message, *more: warnings.append(message))
+    monkeypatch.setitem(AttentionInterface._global_mapping, "without_weights", modeling._padded_sdpa)
+    batch = pad(make_documents((9, 30, 17)), "left")
+    expected = build(backend="eager")(**batch, output_attentions=True)
+    for backend in ("sdpa", "flash_attention_2", "without_weights"):
+        model = build()
+        model.config._attn_implementation = backend
+        for _ in range(2):
+            outputs = model(**batch, output_attentions=True)
+            assert torch.equal(outputs.logits, expected.logits)
+            assert all(torch.equal(*pair) for pair in zip(outputs.attentions, expected.attentions, strict=True))
+        assert model.config._attn_implementation == backend
+    assert model(**batch).attentions is None
+    assert len(warnings) == 3
+    assert all("compute with 'eager'" in warning for warning in warnings)
+
+
+def test_attention_weights_of_pads_only_have_their_shape():
+    weights = build()(**pad(make_documents((3, 5))) | {"attention_mask": torch.zeros(2, 5)}, output_attentions=True).attentions
+    assert [tuple(layer.shape) for layer in weights] == [(2, 2, 5, 5)] * 4
+    assert all(layer.isfinite().all() for layer in weights)
+
+
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+@pytest.mark.parametrize("model_class", [ZhModernBertModel, ZhModernBertForMaskedLM])
+def test_a_hook_on_the_embeddings_sees_rows_of_tokens(how, model_class):
+    model, batch = build(model_class), arrange(make_documents((9, 30, 17)), how)
+    shape = (*batch["input_ids"].shape, 32)
+    noise = torch.randn(shape)
+    embeds = model.get_input_embeddings()(batch["input_ids"]) + noise
+    expected = model(**batch | {"input_ids": None}, inputs_embeds=embeds)[0]
+    seen = []
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, arguments, output: seen.extend((arguments[0].shape, output.shape)) or output + noise
+    )
+    assert torch.equal(model(**batch)[0], expected)
+    assert seen == [shape[:2], shape]
 
 
 @pytest.mark.parametrize("head", [None, *HEADS])
@@ -835,6 +905,16 @@ def bounds(*values):
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 9)}, "attention_mask has shape"),
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(1, 10)}, "attention_mask has shape"),
         ({"input_ids": TWO_ROWS, "attention_mask": torch.ones(2, 1, 10, 10)}, "attention_mask has shape"),
+        ({"input_ids": IDS, "cu_seqlens": [0.0, 10.0]}, "cu_seqlens must be whole numbers"),
+        ({"input_ids": IDS, "cu_seqlens": torch.tensor([0.0, 10.0])}, "cu_seqlens must be whole numbers"),
+        ({"input_ids": IDS, "cu_seqlens": [0, 6, 4, 10]}, "rise from 0"),
+        ({"input_ids": IDS + 87}, "input_ids must be from 0 to 95, got 96"),
+        ({"input_ids": IDS - 10}, "input_ids must be from 0 to 95, got -1"),
+        ({"input_ids": IDS + 87, "cu_seqlens": bounds(0, 10)}, "input_ids must be from 0 to 95"),
+        ({"inputs_embeds": torch.zeros(1, 10, 31)}, r"hidden size of 32"),
+        ({"input_ids": TWO_ROWS, "position_ids": torch.arange(9)[None]}, r"position_ids has shape \(2, 9\)"),
+        ({"input_ids": TWO_ROWS, "position_ids": torch.arange(10).repeat(3, 1)}, r"position_ids has shape \(3, 10\)"),
+        ({"input_ids": IDS, "cu_seqlens": bounds(0, 10), "position_ids": torch.arange(9)[None]}, "position_ids has shape"),
         ({"input_ids": IDS[0]}, r"must be \(batch, tokens\)"),
         ({"input_ids": IDS, "position_ids": (torch.arange(10) % 4)[None]}, "need cu_seqlens"),
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])}, "need cu_seqlens"),
@@ -846,6 +926,52 @@ def bounds(*values):
 def test_errors(model_class, arguments, message):
     with pytest.raises(ValueError, match=message):
         build(model_class, max_position_embeddings=32)(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("head", "labels", "message"),
+    [
+        ("MaskedLM", torch.full((2, 9), 8), r"labels has shape \(2, 9\), the input has \(2, 10\)"),
+        ("MaskedLM", torch.full((10, 2), 8), r"labels has shape \(10, 2\)"),
+        ("MaskedLM", torch.full((2, 10), 96), "labels must be from 0 to 95, got 96"),
+        ("MaskedLM", torch.full((2, 10), 8.0), "labels must be whole numbers"),
+        ("TokenClassification", torch.full((2, 10), -1), "labels must be from 0 to 1, got -1; -100 is for"),
+        ("TokenClassification", torch.full((20,), 1), r"labels has shape \(20,\)"),
+        ("SequenceClassification", torch.tensor([0, 2]), "labels must be from 0 to 1, got 2"),
+        ("SequenceClassification", torch.tensor([0, 1, 1]), r"labels has shape \(3,\), the input has \(2,\)"),
+        ("SequenceClassification", torch.tensor([0.0, 1.0]), r"the input has \(2, 2\); problem_type is 'multi_label"),
+        ("MultipleChoice", torch.tensor([0, 2]), "labels must be from 0 to 1, got 2"),
+        ("MultipleChoice", torch.tensor([0]), r"labels has shape \(1,\), the input has \(2,\)"),
+    ],
+)
+def test_errors_of_labels(head, labels, message):
+    ids = TWO_ROWS[:, None].repeat(1, 2, 1) if head == "MultipleChoice" else TWO_ROWS
+    with pytest.raises(ValueError, match=message):
+        build(HEADS[head])(ids, labels=labels)
+
+
+def test_errors_of_positions():
+    for positions in (torch.tensor([1]), torch.tensor([1, 2, 3])):
+        with pytest.raises(ValueError, match=r"the input has \(2,\)"):
+            build(ZhModernBertForQuestionAnswering)(TWO_ROWS, start_positions=positions, end_positions=positions)
+
+
+@pytest.mark.parametrize("case", LOSS_CASES)
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_labels_of_other_integers(case, dtype):
+    head, changes = LOSS_CASES[case]
+    batch, model = loss_batch(case)[0], build(HEADS[head], **changes)
+    small = {name: batch[name].to(dtype) for name in {"labels", "start_positions", "end_positions"} & batch.keys()}
+    small |= {"input_ids": batch["input_ids"].int()}
+    wide = {name: tensor.to(batch[name].dtype) for name, tensor in small.items()}
+    assert model(**batch | small).loss == model(**batch | wide).loss
+
+
+def test_bounds_of_packed_documents_as_a_list():
+    model, batch = build(), pack(make_documents((9, 30)))
+    expected = model(**batch).logits
+    for bounds_of_documents in (batch["cu_seqlens"].tolist(), batch["cu_seqlens"].long(), batch["cu_seqlens"].numpy()):
+        assert torch.equal(model(**batch | {"cu_seqlens": bounds_of_documents}).logits, expected)
 
 
 def test_a_changed_number_of_layers_is_refused_at_once(tmp_path):

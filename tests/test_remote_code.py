@@ -103,7 +103,7 @@ def published(stages, tmp_path_factory):
     torch.manual_seed(0)
     models = {auto_class: build(auto_class, ZhModernBertConfig(**settings, vocab_size=512)) for auto_class in AUTO_CLASSES}
     model, folder = models["AutoModelForMaskedLM"], work / "published"
-    save_model(work / "model", model, load_tokenizer(stages / "tokenizer"))
+    save_model(work / "model", model, load_tokenizer(stages / "tokenizer"), "pretrain")
     publish.main(publish.Settings(model_dir=str(work / "model"), output_dir=str(folder), name=str(folder)))
 
     tokenizer = load_tokenizer(folder)

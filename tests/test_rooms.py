@@ -17,7 +17,7 @@ ROOMS = {
     "train.common": set(),
     "train.corpus": {"train.common"},
     "train.tokenizer": {"train.common", "train.corpus"},
-    "train.rows": {"train.common", "train.tokenizer"},
+    "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
@@ -26,7 +26,7 @@ ROOMS = {
 RUNNERS = {
     "train.quickstart": {
         *("train.sources", "train.clean", "train.dedup", "train.train_tokenizer", "train.encode", "train.pack"),
-        *("train.pretrain", "train.publish", "eval.pseudo_perplexity", "eval.clue"),
+        *("train.initialise", "train.pretrain", "train.publish", "eval.pseudo_perplexity", "eval.clue"),
     },
     "train.ablate": {"train.pretrain", "eval.pseudo_perplexity"},
     "eval.dedup_recall": {"train.dedup"},

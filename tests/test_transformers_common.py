@@ -12,7 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from unittest import TestCase, mock, skip
+from unittest import TestCase, mock
 
 import pytest
 from transformers import (
@@ -66,7 +66,6 @@ class ModelTester:
 
     batch_size, seq_length, num_choices = 13, 7, 4
     is_training = True
-    attn_implementation = None
     shape = {
         "vocab_size": 99,
         "hidden_size": 32,
@@ -81,7 +80,7 @@ class ModelTester:
         vars(self).update(self.shape)  # the tests read them here
 
     def get_config(self):
-        return ZhModernBertConfig(**self.shape, attn_implementation=self.attn_implementation)
+        return ZhModernBertConfig(**self.shape)
 
     def prepare_config_and_inputs_for_common(self):
         size = [self.batch_size, self.seq_length]
@@ -111,11 +110,3 @@ class CommonTests(common.ModelTesterMixin, TestCase):
 
     def test_config(self):
         configuration_common.ConfigTester(self, config_class=ZhModernBertConfig, hidden_size=48).run_common_tests()
-
-    def test_model_outputs_equivalence(self):
-        self.model_tester.attn_implementation = "eager"  # it asks for attention weights, which no other backend has
-        super().test_model_outputs_equivalence()
-
-    @skip("sdpa refuses output_attentions, where the test expects none or eager's")
-    def test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions(self):
-        pass

@@ -8,9 +8,11 @@ dropped, and examples.
     python train/clean.py --input_dir runs/mine/sources --output_dir runs/mine/clean
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 
@@ -40,7 +42,7 @@ class Settings(Thresholds, ParallelSettings):
 
 def tally(document: Document, before: str, changed: list[str], reason: str | None) -> dict:
     """What one document adds to the report: `[documents, characters]` of its source, its normalisers, its text if dropped."""
-    source = {"in": [1, len(before)]}
+    source: dict[str, Any] = {"in": [1, len(before)]}
     examples = {}
     if reason:
         source["dropped"] = {reason: [1, len(before)]}
@@ -51,7 +53,7 @@ def tally(document: Document, before: str, changed: list[str], reason: str | Non
     return {"sources": {document.metadata["source"]: source}, "changed": dict.fromkeys(changed, 1), "examples": examples}
 
 
-def merge(first, second):
+def merge(first, second) -> Any:
     """The sum of two tallies. Of the examples only the first `EXAMPLES` of each reason are kept."""
     if isinstance(first, dict):
         keys = first | second
@@ -90,6 +92,11 @@ def make_report(tallies: list[dict]) -> dict:
     }
 
 
+def plain(text: str) -> str:
+    """A name as Markdown shows it: on one line, and without markup."""
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", " ".join(text.split()))
+
+
 def markdown_report(report: dict) -> str:
     """The report as tables, and the examples."""
 
@@ -102,7 +109,7 @@ def markdown_report(report: dict) -> str:
         share = f"{100 * figures['characters'] / max(figures['characters_in'], 1):.1f}%"
         return [name, *(figures[key] for key in ("documents_in", "documents", "characters_in", "characters")), share]
 
-    rows = [row(name.replace("|", "\\|"), figures) for name, figures in report["per_source"].items()]
+    rows = [row(plain(name), figures) for name, figures in report["per_source"].items()]
     lines = ["# Cleaning", "", "## Sources", ""]
     lines += table("source | documents in | out | characters in | out | kept", [*rows, row("**all**", report)])
     lines += [
@@ -116,7 +123,7 @@ def markdown_report(report: dict) -> str:
         lines += [f"### {reason}", ""]
         for example in examples:
             text = example["text"].replace("```", "'''")
-            lines += [f"{example['source']}, {example['id']}:", "", "```text", text, "```", ""]
+            lines += [f"From {plain(example['source'])}, {plain(example['id'])}:", "", "```text", text, "```", ""]
     return "\n".join(lines)
 
 

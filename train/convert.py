@@ -14,20 +14,19 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import AutoTokenizer, ModernBertConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
-from zh_modernbert.train.common.model_folder import write_model
+from zh_modernbert.train.common.model_folder import TOKENIZER_FILES, build_model, read_weights, write_model
 
 TOLERANCE = 1e-5
 
@@ -56,7 +55,6 @@ IRRELEVANT = {
     *("layer_norm_eps", "position_embedding_type"),  # some files have them; ModernBERT reads norm_eps, and always has RoPE
 }
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 SAMPLE = "今天天氣很好。The 2 Quick-brown foxes…  ２０２４年，\n\t臺灣／台湾 😀 naïve [MASK] <mask> 鿿𠮷"
 
 
@@ -74,11 +72,6 @@ def find_source(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["config.json", "model*.safetensors*", *TOKENIZER_FILES]))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
-
-
-def describe(error: Exception) -> str:
-    """Kind and text of another library's error: some of their texts say nothing alone."""
-    return one_line(f"{type(error).__name__}: {error}")
 
 
 def require(condition: bool, path: Path, name: str, value, what: str) -> None:
@@ -113,7 +106,7 @@ def check_written(written: dict, path: Path) -> str:
     """Checks the fields as the file has them, before transformers fills in the rest; returns the name of the model's class."""
     kind = written.get("model_type")
     require(kind == "modernbert", path, "model_type", kind, "only stock ModernBERT ('modernbert') can be converted")
-    names = written.get("architectures")
+    names: Any = written.get("architectures")
     one_known = isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and names[0] in ARCHITECTURES
     require(one_known, path, "architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}")
     for name, value in written.items():
@@ -143,10 +136,8 @@ def read_stock_config(written: dict, path: Path) -> ModernBertConfig:
 
 def rope_fields(written: dict, stock: ModernBertConfig, path: Path) -> dict:
     """Our fields of RoPE, from transformers' `rope_parameters`. The older fields for the bases may stand beside it if equal."""
-    full, sliding = (
-        {key: value for key, value in stock.rope_parameters[layer_type].items() if value is not None}
-        for layer_type in LAYER_TYPES
-    )
+    rope: dict = stock.rope_parameters or {}
+    full, sliding = ({key: value for key, value in rope[layer_type].items() if value is not None} for layer_type in LAYER_TYPES)
     thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
     for name, theta in thetas.items():
         require(isinstance(theta, (int, float)), path, name, theta, "it must be a number")
@@ -154,64 +145,6 @@ def rope_fields(written: dict, stock: ModernBertConfig, path: Path) -> dict:
     plain = {"rope_type": "default"}
     require(sliding == plain, path, "rope_parameters.sliding_attention", sliding, "layers with a window have plain RoPE here")
     return {**thetas, "rope_scaling": None if full == plain else full}
-
-
-def read_weights(folder: Path, architecture: str) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, in one file or in shards, all of one dtype."""
-    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
-    if not (folder / names[0]).is_file():
-        if not index.is_file():
-            raise InputError(
-                f"{folder}: no model.safetensors; where the weights are pickled (pytorch_model.bin), load them with "
-                f"transformers.{architecture}.from_pretrained, and save_pretrained writes them so"
-            )
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise InputError(f"{index}: no weight_map in it")
-        names = sorted(set(map(str, weight_map.values())))
-    tensors = {}
-    for name in names:
-        try:
-            tensors |= load_file(require_file(folder / name))
-        except SafetensorError as error:
-            raise InputError(f"{folder / name}: damaged: {describe(error)}") from error
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) > 1 or not dtypes <= {torch.float32, torch.float16, torch.bfloat16}:
-        raise InputError(
-            f"{folder}: the weights are of {', '.join(sorted(map(str, dtypes)))}; "
-            "save them in one of float32, float16 and bfloat16"
-        )
-    if architecture == "ModernBertModel":  # saved by itself, or from within a model with a head
-        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def build_model(architecture: str, config: ZhModernBertConfig, folder: Path) -> modeling.ZhModernBertPreTrainedModel:
-    """Our model with the checkpoint's weights, in their dtype.
-
-    Raises:
-        InputError: a tensor is missing, has another shape, or is none of the model's, naming it.
-    """
-    tensors = read_weights(folder, architecture)
-    try:
-        with torch.device("meta"):
-            model = ARCHITECTURES[architecture](config)
-    except Exception as error:  # each layer of PyTorch has its own kind for sizes that cannot be
-        raise InputError(f"{folder / 'config.json'}: no model can be built of it: {describe(error)}") from error
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings and expected.pop("decoder.weight", None):
-        embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
-        decoder = tensors.pop("decoder.weight", None)
-        if embeddings is not None and decoder is not None and not torch.equal(decoder, embeddings):
-            # transformers 4 would tie them all the same, transformers 5 would not.
-            raise InputError(f"{folder}: decoder.weight is not the embeddings, but tie_word_embeddings is True")
-    for name in sorted(expected.keys() | tensors.keys()):
-        found = list(tensors[name].shape) if name in tensors else "missing"
-        if found != expected.get(name):
-            raise InputError(f"{folder}: tensor {name} is {found}; {architecture} has {expected.get(name, 'no such tensor')}")
-    model.load_state_dict(tensors, strict=False, assign=True)
-    model.tie_weights()
-    return model
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -254,7 +187,7 @@ def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tens
 
 
 @torch.inference_mode()
-def compare(stock: PreTrainedModel, ours: PreTrainedModel) -> dict[str, tuple[float, float]]:
+def compare(stock: PreTrainedModel, ours: modeling.ZhModernBertPreTrainedModel) -> dict[str, tuple[float, float]]:
     """The largest difference of hidden states and of logits: absolute, and relative to the largest entry of the tensor."""
     architecture, pooling = type(stock).__name__, ours.config.classifier_pooling
     found = {}
@@ -289,9 +222,12 @@ def main(settings: Settings) -> dict:
     source = find_source(settings.source)
     architecture, config = read_config(source / "config.json")
     require_file(source / "tokenizer.json")
-    model = build_model(architecture, config, source)
+    tensors = read_weights(source)
+    if architecture == "ModernBertModel":  # saved by itself, or from within a model with a head
+        tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    model = build_model(ARCHITECTURES[architecture], config, tensors, source)
     try:
-        stock = getattr(transformers, architecture).from_pretrained(source, dtype=torch.float32)
+        stock = getattr(transformers, architecture).from_pretrained(source, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # transformers raises many kinds
         raise InputError(f"{source}: transformers cannot load it: {describe(error)}") from error
     with replacing(output_dir) as folder:
@@ -299,7 +235,7 @@ def main(settings: Settings) -> dict:
         write_model(folder, model)
         ours = type(model).from_pretrained(folder, dtype=torch.float32)
         for dtype in (torch.float32, torch.float64):
-            found = compare(stock.to(dtype), ours.to(dtype))
+            found = compare(stock.to(dtype), ours.to(dtype))  # pyright: ignore[reportArgumentType]  # `to` hides its `self`
             if all(relative <= TOLERANCE for _, relative in found.values()):
                 break
         for what, (difference, relative) in found.items():

@@ -24,6 +24,7 @@ from zh_modernbert.train.common.files import replacing
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.engine import ParallelSettings, run_pipeline
 from zh_modernbert.train.rows.encoded import EncodedShard, encoded_shards, ids_dtype, load_manifest, load_shard
+from zh_modernbert.train.rows.packed import checksum
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 
@@ -157,20 +158,26 @@ class Packer(PipelineStep):
         rows = best_fit_decreasing(pieces[:, 2] - pieces[:, 1] + 2, settings.seq_len)
         # Best-fit leaves the documents of a row, and the rows, in order of length. Training should not see such an order.
         rows = [generator.permutation(rows[index]) for index in generator.permutation(len(rows))]
-        document_offsets, row_offsets, dtype = [0], [0], ids_dtype(self.vocab_size)
+        document_offsets, row_offsets, checksums, dtype = [0], [0], [], ids_dtype(self.vocab_size)
         with replacing(self.folder / f"{rank:05d}") as shard:
             with open(shard / "input_ids.bin", "wb") as ids_file, open(shard / "word_starts.bin", "wb") as starts_file:
                 for row in rows:
+                    ids, starts = [], []
                     for piece in pieces[row].tolist():
-                        ids, starts = group.tokens(*piece)
-                        starts = np.concatenate(([1], starts, [1])).astype(np.uint8)
-                        starts[1] = 1  # the first token of a piece starts a word, even if it was cut out of one
-                        ids_file.write(np.concatenate((cls, ids, sep)).astype(dtype).tobytes())
-                        starts_file.write(starts.tobytes())
-                        document_offsets.append(document_offsets[-1] + len(starts))
+                        inner_ids, inner_starts = group.tokens(*piece)
+                        ids.append(np.concatenate((cls, inner_ids, sep)).astype(dtype))
+                        starts.append(np.concatenate(([1], inner_starts, [1])).astype(np.uint8))
+                        starts[-1][1] = 1  # the first token of a piece starts a word, even if it was cut out of one
+                    bounds = np.cumsum([0, *map(len, ids)])
+                    ids, starts = np.concatenate(ids), np.concatenate(starts)
+                    ids_file.write(ids.tobytes())
+                    starts_file.write(starts.tobytes())
+                    checksums.append(checksum(ids, starts, bounds))
+                    document_offsets.extend((document_offsets[-1] + bounds[1:]).tolist())
                     row_offsets.append(len(document_offsets) - 1)
             (shard / "document_offsets.bin").write_bytes(np.array(document_offsets, dtype=np.int64).tobytes())
             (shard / "row_offsets.bin").write_bytes(np.array(row_offsets, dtype=np.int64).tobytes())
+            (shard / "checksums.bin").write_bytes(np.array(checksums, dtype=np.uint32).tobytes())
         self.stat_update("rows", value=len(rows))
         self.stat_update("documents", value=len(documents))
         self.stat_update("cut_documents", value=int((group.lengths[documents] > settings.seq_len - 2).sum()))

@@ -41,7 +41,14 @@ from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.model_folder import save_model
 from zh_modernbert.train.pretraining.checkpoint import Rotation, load_checkpoint, newest_undamaged, save_checkpoint, writing
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
-from zh_modernbert.train.pretraining.parallel import agree, end_processes, gather_model, on_main_process, prepare
+from zh_modernbert.train.pretraining.parallel import (
+    agree,
+    check_environment,
+    end_processes,
+    gather_model,
+    on_main_process,
+    prepare,
+)
 from zh_modernbert.train.pretraining.plan import plan
 from zh_modernbert.train.pretraining.run_folder import claim_run_folder
 from zh_modernbert.train.pretraining.schedules import build_schedule
@@ -422,7 +429,7 @@ def finish(
     }
     with writing(output_dir):
         write_json(output_dir / "result.json", result)
-        save_model(output_dir / "model", model, tokenizer)
+        save_model(output_dir / "model", model, tokenizer, "pretrain")
         (output_dir / ".lock").unlink(missing_ok=True)
     return result
 
@@ -430,6 +437,7 @@ def finish(
 @stopping
 def main(settings: Settings) -> dict | None:
     check(settings)
+    check_environment(settings.mixed_precision)
     num_processes, output_dir = int(os.environ.get("WORLD_SIZE", 1)), Path(settings.output_dir)
     parts = set_up(settings, num_processes)
     if settings.dry_run or not isinstance(parts, Parts):  # only a dry run may lack parts

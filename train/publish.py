@@ -9,12 +9,10 @@ Nothing is uploaded; `hf upload NAME FOLDER` does that.
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
-from zh_modernbert.train.common.files import read_json, replacing, require_folder
-from zh_modernbert.train.common.model_folder import ROOT_FILES, write_model
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import replacing, require_folder
+from zh_modernbert.train.common.model_folder import ROOT_FILES, load_model, write_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 # All that a published folder may hold; a folder with anything else in it is never replaced.
@@ -60,6 +58,10 @@ embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
 - Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
 - `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
 - Byte-level BPE: no unknown characters, exact round trip, exact offsets.
+- Entities: `pipeline("token-classification", ..., aggregation_strategy="simple")`. `first`, `average` and `max` take what
+  has no space inside for one word, which is a Chinese sentence. Answers, with transformers 4: `align_to_words=False`.
+- Late interaction: let the query's [MASK]s be attended to (`"attend": True` in sentence-transformers' `query_expansion`,
+  `attend_to_expansion_tokens=True` in PyLate), or they come out as zeros.
 {notes}"""
 
 
@@ -88,17 +90,12 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
 
 def main(settings: Settings) -> dict:
     source = require_folder(settings.model_dir, "config.json")
-    if read_json(source / "config.json").get("model_type") != "zh_modernbert":
-        raise InputError(f"{source / 'config.json'}: not a zh_modernbert model")
     output_dir = Path(settings.output_dir).absolute()
     present = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
     if output_dir.is_file() or (present and ("README.md" not in present or present - PUBLISHED)):
         raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
     tokenizer = load_tokenizer(source)
-    try:
-        model = ZhModernBertForMaskedLM.from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{source}: cannot be loaded: {one_line(error)}") from error
+    model = load_model(source)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
     tokenizer.model_max_length = model.config.max_position_embeddings

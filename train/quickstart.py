@@ -32,7 +32,7 @@ from matplotlib import pyplot
 from transformers import pipeline
 
 from zh_modernbert.eval import clue, pseudo_perplexity
-from zh_modernbert.train import clean, dedup, encode, pack, pretrain, publish, sources, train_tokenizer
+from zh_modernbert.train import clean, dedup, encode, initialise, pack, pretrain, publish, sources, train_tokenizer
 from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.lines import read_lines
@@ -247,15 +247,26 @@ def corpus_stages(settings: Settings, output_dir: Path) -> list[Stage]:
 
 def model_stages(settings: Settings, output_dir: Path) -> list[Stage]:
     """From packed rows to a published folder, `model/`."""
-    one, two = output_dir / "pretrain_1k", output_dir / "pretrain_8k"
+    initial, one, two = (output_dir / name for name in ("initial", "pretrain_1k", "pretrain_8k"))
+    model_config = CONFIGS / "model.json"
     return [
+        Stage(
+            "initialise",
+            partial(
+                initialise.main,
+                initialise.Settings(str(output_dir / "packed_1024"), str(initial), str(model_config), seed=settings.seed),
+            ),
+            "rows of 1,024",
+            "{embedded:,} embeddings from counts",
+        ),
         Stage(
             "pretrain_1k",
             tiny(
                 pretrain,
                 "pretrain_1k.yaml",
                 data_dir=output_dir / "packed_1024",
-                model_config=CONFIGS / "model.json",
+                model_config="",
+                init_from=initial,
                 output_dir=one,
                 max_steps=settings.steps_1k,
                 num_warmup_steps=settings.steps_1k // 10,

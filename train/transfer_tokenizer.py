@@ -30,7 +30,7 @@ from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, models
 
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer, build_template
-from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, one_line, run, setting
 from zh_modernbert.train.common.files import read_json, require_folder, write_json
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.characters import converter
@@ -224,8 +224,7 @@ def find_tokenizer(source: str) -> Path:
     try:
         return Path(hf_hub_download(source, "tokenizer.json"))
     except (OSError, ValueError) as error:
-        reason = one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {reason}") from error
+        raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
 
 
 def read_tokenizer(path: Path) -> dict:
@@ -266,7 +265,8 @@ def transfer_tokenizer(written: dict, hant_variant: str) -> tuple[Tokenizer, Tra
     for content in NEW_SPECIAL_TOKENS:
         if content not in added:
             added[content] = {"id": next(new_ids), "content": content, **flags}
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    merges = [(left, right) for left, right in pairs]
     # Added tokens become entries of the model too. Otherwise tokenizers would number them anew, after the last entry.
     moved = transfer(vocab, merges, {content: token["id"] for content, token in added.items()}, TraditionalForms(hant_variant))
     backend = Tokenizer.from_str(

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import zlib
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.corpus.lines import open_binary, read_jsonl
+from zh_modernbert.train.corpus.lines import DAMAGED, open_binary, read_jsonl
 
 
 def find_file(path: str | Path) -> Path:
@@ -30,7 +29,7 @@ def _delimited(path: Path, dialect: dict) -> list[tuple[int, dict]]:
                 rows.append((reader.line_num, row))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, after line {reader.line_num}: not UTF-8; convert the file") from error
-        except (csv.Error, OSError, EOFError, zlib.error) as error:
+        except (csv.Error, *DAMAGED) as error:
             raise InputError(f"{path}: damaged, or not what its name says, after line {reader.line_num}: {error}") from error
     return rows
 
@@ -45,7 +44,7 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[int, dict]]:
         InputError: the file is missing, empty or of another form, or has a bad line or lacks a column.
     """
     path = find_file(path)
-    form = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")][-1:]
+    form = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in (".gz", ".zst")][-1:]
     if form == [".tsv"]:
         rows = _delimited(path, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
     elif form == [".csv"]:

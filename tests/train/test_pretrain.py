@@ -926,6 +926,9 @@ def test_weights_to_start_from_are_looked_at(make, finished, tmp_path):
     pretrain.main(settings)
     tensors = load_file(path)
     save_file(tensors | {"decoder.bias": tensors["decoder.bias"] + 1}, path, metadata={"format": "pt"})
+    assert "damaged or changed" in refused(settings)
+    (tmp_path / "start" / "manifest.json").unlink()
+    save_file(tensors | {"decoder.bias": tensors["decoder.bias"] + 1}, path, metadata={"format": "pt"})
     assert "weights to start from" in refused(settings)  # the result there is not that of these
     save_file(tensors | {"decoder.bias": tensors["decoder.bias"] * math.nan}, path, metadata={"format": "pt"})
     assert "decoder.bias holds values that are not finite" in refused(dataclasses.replace(settings, output_dir="other"))

@@ -3,8 +3,9 @@
 A script has one dataclass of settings, the only home of its defaults. A script whose settings have positional fields takes them
 instead of a preset: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset is a mapping of fields. A preset that several
 scripts share has one such mapping under the name of each. Flags beat the preset. An unknown key is an error that names the
-nearest known one. The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or
-input end with one line on stderr and exit status 2.
+nearest known one. A value is text until the type of its field says what it is, so that 20:00:00, 010 and no are what was typed.
+The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or input end with one
+line on stderr and exit status 2.
 """
 
 import dataclasses
@@ -12,11 +13,12 @@ import difflib
 import json
 import math
 import os
+import re
 import sys
 import time
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,14 @@ class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """The text of another library's error, for the line of an `InputError`: on one line, at most 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+def describe(error: Exception) -> str:
+    """Kind and text of another library's error, as `one_line`: some of their texts say nothing alone."""
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def setting(
@@ -67,25 +74,47 @@ class BaseSettings:
     """Base of every settings dataclass. Each instance is checked, from a preset, from flags or made in Python.
 
     Raises:
-        InputError: a value is none of its field's choices or out of its bounds, naming script and field.
+        InputError: a value is none of its field's choices, out of its bounds, or text of several lines, naming script and
+            field. Text goes into headers and tables, where a second line would be another entry.
     """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices, least, most = (field.metadata.get(key) for key in ("choices", "least", "most"))
-            for item in value if isinstance(value, list) else [value]:
+            items = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else [value]
+            for item in items:
                 where = f"{script_of(self)}: {field.name} is {item!r}; it must be"
                 if choices and item not in choices:
                     raise InputError(f"{where} one of {', '.join(map(repr, choices))}")
+                if isinstance(item, str) and item.splitlines() not in ([], [item]):
+                    raise InputError(f"{where} one line")
                 if least is not None and item < least:
                     raise InputError(f"{where} at least {least}")
                 if most is not None and item > most:
                     raise InputError(f"{where} at most {most}")
 
 
+# Decimal, in ASCII, without leading zeros: YAML 1.1 reads 010 as 8, YAML 1.2 as 10.
+NUMBER = re.compile(r"[-+]?(0|[1-9][0-9_]*)?(\.[0-9_]*)?([eE][-+]?[0-9]+)?")
+TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def parse_number(text: str, kind: type) -> int | float | None:
+    """The number that a text is, of type `kind`; None where it is none, or not finite."""
+    try:
+        number = float(text) if NUMBER.fullmatch(text) else math.nan
+        if kind is float:
+            return number if math.isfinite(number) else None
+        if number.is_integer():
+            return int(number) if set(text) & set(".eE") else int(text)  # exact beyond 2**53
+    except ValueError:
+        pass
+    return None
+
+
 def convert(value, kind, where: str):
-    """A value that YAML gave, converted to the annotated type `kind`.
+    """A value that `load_yaml` gave, converted to the annotated type `kind`.
 
     Raises:
         InputError: the value is not of that type, naming `where`.
@@ -107,24 +136,16 @@ def convert(value, kind, where: str):
         return [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict and isinstance(value, dict):
         return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return settings_from(kind, value, where)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        return str(value)
-    if kind in (int, float) and not isinstance(value, bool):
-        try:
-            number = float(value)
-            if kind is float and math.isfinite(number):
-                return number
-            if kind is int and number.is_integer():
-                return value if isinstance(value, int) else int(number)
-        except (TypeError, ValueError, OverflowError):
-            pass
-    name = getattr(kind, "__name__", str(kind))
-    hint = "; in YAML a bare yes or no is true or false: quote it" if kind is str and isinstance(value, bool) else ""
-    raise InputError(f"{where}: expected {name}, got {value!r}{hint}")
+    if isinstance(value, str):
+        if kind is str:
+            return value
+        if kind is bool and value.lower() in TRUTH:
+            return TRUTH[value.lower()]
+        if kind in (int, float) and (number := parse_number(value, kind)) is not None:
+            return number
+    raise InputError(f"{where}: expected {getattr(kind, '__name__', str(kind))}, got {value!r}")
 
 
 def settings_from(settings_class: type, values: dict, where: str):
@@ -149,7 +170,15 @@ def settings_from(settings_class: type, values: dict, where: str):
 
 
 class StrictLoader(yaml.SafeLoader):
-    """YAML in which a repeated key is an error. In plain YAML the last one wins silently."""
+    """YAML whose scalars are text or null, and in which a repeated key is an error.
+
+    By YAML 1.1, 1:30 would be 90, 010 would be 8 and no would be false; and the last one of repeated keys would win silently.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith((":null", ":merge"))]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -188,21 +217,23 @@ def read_yaml(path: str | Path) -> dict:
     return values
 
 
-def preset_values(path: str, script: str) -> dict:
+def preset_values(path: str, script: str, fields: Collection[str]) -> dict:
     """The settings for `script` in a preset. If every value is a mapping, these are sections, and the script has one of them.
+
+    Args:
+        fields: the script's own. A preset with no other keys has no sections: `mixture` alone is a mapping, too.
 
     Raises:
         InputError: a section belongs to no script, or this script has none; or as `read_yaml`.
     """
     values = read_yaml(path)
-    if any(isinstance(section, dict) for section in values.values()) and all(
-        section is None or isinstance(section, dict) for section in values.values()
-    ):
+    sections = [section for section in values.values() if section is not None]
+    if sections and all(isinstance(section, dict) for section in sections) and not values.keys() <= set(fields):
         known = {source.stem for folder in ("train", "eval") for source in (Path(__file__).parents[2] / folder).glob("*.py")}
         for section in values:
             if section not in known:
-                near = difflib.get_close_matches(str(section), known, n=1, cutoff=0.0)[0]
-                raise InputError(f"{path}: unknown section {section!r}; the nearest script is {near!r}")
+                near = difflib.get_close_matches(str(section), [*known, *fields], n=1, cutoff=0.0)[0]
+                raise InputError(f"{path}: unknown section or key {section!r}; the nearest known one is {near!r}")
         if script not in values:
             raise InputError(f"{path}: no section for {script}; it has {', '.join(values)}")
         return values[script] or {}
@@ -231,7 +262,7 @@ def parse(settings_class: type, arguments: list[str], script: str):
     positional = positional_fields(settings_class)
     if not positional and arguments and not arguments[0].startswith("--"):
         where = arguments.pop(0)
-        values = dict(preset_values(where, script))
+        values = dict(preset_values(where, script, hints))
     for name in positional:
         if arguments and not arguments[0].startswith("--"):
             values[name] = flag_value(arguments.pop(0), hints[name], f"{script}: {name}")
@@ -266,11 +297,14 @@ def types_in(kind) -> set:
 def flag_value(text: str, kind, where: str):
     """What the text of a flag means for a field of type `kind`.
 
-    A field that takes text gets it as it was typed: 007 stays 007. Text in braces is a YAML mapping. The text for all other
-    fields is YAML: 1e3 is a number.
+    A field that takes text gets it as it was typed: 007 stays 007. `null` is None for a field that may be None. Text in braces
+    is a YAML mapping for a field that takes one. The text for all other fields is YAML.
     """
     types = types_in(kind)
-    if str in types and dict not in types and not text.startswith("{"):
+    takes_mapping = dict in types or any(map(dataclasses.is_dataclass, types))
+    if text == "null" and type(None) in types:
+        return None
+    if str in types and dict not in types and not (takes_mapping and text.startswith("{")):
         return text
     return load_yaml(text, f"{where} {text}")
 
@@ -304,6 +338,16 @@ def leave_script_folder() -> None:
 SECONDS_BEFORE_REPEATING = 5.0
 
 
+def write_stdout(text: str) -> None:
+    """Prints to stdout; ends the process with one line where nobody reads stdout any more, or it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        print(f"error: stdout: {error.strerror}; the work itself is done", file=sys.stderr)
+        sys.exit(2)
+
+
 def run(main: Callable, settings_class: type) -> None:
     """What every script does under `if __name__ == "__main__"`: parse, run, print the result as JSON."""
     leave_script_folder()
@@ -311,7 +355,7 @@ def run(main: Callable, settings_class: type) -> None:
     script = script_of(settings_class)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        print(usage(settings_class, script, module.__doc__ or ""))
+        write_stdout(usage(settings_class, script, module.__doc__ or ""))
         return
     try:
         result = main(parse(settings_class, arguments, script))
@@ -327,4 +371,7 @@ def run(main: Callable, settings_class: type) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     if result is not None:
-        print(json.dumps(result, ensure_ascii=False))
+        try:
+            write_stdout(json.dumps(result, ensure_ascii=False))
+        except UnicodeEncodeError:  # stdout has another encoding, or a file's name is not UTF-8
+            write_stdout(json.dumps(result))

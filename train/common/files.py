@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
@@ -23,6 +25,32 @@ def require_folder(path: str | Path, marker: str) -> Path:
     if not (Path(path) / marker).is_file():
         raise InputError(f"{path}: no {marker} in this folder; is it what the stage before wrote?")
     return Path(path)
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in the folders below it, sorted. Links are followed, and no folder is entered twice.
+
+    Raises:
+        InputError: a link leads nowhere.
+        OSError: a folder cannot be read.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=stop):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        for path in (Path(place, name) for name in names):
+            if path.is_file():
+                found.append(path)
+            elif path.is_symlink():
+                raise InputError(f"{path}: a link to what is not there: {os.readlink(path)}; mend it, or take it away")
+    return sorted(found)
 
 
 def hash_file(path: Path) -> str:
@@ -45,12 +73,19 @@ def read_json(path: str | Path) -> dict:
 def write_json(path: Path, value) -> None:
     """Writes under a temporary name, then renames."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character: JSON spells it so, too
     temporary.replace(path)
 
 
 def put_in_place(folder: Path, path: Path) -> None:
-    """Renames `folder` to `path`; what was there is dropped when that is done."""
+    """Renames `folder` to `path`; what was there is dropped when that is done.
+
+    The files get the permissions that the folder has by the umask: some libraries write files for their owner alone.
+    """
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(folder.stat().st_mode & 0o666)
     old = path.with_name(f".{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
@@ -78,25 +113,72 @@ def replacing(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_files(folder: Path, manifest: dict) -> dict:
-    """The files of a stage's output, by `manifest.json`, after a look at whether they are there.
-
-    Raises:
-        InputError: one is missing or has another size, or the manifest is damaged.
-    """
-    again = f"run train/{manifest.get('stage')}.py again"
-    try:
-        for name, file in manifest["files"].items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != file["bytes"]:
-                raise InputError(f"{path}: missing or cut short; it must have {file['bytes']} bytes; {again}")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / 'manifest.json'}: damaged ({error}); {again}") from error
-    return manifest["files"]
-
-
 def sha256(*chunks: bytes) -> str:
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def hash_json(value) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
+# --- what a stage wrote, by its manifest.json ---
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder is what a stage wrote."""
+    return all((folder / name).is_file() for name in ("manifest.json", "settings.json"))
+
+
+def again(folder: Path, manifest: dict) -> str:
+    return f"delete {folder} and run train/{manifest.get('stage')}.py again"
+
+
+def read_manifest(folder: Path, stage: str | None = None) -> dict:
+    """The manifest of what a stage wrote, after a look at whether all files are there.
+
+    Args:
+        stage: that must have written it; None: any.
+
+    Raises:
+        InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
+    """
+    path = folder / "manifest.json"
+    manifest = read_json(path)
+    written = manifest.pop("sha256", None)  # earlier versions wrote none
+    if written not in (None, hash_json(manifest)):
+        raise InputError(f"{path}: damaged: not what was written; {again(folder, manifest)}")
+    if stage and manifest.get("stage") != stage:
+        raise InputError(f"{folder}: not what train/{stage}.py writes")
+    try:
+        for name, file in manifest["files"].items():
+            inside = folder / name
+            if not inside.is_file() or inside.stat().st_size != file["bytes"]:
+                raise InputError(
+                    f"{inside}: missing or cut short; it must have {file['bytes']} bytes; {again(folder, manifest)}"
+                )
+        if not isinstance(manifest["result"], dict) or not isinstance(manifest["content"], str):
+            raise TypeError("no result or content")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}); {again(folder, manifest)}") from error
+    return manifest
+
+
+@lru_cache(maxsize=4)
+def manifest_of(folder: Path, time: int) -> dict:
+    """The manifest of `folder`, last changed at `time`. A task reads the manifest once, not for each of its files."""
+    return read_json(folder / "manifest.json")
+
+
+def verify(folder: Path, names: Iterable[str]) -> None:
+    """Compares files that a stage wrote with their hashes. Who reads a file does this first.
+
+    Raises:
+        InputError: a file is not what was written.
+    """
+    manifest = manifest_of(folder, (folder / "manifest.json").stat().st_mtime_ns)
+    for name in names:
+        if hash_file(folder / name) != manifest["files"][name]["sha256"]:
+            raise InputError(f"{folder / name}: damaged: not the bytes that were written; {again(folder, manifest)}")

@@ -20,7 +20,18 @@ from pathlib import Path
 from typing import IO
 
 from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
-from zh_modernbert.train.common.files import check_files, hash_file, put_in_place, read_json, require_folder, sha256, write_json
+from zh_modernbert.train.common.files import (
+    files_below,
+    hash_file,
+    hash_json,
+    is_output,
+    put_in_place,
+    read_json,
+    read_manifest,
+    require_folder,
+    sha256,
+    write_json,
+)
 
 SCRATCH = "scratch"  # a folder in the hidden one: notes on the work, which are not part of the output
 
@@ -31,12 +42,9 @@ def content_of(path: str | Path) -> str:
     A stage's output has the hash in its manifest. Of anything else, the names, sizes and times of its files are hashed.
     """
     path = Path(path)
-    if (path / "manifest.json").is_file():
-        manifest = read_json(path / "manifest.json")
-        if isinstance(manifest.get("content"), str):
-            check_files(path, manifest)
-            return manifest["content"]
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    if is_output(path):
+        return read_manifest(path)["content"]
+    files = files_below(path) if path.is_dir() else [path]
     states = [
         (str(file.relative_to(path)), *(getattr(file.stat(), key) for key in ("st_size", "st_mtime_ns"))) for file in files
     ]
@@ -49,14 +57,7 @@ def check_manifest(folder: str | Path, stage: str) -> dict:
     Raises:
         InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
     """
-    folder = require_folder(folder, "manifest.json")
-    manifest = read_json(folder / "manifest.json")
-    if manifest.get("stage") != stage:
-        raise InputError(f"{folder}: not what train/{stage}.py writes")
-    check_files(folder, manifest)
-    if not isinstance(manifest.get("result"), dict) or not isinstance(manifest.get("content"), str):
-        raise InputError(f"{folder / 'manifest.json'}: damaged (no result or content); run train/{stage}.py again")
-    return manifest
+    return read_manifest(require_folder(folder, "manifest.json"), stage)
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
@@ -88,11 +89,20 @@ def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
     content = sha256(json.dumps(files).encode())
     manifest = {"stage": stage, "recipe": recipe, "content": content, "result": result, "files": files}
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / "manifest.json", manifest | {"sha256": hash_json(manifest)})
 
 
-def resolve_output_dir(settings) -> Path:
+def inputs_of(settings, inputs: Iterable[str | Path]) -> list[tuple[str, Path]]:
+    """What a stage reads, each with its name: the settings that end in `_dir`, and `inputs`."""
+    folders = [(name, value) for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir"]
+    return [(name, Path(value)) for name, value in [*folders, *(("input", given) for given in inputs)] if value]
+
+
+def resolve_output_dir(settings, read: list[tuple[str, Path]]) -> Path:
     """The absolute path of `settings.output_dir`.
+
+    Args:
+        read: what the stage reads, as `inputs_of`.
 
     Raises:
         InputError: the folder must not be replaced: it holds something that this stage did not write, or what the stage reads.
@@ -102,11 +112,11 @@ def resolve_output_dir(settings) -> Path:
     path = Path(settings.output_dir).resolve()
     if Path.cwd().is_relative_to(path):
         raise InputError(f"{path}: output_dir is where you are; choose a folder inside")
-    for name, value in vars(settings).items():
-        if name.endswith("_dir") and name != "output_dir" and Path(value).resolve().is_relative_to(path):
-            raise InputError(f"{path}: output_dir holds {name}; choose another output_dir")
-        if name.endswith("_dir") and name != "output_dir" and value and path.is_relative_to(Path(value).resolve()):
-            raise InputError(f"{path}: output_dir lies in {name}; choose another output_dir")
+    for name, given in read:
+        if given.resolve().is_relative_to(path):
+            raise InputError(f"{path}: output_dir holds {name} {given}; choose another output_dir")
+        if path.is_relative_to(given.resolve()):
+            raise InputError(f"{path}: output_dir lies in {name} {given}; choose another output_dir")
     stage = script_of(settings)
     try:
         if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):
@@ -153,14 +163,14 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
     Raises:
         InputError: the output cannot be written, or another run is writing it.
     """
-    path, stage = resolve_output_dir(settings), script_of(settings)
-    folders = [value for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir" and value]
+    read = inputs_of(settings, inputs)
+    path, stage = resolve_output_dir(settings, read), script_of(settings)
     values = {name: value for name, value in recipe_of(settings).items() if not name.endswith("_dir")}
-    for given in (*folders, *inputs):
-        if not Path(given).exists():
+    for _, given in read:
+        if not given.exists():
             raise InputError(f"{given}: no such file or folder")
-    contents = [content_of(given) for given in (*folders, *inputs)]
-    recipe = sha256(json.dumps([stage, version("zh-modernbert"), values, contents], sort_keys=True).encode())
+    contents = [content_of(given) for _, given in read]
+    recipe = hash_json([stage, version("zh-modernbert"), values, contents])
     if (done := finished_result(path, stage, recipe)) is not None:
         print(f"{path}: there already, from the same settings and input; nothing to do", file=sys.stderr)
         return {**done, "output_dir": settings.output_dir}

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import orjson
-import zstandard
 from datatrove.data import Document
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.executor.ray import RayPipelineExecutor
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
 from zh_modernbert.train.common.processes import signal_at_parents_end
 from zh_modernbert.train.common.stage import SCRATCH
-from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard
+from zh_modernbert.train.corpus.documents import compressing, corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 from zh_modernbert.train.corpus.rules import RuleError, apply_rule
 
@@ -58,7 +58,7 @@ class ParallelSettings(BaseSettings):
 
 def zstd_3(file: IO, mode: str, **_):
     """zstd at level 3. fsspec's own is level 10, which takes longer than the rest of a stage."""
-    return zstandard.ZstdCompressor(level=3).stream_writer(file)
+    return compressing(file)
 
 
 COMPRESSION = "zstd level 3"
@@ -162,7 +162,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     """datatrove's executor for these settings.
 
     Raises:
-        InputError: `slurm` lacks partition or time, or Ray is not installed.
+        InputError: `slurm` lacks partition or time, or Slurm or Ray is not installed.
     """
     common: dict[str, Any] = {
         "pipeline": [TaskStart(steps), *steps],
@@ -178,6 +178,9 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
         return RayPipelineExecutor(**common)
     if not {"partition", "time"} <= settings.slurm.keys():
         raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
+    for program in ("sbatch", "squeue"):
+        if not shutil.which(program):
+            raise InputError(f"executor is slurm, and there is no {program} here; start this where Slurm's commands are")
     known = inspect.signature(SlurmPipelineExecutor).parameters
     fields: dict[str, Any] = {key: value for key, value in settings.slurm.items() if key in known}
     options = {key: value for key, value in settings.slurm.items() if key not in known}

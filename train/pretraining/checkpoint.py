@@ -6,7 +6,6 @@ update.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,14 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from optimi import StableAdamW
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from zh_modernbert.train.common.cli import InputError, one_line
-from zh_modernbert.train.common.files import read_json, replacing, sha256, write_json
+from zh_modernbert.train.common.files import hash_json, read_json, replacing, write_json
 from zh_modernbert.train.common.stage import describe_files
 from zh_modernbert.train.pretraining.parallel import gather, is_main_process, shard_like
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what optimizers keep of a parameter from update to update
 
 
 class DamagedError(InputError):
@@ -93,28 +95,26 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], values: dict) -> None:
     """Gives the optimizer the moments and step counts of a checkpoint.
 
-    What the run itself sets (betas, weight decay, kernels for this machine) stays as it is.
+    All else stays the run's own: betas, weight decay, and the kernels for this machine with what they keep for each parameter.
     """
-    state = {index: dict(entries) for index, entries in values.items()}
+    state = {}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        if index.isdigit() and tensor.shape == parameters[int(index)].shape:
-            tensor = shard_like(tensor, parameters[int(index)])
-        state.setdefault(index, {})[key] = tensor
+        if index.isdigit() and key in MOMENTS:
+            like = parameters[int(index)]
+            state.setdefault(int(index), {})[key] = shard_like(tensor, like) if tensor.shape == like.shape else tensor
     groups = optimizer.state_dict()["param_groups"]
     for index, group in enumerate(groups):
-        saved = state.pop(f"group{index}")
-        group |= {key: value for key, value in saved.items() if key in ("step", "setup") or group.get(key) is None}
-    optimizer.load_state_dict({"state": {int(index): entries for index, entries in state.items()}, "param_groups": groups})
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if (square := optimizer.state[parameter].get("eps_sq")) is not None:  # StableAdamW keeps it for each
-                square.fill_(group["eps"] ** 2)
-
-
-def hash_state(state: dict) -> str:
-    return sha256(json.dumps(state, sort_keys=True).encode())
+        if (step := tensors.get(f"group{index}.step")) is not None:  # StableAdamW counts its steps here
+            group |= {"step": step, "setup": values[f"group{index}"]["setup"]}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    if isinstance(optimizer, StableAdamW):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if moments := optimizer.state.pop(parameter, {}):
+                    optimizer._init_state(group, own := {}, parameter)
+                    optimizer.state[parameter] = own | {key: value for key, value in moments.items() if key in MOMENTS}
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def save_checkpoint(
             save_file(weights, folder / "model.safetensors")
             save_file(tensors, folder / "optimizer.safetensors")
             state = {"position": position, "identity": identity, "optimizer": values, "files": describe_files(folder)}
-            write_json(folder / "state.json", state | {"sha256": hash_state(state)})
+            write_json(folder / "state.json", state | {"sha256": hash_json(state)})
             for path in (*folder.iterdir(), folder):
                 sync(path)
         sync(final.parent)
@@ -208,7 +208,7 @@ def verify(path: Path, identity: str | None) -> dict:
     """
     try:
         state = read_json(path / "state.json")
-        if state.pop("sha256", None) != hash_state(state):
+        if state.pop("sha256", None) != hash_json(state):
             raise DamagedError(f"{path / 'state.json'}: not what was written")
         files = describe_files(path)
     except (InputError, OSError) as error:

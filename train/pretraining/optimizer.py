@@ -2,6 +2,7 @@
 
 import torch
 from optimi import StableAdamW
+from optimi.utils import HAS_TRITON
 from torch import nn
 
 
@@ -31,7 +32,8 @@ def build_optimizer(
     groups = parameter_groups(model, weight_decay)
     on_cuda = next(model.parameters()).is_cuda
     if name == "stable_adamw":
-        # By default optimi uses its Triton kernels wherever Triton is installed, even on a machine without a GPU. On shards
-        # they are wrong: they take the mean square of the shard instead of the matrix.
-        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps, triton=None if on_cuda and not sharded else False)
+        # By default optimi uses its Triton kernels wherever Triton is installed, even on a machine without a GPU, and asks only
+        # at the first update of all, which a resumed run does not see. On shards the kernels are wrong: they take the mean
+        # square of the shard instead of the matrix.
+        return StableAdamW(groups, lr=learning_rate, betas=betas, eps=eps, triton=on_cuda and not sharded and HAS_TRITON)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=on_cuda)

@@ -7,11 +7,9 @@ import contextlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -19,6 +17,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import InputError, one_line
 from zh_modernbert.train.common.files import read_json, require_folder
+from zh_modernbert.train.common.model_folder import load_model, read_config
 from zh_modernbert.train.pretraining.checkpoint import checkpoints
 from zh_modernbert.train.pretraining.run_folder import check_run_folder, describe_run, position_to_resume, run_identity
 from zh_modernbert.train.pretraining.tile import tile_model
@@ -63,33 +62,12 @@ def require_model(settings, tokenizer: str | None) -> Path:
         tokenizer: fingerprint of the data's tokenizer; None where the data is not there yet.
 
     Raises:
-        InputError: the folder holds no model of this project, or its tokenizer is not the data's.
+        InputError: there is no model, or its tokenizer is not the data's.
     """
     folder = require_folder(settings.init_from, "config.json")
-    if (kind := read_json(folder / "config.json").get("model_type")) != ZhModernBertConfig.model_type:
-        raise InputError(f"{folder}: a model of type {kind!r}; make this project's of a stock ModernBERT with train/convert.py")
     if tokenizer and fingerprint(folder) != tokenizer:
         raise InputError(f"{folder}: its tokenizer does not match the data in {settings.data_dir}; encode with this tokenizer")
     return folder
-
-
-def load_model(folder: Path) -> ZhModernBertForMaskedLM:
-    """The model in a folder, as float32.
-
-    Raises:
-        InputError: it cannot be loaded, lacks weights, or has some that are not finite.
-    """
-    try:
-        loaded: Any = ZhModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        model, report = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{folder}: cannot be loaded: {one_line(error)}") from error
-    if report["missing_keys"]:
-        raise InputError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:3])}")
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(f"{folder}: {name} holds values that are not finite; start from another model")
-    return model
 
 
 def build_model(
@@ -106,7 +84,7 @@ def build_model(
     with torch.device("meta") if dry_run else contextlib.nullcontext():
         if settings.init_from and (Path(settings.init_from).exists() or not dry_run):
             folder = require_model(settings, rows.tokenizer if rows else None)
-            start = ZhModernBertForMaskedLM(ZhModernBertConfig.from_pretrained(folder)) if dry_run else load_model(folder)
+            start = ZhModernBertForMaskedLM(read_config(folder)) if dry_run else load_model(folder).float()
         if not settings.model_config:
             return start
         vocab_size = rows.vocab_size if rows else (start.config if start else ZhModernBertConfig()).vocab_size

@@ -5,7 +5,8 @@ matrices are tiled part by part: queries, keys and values head by head, so that 
 larger one, and GeGLU's two halves each by itself. Layers are spread evenly over the depth, as in Gopher
 (https://arxiv.org/abs/2112.11446): a layer takes the weights of the nearest layer with the same kind of attention.
 
-Scaling is this project's own: a matrix whose inputs repeat is scaled down by how often they do. So a model of twice the width
+Scaling is this project's own: a matrix whose inputs repeat is scaled down by how often they do. Embeddings have no inputs that
+repeat. Where they are the decoder too, the norm before the decoder is scaled in their place. So a model of twice the width
 computes the same as the smaller one, and a model of a width between nearly the same, before any update.
 """
 
@@ -45,12 +46,15 @@ def tile_parameter(
     name: str, tensor: torch.Tensor, small: ZhModernBertConfig, large: ZhModernBertConfig, shape
 ) -> torch.Tensor:
     """The larger model's parameter, of `shape`, tiled from the smaller model's parameter `name`."""
+    embeddings = ("model.embeddings.tok_embeddings.weight", *(["decoder.weight"] if small.tie_word_embeddings else []))
     views = []
     for config, flat in ((small, tensor.shape), (large, shape)):
         outputs, inputs = parts_of(name, config)
         views.append((*(outputs or flat[:1]), *(inputs or flat[1:])))
     tiled = tile(tensor.reshape(views[0]), views[1]).reshape(shape)
-    return tiled * (tensor.shape[-1] / shape[-1]) if tensor.ndim > 1 else tiled
+    if (tensor.ndim > 1 and name not in embeddings) or (small.tie_word_embeddings and name.startswith("head.norm.")):
+        return tiled * (tensor.shape[-1] / shape[-1])
+    return tiled
 
 
 def layer_map(small: list[str], large: list[str]) -> list[int]:

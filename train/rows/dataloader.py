@@ -6,6 +6,7 @@ processes or on the size of micro-batches. Masks come from (seed, epoch, row).
 """
 
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -116,10 +117,14 @@ def ignore_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> DataLoader:
-    """The micro-batches from update `first_update` on, in order."""
+def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> Iterator[dict]:
+    """The micro-batches from update `first_update` on, in order.
+
+    Raises:
+        InputError: a row is damaged.
+    """
     indices = range(int(dataset.first_batches[first_update]), len(dataset))
-    return DataLoader(
+    batches = DataLoader(
         dataset,
         batch_size=None,
         sampler=indices,
@@ -127,3 +132,7 @@ def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) ->
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
     )
+    try:
+        yield from batches
+    except InputError as error:  # a worker's has its traceback before its line
+        raise InputError(str(error).rpartition("InputError: ")[2].strip()) from error

@@ -11,10 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.files import read_json, verify
 from zh_modernbert.train.common.stage import check_manifest
-from zh_modernbert.train.tokenizer.loading import fingerprint
 
 
 def ids_dtype(vocab_size: int) -> np.dtype:
@@ -30,12 +28,12 @@ def load_manifest(folder: str | Path, stage: str) -> dict:
     """The manifest of an encoded or packed folder.
 
     Raises:
-        InputError: another stage wrote the folder, it is damaged, or the tokenizer in it is not the one that made the token
-            ids.
+        InputError: another stage wrote the folder, a file is missing or has another size, or the tokenizer in it is not
+            the one that made the token ids.
     """
+    folder = Path(folder)
     manifest = check_manifest(folder, stage)
-    if fingerprint(Path(folder) / "tokenizer") != manifest["result"].get("tokenizer"):
-        raise InputError(f"{folder}/tokenizer: this tokenizer does not match the encoded data; run train/encode.py again")
+    verify(folder, [name for name in manifest["files"] if name.startswith("tokenizer/")])
     return manifest
 
 
@@ -51,6 +49,13 @@ class EncodedShard:
 
 
 def load_shard(folder: Path, vocab_size: int) -> EncodedShard:
+    """The shard in a folder of an encoded folder.
+
+    Raises:
+        InputError: a file is not what train/encode.py wrote.
+    """
+    names = ("input_ids.bin", "word_starts.bin", "offsets.bin", "sources.bin", "shard.json")
+    verify(folder.parent, [f"{folder.name}/{name}" for name in names])
     return EncodedShard(
         load_array(folder / "input_ids.bin", ids_dtype(vocab_size)),
         load_array(folder / "word_starts.bin", np.uint8),

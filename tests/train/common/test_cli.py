@@ -1,5 +1,6 @@
 """The one grammar of all scripts: presets, flags, their types, and errors that name what is wrong."""
 
+import io
 import json
 import os
 import subprocess
@@ -36,6 +37,12 @@ class Settings(BaseSettings):
     sizes: list[int] = setting([])
     shares: dict[str, float] = setting({})
     input: list[str | Part] = setting([])
+
+
+@dataclass
+class OneLine(BaseSettings):
+    name: str = ""
+    options: dict[str, str] = setting({})
 
 
 def write_preset(folder: Path, text: str) -> str:
@@ -83,7 +90,10 @@ def test_flags_beat_the_preset(tmp_path):
         (["--output_dir", "a: b"], "output_dir", "a: b"),
         (["--output_dir", "資料/😀"], "output_dir", "資料/😀"),
         (["--name", "7"], "name", "7"),
+        (["--name", "null"], "name", None),
+        (["--name", "{x}"], "name", "{x}"),
         (["--limit", "null"], "limit", None),
+        (["--steps", "1_000"], "steps", 1000),
         (["--limit", "4"], "limit", 4),
         (["--words", "x", "y"], "words", ["x", "y"]),
         (["--words", "x"], "words", ["x"]),
@@ -110,6 +120,34 @@ def test_paths_stay_what_was_typed(path):
 def test_nested_settings_in_a_preset(tmp_path):
     preset = write_preset(tmp_path, "output_dir: o\ninput:\n  - plain.txt\n  - {path: b, mode: half}\n")
     assert parse(Settings, [preset], "x").input == ["plain.txt", Part(path="b", mode="half")]
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "expected"),
+    [
+        ("name: 20:00:00", "name", "20:00:00"),
+        ("name: 010", "name", "010"),
+        ("name: 1.10", "name", "1.10"),
+        ("name: no", "name", "no"),
+        ("name: 2024-01-01", "name", "2024-01-01"),
+        ("name: null", "name", None),
+        ("name: 'null'", "name", "null"),
+        ("shares: {010: 0.5, on: 1}", "shares", {"010": 0.5, "on": 1.0}),
+        ("shuffle: no", "shuffle", False),
+        ("steps: 1e3", "steps", 1000),
+        ("words: [1:30, 7]", "words", ["1:30", "7"]),
+    ],
+)
+def test_scalars_of_a_preset_are_text_until_a_type_is_known(tmp_path, text, field, expected):
+    preset = write_preset(tmp_path, f"output_dir: o\n{text}\n")
+    value = getattr(parse(Settings, [preset], "x"), field)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_a_preset_of_one_mapping_is_no_section(tmp_path):
+    preset = write_preset(tmp_path, "shares: {news: 1}\n")
+    assert parse(Settings, [preset, "--output_dir", "o"], "sources").shares == {"news": 1.0}
 
 
 def test_sections_of_one_preset(tmp_path):
@@ -166,7 +204,7 @@ def test_positional_fields(arguments):
         (["--steps"], ["--steps", "value"]),
         (["--words", "--steps", "1"], ["--words", "value"]),
         (["--shares", "{a: 1"], ["--shares", "{a: 1"]),
-        (["--shares", "[2020-99-99]"], ["--shares", "not valid YAML"]),
+        (["--shares", "[2020-99-99]"], ["shares", "2020-99-99"]),
     ],
 )
 def test_bad_values_are_named(arguments, said):
@@ -209,13 +247,18 @@ def test_missing_required_field():
         ("output_dir: o\nstpes: 3\n", ["stpes", "'steps'"]),
         ("output_dir: o\nsteps: many\n", ["steps", "many"]),
         ("output_dir: null\n", ["output_dir", "None"]),
-        ("output_dir: no\n", ["output_dir", "False", "quote it"]),
+        ("output_dir: o\nsteps: 1:30\n", ["steps", "int", "1:30"]),
+        ("output_dir: o\nsteps: 010\n", ["steps", "int", "010"]),
+        ("output_dir: o\nrate: 00.5\n", ["rate", "float", "00.5"]),
+        ("output_dir: o\nsizes: [１２]\n", ["sizes[0]", "int", "１２"]),
+        ("output_dir: o\nsteps: 0x10\n", ["steps", "int", "0x10"]),
+        ("output_dir: o\nshuffle: 2024-01-01\n", ["shuffle", "bool", "2024-01-01"]),
+        ("shaers: {news: 1}\n", ["shaers", "'shares'"]),
         ("1: 2\n", ["1"]),
         ("sorces: {output_dir: a}\n", ["sorces", "'sources'"]),
         ("1: {output_dir: a}\n", ["1"]),
         ("clean: {output_dir: a}\n", ["no section for sources", "clean"]),
         ("output_dir: [1,\n", ["not valid YAML"]),
-        ("output_dir: 2020-99-99\n", ["not valid YAML"]),
         ("a:\n\t- 1\n", ["not valid YAML"]),
         ("- 1\n", ["mapping", "list"]),
         ("", ["mapping"]),
@@ -338,3 +381,35 @@ def test_usage_tells_every_field_with_its_default():
     assert "linear, cosine" in text
     words = text.split("--words (")[1].split("\n")[0]
     assert "'a'" in words, f"the default ['a', 'b'] is not told: {words}"
+
+
+def test_text_of_several_lines_is_refused():
+    """It would be another header of a job, another entry of a model card."""
+    for field, value in (("name", "a\nb: c"), ("name", "a\u2028b"), ("options", {"a": "b\n#c"}), ("options", {"a\n#": "b"})):
+        with pytest.raises(InputError, match=f"{field} is .* one line"):
+            OneLine(**{field: value})
+    assert OneLine(name="", options={"a": "b c"})
+
+
+def test_stdout_that_nobody_reads(monkeypatch, capsys):
+    """`| head` ends before the work does: one line, and nothing more at the end of Python."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as ended:
+            cli.write_stdout("{}")
+        monkeypatch.undo()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: stdout: Broken pipe; the work itself is done\n"
+
+
+def test_results_in_other_encodings(monkeypatch):
+    """The result is JSON in any of them, with names of files that are not UTF-8 too."""
+    for encoding, name in (("ascii", "名😀"), ("utf-8", "caf\udce9")):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+        monkeypatch.setattr(sys, "argv", ["x.py", "--name", name])
+        cli.run(lambda settings: {"name": settings.name}, OneLine)
+        assert json.loads(written.getvalue()) == {"name": name}
+        monkeypatch.undo()

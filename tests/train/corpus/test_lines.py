@@ -88,6 +88,39 @@ def test_several_compressed_parts_in_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [*COMPRESS][1:])
+def test_what_stands_behind_a_stream_is_read_or_refused(tmp_path, suffix):
+    """A dump of many streams of which one header is damaged, other bytes, and a file without a header."""
+    first, second = COMPRESS[suffix]("一\n".encode()), COMPRESS[suffix]("二\n".encode())
+    path = tmp_path / f"a.txt{suffix}"
+    headers = [second[:place] + bytes([second[place] ^ 1]) + second[place + 1 :] for place in range(2)]
+    for behind in (*headers, second[:1], second[:3], b"\n", b"x", b"more than a header has"):
+        path.write_bytes(first + behind)
+        with pytest.raises(InputError, match=r"a\.txt.*: damaged, or not what its name says, after line [01]"):
+            list(read_lines(path))
+    path.write_bytes(COMPRESS[suffix](b"") + first + COMPRESS[suffix](b"") + second)
+    assert [line for _, line in read_lines(path)] == ["一", "二"]
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"a\.txt.*: empty"):
+        list(read_lines(path))
+
+
+def test_padding_of_xz(tmp_path):
+    """The format has zeros behind a stream, also between two, and more of them than are read at once."""
+    first, second = lzma.compress("一\n".encode()), lzma.compress("二\n".encode())
+    path = tmp_path / "a.txt.xz"
+    path.write_bytes(first + bytes(4) + second + bytes(1 << 16))
+    assert [line for _, line in read_lines(path)] == ["一", "二"]
+
+
+def test_a_long_line_in_little_data(tmp_path):
+    """It decompresses to far more than one read returns."""
+    for suffix in (".bz2", ".xz"):
+        path = tmp_path / f"a.txt{suffix}"
+        path.write_bytes(COMPRESS[suffix](b"a" * (5 << 20) + b"\nb") + COMPRESS[suffix](b"c"))
+        assert [(len(line), line[-1:]) for _, line in read_lines(path)] == [(5 << 20, "a"), (2, "c")]
+
+
+@pytest.mark.parametrize("suffix", [*COMPRESS][1:])
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.6, 0.999])
 def test_truncated_file(tmp_path, suffix, share):
     generator = random.Random(0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from optimi import StableAdamW
 from safetensors import SafetensorError
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -13,7 +14,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining import checkpoint
 from zh_modernbert.train.pretraining.checkpoint import Rotation, checkpoints, load_checkpoint, newest_undamaged, save_checkpoint
-from zh_modernbert.train.pretraining.optimizer import build_optimizer
+from zh_modernbert.train.pretraining.optimizer import build_optimizer, parameter_groups
 
 POSITION = {"step": 7, "tokens": 12345, "sums": {"loss": 0.1 + 0.2, "masked": 3}}
 
@@ -63,6 +64,51 @@ def test_round_trip_is_exact(tmp_path, name, tied):
         step(model, optimizer, seed)
         step(again, its_optimizer, seed)
         assert equal(again, model)
+
+
+@pytest.mark.parametrize("name", ["stable_adamw", "adamw"])
+def test_a_run_keeps_all_of_its_own_settings(tmp_path, name):
+    """Whatever the settings of the run were that wrote the checkpoint: only moments and counts are taken from it."""
+    model, optimizer = make(0, name)
+    step(model, optimizer, 0)
+    for group in optimizer.param_groups:
+        odd = {key: 0.123 for key in group.keys() - {"params", "step", "setup"}}
+        group |= odd
+    path = save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", Rotation(1, 2))
+    again, its_optimizer = make(1, name)
+    own = [dict(group) for group in its_optimizer.param_groups]
+    load_checkpoint(path, again, its_optimizer)
+    for group, before in zip(its_optimizer.param_groups, own, strict=True):
+        assert {key: group[key] for key in before.keys() - {"params", "setup"}} == {
+            key: before[key] for key in before.keys() - {"params", "setup"}
+        }
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_checkpoint_of_other_kernels(tmp_path, monkeypatch, triton):
+    """From a CPU or shards to a GPU and back: Triton's kernels have tensors for each parameter that the others have not."""
+    monkeypatch.setattr("optimi.optimizer.HAS_TRITON", True)
+
+    def make_with(triton: bool):
+        model, _ = make(0)
+        return model, StableAdamW(parameter_groups(model, 0.1), lr=1e-2, betas=(0.9, 0.95), eps=1e-7, triton=triton)
+
+    model, optimizer = make_with(not triton)
+    for group in optimizer.param_groups:
+        group |= {"setup": True, "step": torch.tensor(3, dtype=torch.int32)}
+        for parameter in group["params"]:
+            optimizer._init_state(group, optimizer.state[parameter], parameter)
+            optimizer.state[parameter]["exp_avg"].fill_(0.5)
+    path = save_checkpoint(tmp_path, POSITION, model, optimizer, "mine", Rotation(1, 2))
+    again, its_optimizer = make_with(triton)
+    load_checkpoint(path, again, its_optimizer)
+    for group in its_optimizer.param_groups:
+        assert (group["triton"], group["step"].item(), group["setup"]) == (triton, 3, True)
+        for parameter in group["params"]:
+            state = its_optimizer.state[parameter]
+            assert torch.is_tensor(state["kahan_comp"]) == triton
+            assert ("mean_square" in state) == triton
+            assert (state["exp_avg"] == 0.5).all()
 
 
 def test_a_checkpoint_before_the_first_update_is_exact(tmp_path):

@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from tiny import TINY, build, make_documents, pack
+from tiny import TINY, assert_close, build, make_documents, pack, randomise
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import convert, pretrain
@@ -21,9 +21,8 @@ WIDER = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 3}
 
 
 def tiled_from(small: ZhModernBertForMaskedLM, **changes) -> ZhModernBertForMaskedLM:
-    kept = {
-        field: getattr(small.config, field) for field in ("norm_type", "norm_eps", "norm_bias", "mlp_bias", "attention_bias")
-    }
+    fields = ("norm_type", "norm_eps", "norm_bias", "mlp_bias", "attention_bias", "tie_word_embeddings")
+    kept = {field: getattr(small.config, field) for field in fields}
     large = ZhModernBertForMaskedLM(ZhModernBertConfig(**TINY | kept | changes)).eval()
     tile_model(small, large)
     return large
@@ -58,14 +57,22 @@ def test_to_its_own_shape_nothing_changes(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"norm_type": "layernorm", "norm_bias": True, "mlp_bias": True, "attention_bias": True}]
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": False},
+        {"norm_type": "layernorm", "norm_bias": True, "mlp_bias": True, "attention_bias": True},
+    ],
 )
-def test_twice_as_wide_computes_the_same(changes):
-    small = build(norm_eps=1e-12, **changes)
+@pytest.mark.parametrize("spread", [0.0, 0.2])
+def test_twice_as_wide_computes_the_same(changes, spread):
+    """Of a random model as it begins, whose small embeddings the norm's epsilon weighs on, and of any other."""
+    torch.manual_seed(0)
+    small = randomise(ZhModernBertForMaskedLM(ZhModernBertConfig(**TINY | changes)).eval(), spread)
     large = tiled_from(small, hidden_size=64, intermediate_size=96, num_attention_heads=4)
     batch = pack(make_documents([30, 50, 7]))
     with torch.no_grad():
-        torch.testing.assert_close(large(**batch).logits, small(**batch).logits, rtol=1e-3, atol=1e-3)
+        assert_close(large(**batch).logits, small(**batch).logits)
 
 
 def test_each_part_holds_the_small_one_in_its_middle():
@@ -75,7 +82,8 @@ def test_each_part_holds_the_small_one_in_its_middle():
     ours, theirs = large.state_dict(), small.state_dict()
     middle, scale = slice(8, 40), 32 / 48
     ours_of, theirs_of = ours["model.embeddings.tok_embeddings.weight"], theirs["model.embeddings.tok_embeddings.weight"]
-    torch.testing.assert_close(ours_of[:, middle], theirs_of * scale)
+    assert ours_of[:, middle].equal(theirs_of)
+    torch.testing.assert_close(ours["head.norm.weight"][middle], theirs["head.norm.weight"] * scale)
     assert ours["model.final_norm.weight"][middle].equal(theirs["model.final_norm.weight"])
     for index, source in enumerate(layer_map(small.config.layer_types, large.config.layer_types)):
         new, old = f"model.layers.{index}", f"model.layers.{source}"

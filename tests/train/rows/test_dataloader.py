@@ -1,5 +1,7 @@
 """Micro-batches are functions of their number: the same on resumption, with workers, and on more processes."""
 
+import re
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -172,3 +174,14 @@ def test_an_update_that_cannot_be_shared():
     for batch, sizes, processes in ((4, [3], 4), (1, [8, 3], 2)):
         with pytest.raises(InputError, match="tokens_per_update"):
             MicroBatches(None, Masking(512), RATE, batch, np.array(sizes), 0, 0, processes)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_row_is_one_line(stages, tmp_path, workers):
+    """A worker's error too has no traceback in its text."""
+    folder = shutil.copytree(stages / "packed", tmp_path / "packed")
+    path = folder / "00000" / "word_starts.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError) as caught:
+        next(iter(micro_batches(dataset(PackedStream(folder, {})), 0, workers)))
+    assert re.fullmatch(rf"{folder}: row \d+ of 00000/ is damaged; delete .* and run train/pack.py again", str(caught.value))

@@ -37,7 +37,7 @@ def test_swapped_tokenizer_is_noticed(copy):
     size = path.stat().st_size
     path.write_text(json.dumps(data, ensure_ascii=False, indent=2), encoding="utf-8")
     assert path.stat().st_size == size
-    with pytest.raises(InputError, match="does not match"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: damaged"):
         load_manifest(copy, "encode")
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.rows.packed import PackedRows
 
 
@@ -34,7 +35,7 @@ def copy(stages, tmp_path):
     return shutil.copytree(stages / "packed", tmp_path / "packed")
 
 
-@pytest.mark.parametrize("name", ["input_ids", "word_starts", "document_offsets", "row_offsets"])
+@pytest.mark.parametrize("name", ["input_ids", "word_starts", "document_offsets", "row_offsets", "checksums"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damaged_arrays_are_named(copy, name, damage):
     path = copy / "00000" / f"{name}.bin"
@@ -43,6 +44,20 @@ def test_damaged_arrays_are_named(copy, name, damage):
     if damage == "truncated":
         path.write_bytes(data[:-1])
     with pytest.raises(InputError, match=rf"{name}\.bin"):
+        PackedRows(copy)
+
+
+def test_folders_without_checksums_are_verified_whole(copy):
+    """Those of earlier versions: by the manifest, when they are opened."""
+    manifest = read_json(copy / "manifest.json")
+    del manifest["sha256"], manifest["files"]["00000/checksums.bin"]
+    write_json(copy / "manifest.json", manifest)
+    whole = [part.tolist() for part in PackedRows(copy).row(3)]
+    (copy / "00000" / "checksums.bin").unlink()
+    assert [part.tolist() for part in PackedRows(copy).row(3)] == whole
+    path = copy / "00000" / "word_starts.bin"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(InputError, match=r"word_starts\.bin: damaged"):
         PackedRows(copy)
 
 
