@@ -139,7 +139,7 @@ class SequenceLayout:
             cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
             lengths = () if exported else (width,) * rows
             return cls(cu_seqlens, token // width, token % width, lengths, width, rows, width, None, exported=exported)
-        cu_seqlens = F.pad(mask.sum(1).cumsum(0, dtype=torch.int32), (1, 0))
+        cu_seqlens = F.pad(mask.long().sum(1).cumsum(0, dtype=torch.int32), (1, 0))
         real = mask.flatten()
         if exported:
             token = torch.arange(rows * width, device=device)
@@ -148,7 +148,8 @@ class SequenceLayout:
         else:
             indices = real.nonzero().flatten()
             document_ids = indices // width
-        position_ids = (mask.cumsum(1) - 1).flatten()[indices]
+        # Exported programs count booleans in 8 bits (OpenVINO), or not at all (ONNX Runtime).
+        position_ids = (mask.long().cumsum(1) - 1).flatten()[indices]
         longest = width if exported else max(lengths, default=0)
         return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, exported=exported)
 
@@ -218,7 +219,7 @@ class SequenceLayout:
             position = self.to_grid(self.position_ids)
             mask = document[:, None, :] == document[:, :, None]
             if half_window is not None:
-                mask &= (position[:, None, :] - position[:, :, None]).abs() <= half_window
+                mask = mask & ((position[:, None, :] - position[:, :, None]).abs() <= half_window)
             self._masks["grid", half_window] = mask[:, None]
         return self._masks["grid", half_window]
 
@@ -230,6 +231,17 @@ class SequenceLayout:
             return 1, self.num_tokens, 0  # the only block has all keys
         return -(-self.num_tokens // QUERY_BLOCK), QUERY_BLOCK, half_window
 
+    def windows(self, tensor: torch.Tensor, size: int, reach: int) -> torch.Tensor:
+        """`(blocks * size + 2 * reach, ...)` -> `(blocks, size + 2 * reach, ...)`: each block with what is within its reach.
+
+        The blocks overlap. They are views of the tensor, but in exported programs, where not every runtime has such views.
+        """
+        if not self.exported:
+            return tensor.unfold(0, size + 2 * reach, size).movedim(-1, 1)
+        blocks = (tensor.shape[0] - 2 * reach) // size
+        place = torch.arange(size + 2 * reach, device=tensor.device)
+        return tensor[torch.arange(blocks, device=tensor.device)[:, None] * size + place]
+
     def block_mask(self, half_window: int, dtype: torch.dtype) -> torch.Tensor:
         """`(blocks, 1, size, size + 2 * reach)`: 0 where the query may see the key, else -inf, for `blocks(half_window)`.
 
@@ -239,7 +251,7 @@ class SequenceLayout:
         if ("block", half_window, dtype) not in self._masks:
             blocks, size, reach = self.blocks(half_window)
             document = F.pad(self.document_ids, (reach, blocks * size - self.num_tokens + reach), value=-1)
-            keys = document.unfold(0, size + 2 * reach, size)  # (blocks, size + 2 * reach)
+            keys = self.windows(document, size, reach)  # (blocks, size + 2 * reach)
             queries = keys[:, reach : reach + size]
             token = torch.arange(-reach, size + reach, device=document.device)
             offset = token[reach : reach + size, None] - token
@@ -284,8 +296,7 @@ def _block_local_attention(query, key, value, layout, half_window, dropout):
     past = blocks * size - num_tokens
     query = F.pad(query, (0, 0, 0, 0, 0, past)).unflatten(0, (blocks, size)).transpose(1, 2)  # (blocks, A, size, C)
     key, value = (  # (blocks, A, size + 2 * reach, C)
-        F.pad(states, (0, 0, 0, 0, reach, past + reach)).unfold(0, size + 2 * reach, size).transpose(2, 3)
-        for states in (key, value)
+        layout.windows(F.pad(states, (0, 0, 0, 0, reach, past + reach)), size, reach).transpose(1, 2) for states in (key, value)
     )
     mask = layout.block_mask(half_window, query.dtype)
     output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
@@ -448,9 +459,20 @@ def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> 
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
+class ZhModernBertRMSNorm(nn.RMSNorm):
+    """https://arxiv.org/abs/1910.07467. A traced program has its parts; the exporter of those has no operator for it."""
+
+    def forward(self, hidden_states):
+        if not torch.jit.is_tracing():
+            return super().forward(hidden_states)
+        states = hidden_states.float()
+        states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + self.eps)
+        return states.to(hidden_states.dtype) * self.weight
+
+
 def build_norm(config: ZhModernBertConfig) -> nn.Module:
     if config.norm_type == "rmsnorm":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        return ZhModernBertRMSNorm(config.hidden_size, eps=config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.norm_bias)
 
 
@@ -809,11 +831,13 @@ class _HeadModel(ZhModernBertPreTrainedModel):
 
     def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
-        lengths = layout.cu_seqlens.diff().unsqueeze(1)
+        lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).unsqueeze(1)
         if self.config.classifier_pooling == "mean":
-            # One row more than documents: the pads of an exported program are document D.
-            total = hidden_states.new_zeros(lengths.shape[0] + 1, hidden_states.shape[1], dtype=torch.float32)
-            total = total.index_add(0, layout.document_ids, hidden_states.float())[:-1]
+            if layout.exported:  # not every exporter adds at indices that come again
+                total = layout.to_grid(hidden_states.float()).sum(1)
+            else:
+                total = hidden_states.new_zeros(lengths.shape[0], hidden_states.shape[1], dtype=torch.float32)
+                total = total.index_add(0, layout.document_ids, hidden_states.float())
             return (total / lengths.clamp(min=1)).to(hidden_states.dtype)
         # One token more, because an empty document at the end has its start after the last token.
         first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1].long()]

@@ -152,7 +152,7 @@ def in_child(connection, function: Callable) -> None:
     connection.send((result, seconds, int(peak) / 1024))
 
 
-def measure(function: Callable) -> tuple[object, float, float]:
+def measure(function: Callable) -> tuple[Any, float, float]:
     """Calls `function` in a new process. Returns its result, its seconds, and the peak memory of the process in MiB."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -81,7 +81,8 @@ def load(settings: Settings):
     longest = getattr(model.config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]  # transformers' `to` hides its `self`
+    return tokenizer, model.eval()
 
 
 def main(settings: Settings) -> dict:

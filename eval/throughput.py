@@ -151,7 +151,8 @@ def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training:
             raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")
     del our_output, peer_output
     if settings.compile:  # torch.compile may compile again when a shape comes a second time
-        ours(), peer()
+        ours()
+        peer()
     found["our_memory"], found["peer_memory"] = peak_memory(ours, device), peak_memory(peer, device)
     found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
     found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
@@ -160,7 +161,7 @@ def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training:
     return found
 
 
-def batch_for(peer_model: nn.Module, workload: Workload, device: str) -> dict:
+def batch_for(peer_model: transformers.PreTrainedModel, workload: Workload, device: str) -> dict:
     """The texts as one of `OTHER_PEERS` takes them: with its own pad token, and without a cache of keys and values."""
     batch = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
     return batch | ({"use_cache": False} if peer_model.config.model_type == "qwen3" else {})

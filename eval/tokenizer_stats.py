@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -27,7 +28,7 @@ from transformers import AutoTokenizer
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
-from zh_modernbert.train.common.figures import plain
+from zh_modernbert.train.common.figures import as_label
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
 from zh_modernbert.train.corpus.lines import DAMAGED, open_binary
@@ -42,7 +43,7 @@ class Settings(BaseSettings):
     tokenizer: list[str] = setting(help="tokenizer folders or Hub ids")
     text: list[str] = setting(help="text files or folders, as for train/sources.py")
     held_out: float = setting(0.0, "only the documents that train_tokenizer.py leaves out; 0: all", least=0, most=1)
-    answers: list[str] = setting([], "files of SQuAD's form, plain, .gz or .zst")
+    answers: list[str] = setting([], "files of SQuAD's form, as_label, .gz or .zst")
     model_config: str = setting("", "a model.json, for the share of its parameters that the embeddings would be")
     trust_remote_code: bool = setting(False, "run the code that a tokenizer's folder brings")
     results_dir: str = setting("results", "where tokenizer_stats.json and .png go")
@@ -52,7 +53,7 @@ class Settings(BaseSettings):
 
 
 def load_backend(name: str, trust_remote_code: bool = False) -> tuple[Tokenizer, int | None]:
-    """A tokenizer as `tokenizers.Tokenizer`, to which "[MASK]" is plain text; and the id of its unknown token.
+    """A tokenizer as `tokenizers.Tokenizer`, to which "[MASK]" is as_label text; and the id of its unknown token.
 
     Raises:
         InputError: the tokenizer cannot be loaded, or is not a fast one.
@@ -155,7 +156,8 @@ def measure_answers(backend: Tokenizer, passages: list[tuple[str, list[Span]]]) 
 
 def embedding_share(model_config: str, vocab_size: int) -> float:
     """The embeddings' % of the parameters of the encoder that `model_config` describes, with this vocabulary."""
-    config = ZhModernBertConfig(**read_json(model_config) | {"vocab_size": vocab_size})
+    fields: dict[str, Any] = read_json(model_config) | {"vocab_size": vocab_size}
+    config = ZhModernBertConfig(**fields)
     with torch.device("meta"):
         model = ZhModernBertModel(config)
     return round(100 * model.get_input_embeddings().weight.numel() / model.num_parameters(), 2)
@@ -168,11 +170,11 @@ def draw(rows: list[dict], path: Path) -> None:
     rows = sorted(rows, key=lambda row: row["chars_per_token"])
     for name in rows[0]["answers_on_token_edges"]:
         points = [(row["chars_per_token"], row["answers_on_token_edges"][name]) for row in rows]
-        axes.plot(*zip(*points, strict=True), marker="o", label=plain(name))
+        axes.plot(*zip(*points, strict=True), marker="o", label=as_label(name))
     for row in rows:
         place = row["chars_per_token"], max(row["answers_on_token_edges"].values())
         axes.annotate(
-            plain(Path(row["tokenizer"]).name), place, xytext=(3, 4), textcoords="offset points", fontsize=8, rotation=30
+            as_label(Path(row["tokenizer"]).name), place, xytext=(3, 4), textcoords="offset points", fontsize=8, rotation=30
         )
     axes.set(xlabel="characters a token, held-out text", ylabel="% of answers on token edges")
     axes.margins(0.1)

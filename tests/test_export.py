@@ -107,6 +107,88 @@ def test_onnxruntime_gives_equal_outputs(head, tmp_path):
             assert_same(found, run(model, batch))
 
 
+def load_onnx(path):
+    """A function from a batch to the first output of the ONNX file."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda batch: torch.tensor(session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})[0])
+
+
+def long_batches():
+    """Lengths past what 8 bits count, pads on the left, and a row of pads."""
+    for width in (1, 129, 300, 600, 2049):
+        yield make_batch((width, width - width // 3, 0), width, "left")
+
+
+@pytest.fixture(scope="module")
+def long_model():
+    return build(modeling.ZhModernBertModel, max_position_embeddings=4096, local_attention=128)
+
+
+@pytest.fixture(scope="module")
+def long_program(long_model):
+    shapes = {name: {0: ROWS, 1: torch.export.Dim("tokens", max=4096)} for name in ("input_ids", "attention_mask")}
+    return torch.export.export(long_model, (), make_batch((50, 37), 50), dynamic_shapes=shapes)
+
+
+def test_long_documents_in_an_exported_program(long_model, long_program):
+    for batch in long_batches():
+        assert_same(long_program.module()(**batch), run(long_model, batch))
+
+
+def test_long_documents_in_openvino(long_model, long_program):
+    openvino = pytest.importorskip("openvino")
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    traced = torch.jit.trace(long_model, tuple(make_batch((50, 37), 50).values()), check_trace=False, strict=False)
+    for program in (long_program, traced):
+        compiled = openvino.compile_model(openvino.convert_model(program), "CPU", exact)
+        for batch in long_batches():
+            found = compiled([tensor.numpy() for tensor in batch.values()])[0]
+            assert_same([found], run(long_model, batch))
+
+
+def test_exported_programs_count_no_booleans(long_program):
+    """OpenVINO would count them in 8 bits, and ONNX Runtime not at all."""
+    counts = [node for node in long_program.graph.nodes if str(node.target).startswith(("aten.cumsum", "aten.sum"))]
+    assert len(counts) >= 3
+    assert all(node.args[0].meta["val"].dtype != torch.bool for node in counts)
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_long_documents_in_onnx_and_in_eight_bits(long_model, long_program, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnx, quantization = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime.quantization")
+    torch.onnx.export(long_program, dynamo=True, verbose=False).save(tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx")
+    del graph.graph.value_info[:]  # the shapes of weights that the quantiser turns round
+    quantization.quantize_dynamic(graph, tmp_path / "int8.onnx")
+    full, int8 = load_onnx(tmp_path / "model.onnx"), load_onnx(tmp_path / "int8.onnx")
+    for batch in long_batches():
+        (expected,) = run(long_model, batch)
+        assert_same([full(batch)], [expected])
+        assert F.cosine_similarity(int8(batch).flatten(), expected.flatten(), dim=0) > 0.99
+    assert {"MatMulInteger", "DynamicQuantizeLinear"} < {node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter is deprecated, and used: optimum has no other
+@pytest.mark.parametrize("norm_type", ["rmsnorm", "layernorm"])
+@pytest.mark.parametrize("head", [None, "SequenceClassification"])
+def test_the_exporter_of_traced_programs(head, norm_type, tmp_path):
+    pytest.importorskip("onnx")
+    changes = {"norm_type": norm_type, "max_position_embeddings": 4096, "classifier_pooling": "mean"}
+    model = build(HEADS.get(head, modeling.ZhModernBertModel), **changes)
+    example = make_batch((50, 37), 50)
+    axes = {name: {0: "rows", 1: "tokens"} for name in example}
+    axes["output"] = {0: "rows"} | ({} if head else {1: "tokens"})
+    torch.onnx.export(
+        model, tuple(example.values()), tmp_path / "model.onnx", dynamo=False,
+        input_names=list(example), output_names=["output"], dynamic_axes=axes,
+    )  # fmt: skip
+    program = load_onnx(tmp_path / "model.onnx")
+    for batch in long_batches():
+        assert_same([program(batch)], run(model, batch))
+
+
 # --- torch.compile ----------------------------------------------------------------------------------------------------
 
 

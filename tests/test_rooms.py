@@ -26,7 +26,7 @@ ROOMS = {
 RUNNERS = {
     "train.quickstart": {
         *("train.sources", "train.clean", "train.dedup", "train.train_tokenizer", "train.encode", "train.pack"),
-        *("train.pretrain", "train.publish", "eval.pseudo_perplexity", "eval.clue"),
+        *("train.initialise", "train.pretrain", "train.publish", "eval.pseudo_perplexity", "eval.clue"),
     },
     "train.ablate": {"train.pretrain", "eval.pseudo_perplexity"},
     "eval.dedup_recall": {"train.dedup"},

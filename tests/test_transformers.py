@@ -1,7 +1,9 @@
 """What users of transformers do with any model: Trainer, PEFT, pipelines. Each gives what the model gives alone."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import peft
 import pytest
@@ -16,6 +18,7 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
+from transformers.modeling_outputs import TokenClassifierOutput
 
 from tiny import HEADS, IGNORED, LOSS_CASES, assert_close, build
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
@@ -31,6 +34,7 @@ TEXTS = [
     "她",
     "我们的邻居认真地修改鸡蛋和面条，气象台正在准备经济发展的问题！",
 ]
+MODEL_PAGE = Path(__file__).resolve().parent.parent / "docs" / "model.md"
 NAMES = {"O": 0, "B-ORG": 1, "I-ORG": 2}
 
 
@@ -247,6 +251,56 @@ def test_token_classification(strategy, tokenizer):
                 assert text[entity["start"] : entity["end"]] == entity["word"]
         assert reached == len(text)
     assert {entity["entity" if strategy == "none" else "entity_group"] for entities in alone for entity in entities} > {"O"}
+
+
+ENTITIES = {
+    "工程师在Washington研究历史，学生在北京。": {"工程师": "PER", "Washington": "LOC", "北京": "LOC"},
+    "工程師在Washington研究歷史，學生在臺灣㐂。": {"工程師": "PER", "Washington": "LOC", "臺灣㐂": "LOC"},
+}
+
+
+def tagger_that_knows(text, tokenizer, doubtful):
+    """A model that tags this text as `ENTITIES` has it, but for the last `doubtful` characters of the Latin word: O, hardly."""
+    labels = ["O", *(f"{place}-{kind}" for kind in ("PER", "LOC") for place in "BI")]
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    logits = torch.zeros(len(encoding["input_ids"]), len(labels))
+    begun = set()
+    for row, (start, end) in zip(logits, encoding["offset_mapping"], strict=True):
+        row[0] = 5.0
+        for entity, kind in ENTITIES[text].items():
+            first = text.index(entity)
+            if first <= start < end <= first + len(entity):
+                row[0] = 0.0
+                row[labels.index(f"{'I' if entity in begun else 'B'}-{kind}")] = 5.0
+                begun.add(entity)
+                if entity.isascii() and start >= first + len(entity) - doubtful:
+                    row[0] = 5.1
+    names = {"label2id": {label: i for i, label in enumerate(labels)}, "id2label": dict(enumerate(labels))}
+    model = build_for("TokenClassification", num_labels=len(labels), **names)
+    model.forward = lambda input_ids, **more: TokenClassifierOutput(logits=logits[None])
+    return model
+
+
+@pytest.mark.parametrize("text", ENTITIES)
+def test_entities_are_found_in_both_scripts(text, tokenizer):
+    expected = [(kind, text.index(entity), text.index(entity) + len(entity)) for entity, kind in ENTITIES[text].items()]
+    (example,) = re.findall(r"```python\n([^`]*class EntityPipeline.*?)```", MODEL_PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(example, names)
+
+    def find(doubtful, strategy, pipeline_class=None):
+        model = tagger_that_knows(text, tokenizer, doubtful)
+        run = pipeline("token-classification", model=model, tokenizer=tokenizer, pipeline_class=pipeline_class, device="cpu")
+        found = run(text, aggregation_strategy=strategy)
+        return [(entity["entity_group"], entity["start"], entity["end"]) for entity in found]
+
+    assert find(0, "simple") == expected
+    assert find(2, "simple") != expected
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Tokenizer does not support real words")
+        for strategy in ("first", "average", "max"):
+            assert find(0, strategy) != expected, "transformers can do it by itself: shorten the page"
+            assert find(2, strategy, names["EntityPipeline"]) == expected
 
 
 def test_feature_extraction(tokenizer):

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.train import pretrain
 from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting
-from zh_modernbert.train.common.figures import plain
+from zh_modernbert.train.common.figures import as_label
 from zh_modernbert.train.common.files import read_json, sha256, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
 from zh_modernbert.train.pretraining.parallel import end_processes, is_main_process
@@ -121,7 +121,7 @@ def plot(rows: list[dict]) -> Figure:
         shown = [row for row in rows if row["characters"] == length][::-1]
         spread = [row["std"] or 0 for row in shown]
         panel.errorbar(
-            [row["mean"] for row in shown], [plain(row["variant"]) for row in shown], xerr=spread, fmt="o", capsize=3
+            [row["mean"] for row in shown], [as_label(row["variant"]) for row in shown], xerr=spread, fmt="o", capsize=3
         )
         panel.axvline(shown[-1]["mean"], color="grey", linewidth=0.8, linestyle=":")
         panel.set(xlabel="bits per character", title=f"{length} characters")

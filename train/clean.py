@@ -8,14 +8,16 @@ dropped, and examples.
     python train/clean.py --input_dir runs/mine/sources --output_dir runs/mine/clean
 """
 
+import re
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
+from typing import Any
 
 from datatrove.data import Document
 
 from zh_modernbert.train.common.cli import InputError, run, setting
-from zh_modernbert.train.common.figures import plain
+from zh_modernbert.train.common.figures import as_label
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
 from zh_modernbert.train.corpus.characters import CONVERTERS, convert_script, detect_script
@@ -41,7 +43,7 @@ class Settings(Thresholds, ParallelSettings):
 
 def tally(document: Document, before: str, changed: list[str], reason: str | None) -> dict:
     """What one document adds to the report: `[documents, characters]` of its source, its normalisers, its text if dropped."""
-    source = {"in": [1, len(before)]}
+    source: dict[str, Any] = {"in": [1, len(before)]}
     examples = {}
     if reason:
         source["dropped"] = {reason: [1, len(before)]}
@@ -52,7 +54,7 @@ def tally(document: Document, before: str, changed: list[str], reason: str | Non
     return {"sources": {document.metadata["source"]: source}, "changed": dict.fromkeys(changed, 1), "examples": examples}
 
 
-def merge(first, second):
+def merge(first, second) -> Any:
     """The sum of two tallies. Of the examples only the first `EXAMPLES` of each reason are kept."""
     if isinstance(first, dict):
         keys = first | second
@@ -91,6 +93,11 @@ def make_report(tallies: list[dict]) -> dict:
     }
 
 
+def plain(text: str) -> str:
+    """A name as Markdown shows it: on one line, and without markup."""
+    return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", " ".join(text.split()))
+
+
 def markdown_report(report: dict) -> str:
     """The report as tables, and the examples."""
 
@@ -103,7 +110,7 @@ def markdown_report(report: dict) -> str:
         share = f"{100 * figures['characters'] / max(figures['characters_in'], 1):.1f}%"
         return [name, *(figures[key] for key in ("documents_in", "documents", "characters_in", "characters")), share]
 
-    rows = [row(name.replace("|", "\\|"), figures) for name, figures in report["per_source"].items()]
+    rows = [row(plain(name), figures) for name, figures in report["per_source"].items()]
     lines = ["# Cleaning", "", "## Sources", ""]
     lines += table("source | documents in | out | characters in | out | kept", [*rows, row("**all**", report)])
     lines += [
@@ -117,7 +124,7 @@ def markdown_report(report: dict) -> str:
         lines += [f"### {reason}", ""]
         for example in examples:
             text = example["text"].replace("```", "'''")
-            lines += [f"{example['source']}, {example['id']}:", "", "```text", text, "```", ""]
+            lines += [f"From {plain(example['source'])}, {plain(example['id'])}:", "", "```text", text, "```", ""]
     return "\n".join(lines)
 
 
@@ -128,7 +135,7 @@ def plot_report(report: dict, path: Path) -> None:
 
     # matplotlib's default font has no Chinese characters.
     numbered = enumerate(report["per_source"], 1)
-    names = [plain(name) if name.isascii() else f"source {number} of report.md" for number, name in numbered]
+    names = [as_label(name) if name.isascii() else f"source {number} of report.md" for number, name in numbered]
     sources = {"all": report, **dict(zip(names, report["per_source"].values(), strict=True))}
     figure = Figure(figsize=(10, 2 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -105,7 +106,7 @@ def check_written(written: dict, path: Path) -> str:
     """Checks the fields as the file has them, before transformers fills in the rest; returns the name of the model's class."""
     kind = written.get("model_type")
     require(kind == "modernbert", path, "model_type", kind, "only stock ModernBERT ('modernbert') can be converted")
-    names = written.get("architectures")
+    names: Any = written.get("architectures")
     one_known = isinstance(names, list) and len(names) == 1 and isinstance(names[0], str) and names[0] in ARCHITECTURES
     require(one_known, path, "architectures", names, f"it must name one of {', '.join(ARCHITECTURES)}")
     for name, value in written.items():
@@ -135,10 +136,8 @@ def read_stock_config(written: dict, path: Path) -> ModernBertConfig:
 
 def rope_fields(written: dict, stock: ModernBertConfig, path: Path) -> dict:
     """Our fields of RoPE, from transformers' `rope_parameters`. The older fields for the bases may stand beside it if equal."""
-    full, sliding = (
-        {key: value for key, value in stock.rope_parameters[layer_type].items() if value is not None}
-        for layer_type in LAYER_TYPES
-    )
+    rope: dict = stock.rope_parameters or {}
+    full, sliding = ({key: value for key, value in rope[layer_type].items() if value is not None} for layer_type in LAYER_TYPES)
     thetas = {"global_rope_theta": full.pop("rope_theta", None), "local_rope_theta": sliding.pop("rope_theta", None)}
     for name, theta in thetas.items():
         require(isinstance(theta, (int, float)), path, name, theta, "it must be a number")
@@ -188,7 +187,7 @@ def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tens
 
 
 @torch.inference_mode()
-def compare(stock: PreTrainedModel, ours: PreTrainedModel) -> dict[str, tuple[float, float]]:
+def compare(stock: PreTrainedModel, ours: modeling.ZhModernBertPreTrainedModel) -> dict[str, tuple[float, float]]:
     """The largest difference of hidden states and of logits: absolute, and relative to the largest entry of the tensor."""
     architecture, pooling = type(stock).__name__, ours.config.classifier_pooling
     found = {}
@@ -236,7 +235,7 @@ def main(settings: Settings) -> dict:
         write_model(folder, model)
         ours = type(model).from_pretrained(folder, dtype=torch.float32)
         for dtype in (torch.float32, torch.float64):
-            found = compare(stock.to(dtype), ours.to(dtype))
+            found = compare(stock.to(dtype), ours.to(dtype))  # pyright: ignore[reportArgumentType]  # `to` hides its `self`
             if all(relative <= TOLERANCE for _, relative in found.values()):
                 break
         for what, (difference, relative) in found.items():

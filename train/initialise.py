@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -106,7 +108,7 @@ def embed(information: torch.Tensor, size: int) -> torch.Tensor:
 @torch.no_grad()
 def set_embeddings(model: ZhModernBertForMaskedLM, vectors: torch.Tensor, frequencies: np.ndarray) -> None:
     """Gives a random model the vectors `(V, H)`, as long as its own are, where they are not 0, and frequencies `(V,)`."""
-    weight = model.get_input_embeddings().weight
+    weight = model.model.embeddings.tok_embeddings.weight
     known = vectors.norm(dim=1) > 0.5
     length = weight.norm(dim=1).mean()
     weight[: len(vectors)][known] = length * vectors[known]
@@ -119,10 +121,10 @@ def set_embeddings(model: ZhModernBertForMaskedLM, vectors: torch.Tensor, freque
 def build(settings: Settings, rows: PackedRows, folder: Path) -> dict:
     tokenizer = load_tokenizer(rows.tokenizer_dir)
     counted = ~np.isin(np.arange(rows.vocab_size), special_ids_of(tokenizer))
-    pairs, frequencies = None, np.zeros(rows.vocab_size, np.int64)
+    pairs = torch.zeros(rows.vocab_size, rows.vocab_size, layout=torch.sparse_coo)
+    frequencies = np.zeros(rows.vocab_size, np.int64)
     for ids, documents in read_chunks(rows, settings.tokens):
-        found = count_pairs(ids, documents, counted, settings.window)
-        pairs = found if pairs is None else (pairs + found).coalesce()
+        pairs = (pairs + count_pairs(ids, documents, counted, settings.window)).coalesce()
         frequencies += np.bincount(ids, minlength=rows.vocab_size) * counted
     torch.manual_seed(settings.seed)
     model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, rows.vocab_size, tokenizer))

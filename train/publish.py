@@ -59,6 +59,10 @@ embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
 - Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
 - `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
 - Byte-level BPE: no unknown characters, exact round trip, exact offsets.
+- Entities: `pipeline("token-classification", ..., aggregation_strategy="simple")`. `first`, `average` and `max` take what
+  has no space inside for one word, which is a Chinese sentence. Answers, with transformers 4: `align_to_words=False`.
+- Late interaction: let the query's [MASK]s be attended to (`"attend": True` in sentence-transformers' `query_expansion`,
+  `attend_to_expansion_tokens=True` in PyLate), or they come out as zeros.
 {notes}"""
 
 

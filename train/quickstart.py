@@ -32,8 +32,8 @@ from matplotlib import pyplot
 from transformers import pipeline
 
 from zh_modernbert.eval import clue, pseudo_perplexity
-from zh_modernbert.train import clean, dedup, encode, pack, pretrain, publish, sources, train_tokenizer
-from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting, write_out
+from zh_modernbert.train import clean, dedup, encode, initialise, pack, pretrain, publish, sources, train_tokenizer
+from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting, write_stdout
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.lines import read_lines
 from zh_modernbert.train.pretraining.update import return_freed_memory
@@ -247,15 +247,26 @@ def corpus_stages(settings: Settings, output_dir: Path) -> list[Stage]:
 
 def model_stages(settings: Settings, output_dir: Path) -> list[Stage]:
     """From packed rows to a published folder, `model/`."""
-    one, two = output_dir / "pretrain_1k", output_dir / "pretrain_8k"
+    initial, one, two = (output_dir / name for name in ("initial", "pretrain_1k", "pretrain_8k"))
+    model_config = CONFIGS / "model.json"
     return [
+        Stage(
+            "initialise",
+            partial(
+                initialise.main,
+                initialise.Settings(str(output_dir / "packed_1024"), str(initial), str(model_config), seed=settings.seed),
+            ),
+            "rows of 1,024",
+            "{embedded:,} embeddings from counts",
+        ),
         Stage(
             "pretrain_1k",
             tiny(
                 pretrain,
                 "pretrain_1k.yaml",
                 data_dir=output_dir / "packed_1024",
-                model_config=CONFIGS / "model.json",
+                model_config="",
+                init_from=initial,
                 output_dir=one,
                 max_steps=settings.steps_1k,
                 num_warmup_steps=settings.steps_1k // 10,
@@ -479,7 +490,7 @@ def main(settings: Settings) -> dict:
     )
     text = summary(output_dir, results, rows)
     (output_dir / "report.txt").write_text(text + "\n", encoding="utf-8")
-    write_out(text)
+    write_stdout(text)
     write_json(output_dir / "quickstart.json", {"settings": dataclasses.asdict(settings), "finished": True})
     unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB elsewhere
     return {

@@ -22,7 +22,7 @@ from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.documents import write_corpus
 from zh_modernbert.train.corpus.engine import QUARANTINE, ParallelSettings, run_pipeline
 from zh_modernbert.train.corpus.lines import Quarantine
-from zh_modernbert.train.corpus.source import Part, Source, parts_of, read_part
+from zh_modernbert.train.corpus.source import Part, Source, parts_of, place_of, read_part
 
 TASK_BYTES = 1 << 24  # small files are read by one task, up to so many bytes
 
@@ -36,7 +36,7 @@ class Settings(ParallelSettings):
 # --- the stage ---
 
 
-def tasks_of(source: Source) -> list[list[Path | int]]:
+def tasks_of(source: Source) -> list[list[Part]]:
     """The parts of a source, in a list for each task: small files together, or all parts if `max_documents` limits them."""
     parts = parts_of(source)
     if source.max_documents:
@@ -52,23 +52,32 @@ def tasks_of(source: Source) -> list[list[Path | int]]:
     return tasks
 
 
+def id_prefixes(places: list[set[str]]) -> list[str]:
+    """What comes before the places of each source in ids: its number, where an earlier source has a place of the same name."""
+    taken, prefixes = set(), []
+    for number, own in enumerate(places, 1):
+        prefixes.append("" if own.isdisjoint(taken) else f"{number}/")
+        taken |= {prefixes[-1] + place for place in own}
+    return prefixes
+
+
 class SourceReader(PipelineStep):
     """Task r reads the parts of `tasks[r]` and writes their documents as shards."""
 
     type = "reader"
     name = "sources"
 
-    def __init__(self, tasks: list[tuple[Source, list[Part]]], folder: Path):
+    def __init__(self, tasks: list[tuple[Source, str, list[Part]]], folder: Path):
         super().__init__()
         self.tasks, self.folder = tasks, folder
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
-        source, parts = self.tasks[rank]
+        source, prefix, parts = self.tasks[rank]
         quarantine = Quarantine(self.folder / QUARANTINE / f"{rank:05d}.jsonl")
 
         def documents() -> Iterator[dict]:
             for part in parts:
-                for document in read_part(source, part, quarantine):
+                for document in read_part(source, part, quarantine, prefix):
                     if document:
                         self.stat_update(f"source/{document['source']}")
                         yield document
@@ -79,7 +88,9 @@ class SourceReader(PipelineStep):
 
 
 def build(settings: Settings, sources: list[Source], folder: Path) -> dict:
-    tasks = [(source, parts) for source in sources for parts in tasks_of(source)]
+    of_sources = [(source, tasks_of(source)) for source in sources]
+    prefixes = id_prefixes([{place_of(source, part) for parts in own for part in parts} for source, own in of_sources])
+    tasks = [(source, prefix, parts) for (source, own), prefix in zip(of_sources, prefixes, strict=True) for parts in own]
     counts = run_pipeline([SourceReader(tasks, folder)], len(tasks), settings, folder, "sources")
     if not counts["documents"]:
         raise InputError(f"{', '.join(s.path or s.dataset for s in sources)}: an empty corpus: no text in it")

@@ -13,7 +13,7 @@ docs/tokenizer.md has figures for each step.
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --word_list jieba:dict.txt
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -92,7 +92,7 @@ def kept_fractions(
     if unknown := source_weights.keys() - sources:
         raise InputError(f"source_weights: no source {min(unknown)!r} in the corpus; it has {', '.join(sorted(sources))}")
     fractions = {stratum: source_weights.get(stratum[0], 1.0) for stratum in characters}
-    weighed = Counter()
+    weighed = defaultdict(float)
     for stratum, fraction in fractions.items():
         weighed[stratum[1]] += fraction * characters[stratum]
     if hans_share is not None and weighed["hans"] and weighed["hant"]:
@@ -104,7 +104,7 @@ def kept_fractions(
 
 def stratified_sample(documents: Iterable[dict], fractions: dict[Stratum, float]) -> Iterator[dict]:
     """The documents that are kept, in order: of each stratum its fraction of the characters, to within half a document."""
-    credit = Counter()
+    credit = defaultdict(float)
     for document in documents:
         stratum, length = stratum_of(document), len(document["text"])
         credit[stratum] += fractions[stratum] * length
@@ -143,7 +143,7 @@ def build(settings: Settings, folder: Path) -> dict:
         characters[stratum_of(document)] += len(document["text"])
     fractions = kept_fractions(characters, settings.hans_share, settings.source_weights)
     fractions = {stratum: settings.sample_fraction * fraction for stratum, fraction in fractions.items()}
-    by_script = Counter()
+    by_script = defaultdict(float)
     for stratum, fraction in fractions.items():
         by_script[stratum[1]] += fraction * characters[stratum]
     words = words_beside(settings, by_script)

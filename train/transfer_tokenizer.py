@@ -265,7 +265,8 @@ def transfer_tokenizer(written: dict, hant_variant: str) -> tuple[Tokenizer, Tra
     for content in NEW_SPECIAL_TOKENS:
         if content not in added:
             added[content] = {"id": next(new_ids), "content": content, **flags}
-    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+    merges = [(left, right) for left, right in pairs]
     # Added tokens become entries of the model too. Otherwise tokenizers would number them anew, after the last entry.
     moved = transfer(vocab, merges, {content: token["id"] for content, token in added.items()}, TraditionalForms(hant_variant))
     backend = Tokenizer.from_str(

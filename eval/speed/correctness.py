@@ -1,6 +1,7 @@
 """Whether the attention backends agree on this device."""
 
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval.speed.workloads import Workload
 from zh_modernbert.train.common.cli import InputError
 
-SHAPE = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192}
+SHAPE: dict[str, Any] = {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 2, "intermediate_size": 192}
 TEXTS = Workload("check", [1, 2, 64, 65, 130, 300])
 ARRANGEMENTS = ("right", "left", "packed")
 
@@ -53,9 +54,10 @@ class Probe:
     def __init__(self, device: str):
         torch.manual_seed(0)
         config = ZhModernBertConfig(vocab_size=1000, **SHAPE, initializer_range=0.08)
-        self.model = modeling.ZhModernBertModel(config).to(device)
+        self.model = modeling.ZhModernBertModel(config)
+        self.model.to(device)  # pyright: ignore[reportArgumentType]  # transformers' `to` hides its `self`
         self.weights = [parameter.detach().clone() for parameter in self.model.parameters()]
-        self.batches = dict(zip(ARRANGEMENTS, arrange(device), strict=True))
+        self.batches: dict[str, dict] = dict(zip(ARRANGEMENTS, arrange(device), strict=True))
         generator = torch.Generator().manual_seed(1)
         # The loss is the product of the outputs with this, so that every output has a gradient of its own.
         self.direction = torch.randn(sum(TEXTS.lengths), SHAPE["hidden_size"], generator=generator).to(device)
@@ -66,7 +68,8 @@ class Probe:
         Raises:
             InputError: pads are not zero.
         """
-        for parameter, weight in zip(self.model.to(dtype).parameters(), self.weights, strict=True):
+        self.model.to(dtype)  # pyright: ignore[reportArgumentType]  # transformers' `to` hides its `self`
+        for parameter, weight in zip(self.model.parameters(), self.weights, strict=True):
             parameter.data.copy_(weight)
         self.model.set_attn_implementation(backend)
         self.model.zero_grad()
@@ -76,8 +79,8 @@ class Probe:
         if output[~real].any():
             raise InputError(f"correctness: {backend} in {dtype}, {how}: pads are not zero")
         (output[real].float() * self.direction).sum().backward()
-        gradients = torch.cat([parameter.grad.flatten().float() for parameter in self.model.parameters()])
-        return {"outputs": output[real].detach().float(), "gradients": gradients}
+        gradients = [parameter.grad.flatten().float() for parameter in self.model.parameters() if parameter.grad is not None]
+        return {"outputs": output[real].detach().float(), "gradients": torch.cat(gradients)}
 
 
 def arrange(device: str) -> tuple[dict, dict, dict]:

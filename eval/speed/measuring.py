@@ -26,7 +26,7 @@ LENGTHS = {
 }
 
 
-def lengths_at(kind: str, quantiles: np.ndarray) -> np.ndarray:
+def lengths_at(kind: str, quantiles: np.ndarray | float) -> np.ndarray:
     """The lengths in tokens of the texts of a kind at `quantiles`, numbers from 0 to 1."""
     return np.rint(np.interp(quantiles, (np.arange(10) + 0.5) / 10, LENGTHS[kind])).astype(int)
 

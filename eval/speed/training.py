@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ UPDATES = {"cpu": (1, 3), "cuda": (3, 10)}
 
 
 class MadeRows:
-    """Full packed rows in memory, with the interface of `PackedRows` that `RowStream` needs.
+    """Full packed rows in memory, as a `RowStream` takes them in a folder's place.
 
     The documents have random words of 1 to 3 tokens, and the lengths of real documents. They are laid end to end and cut at the
     ends of rows.
@@ -127,7 +128,7 @@ def compare_collators(rows: int, seq_len: int, settings) -> dict:
     """
     made = MadeRows(rows, seq_len)
     # All masked tokens become [MASK], because transformers has no random tokens with whole words.
-    replaced = {"mask_replace_prob": 1, "random_replace_prob": 0}
+    replaced: dict[str, Any] = {"mask_replace_prob": 1, "random_replace_prob": 0}
     collator = DataCollatorForLanguageModeling(
         made.tokenizer(), whole_word_mask=True, mlm_probability=MLM_PROBABILITY, **replaced
     )
@@ -223,7 +224,8 @@ class Updates:
             part.backward()
             loss += part.item()
         # In float32, as clipping computes it; on CPU this norm has an error of up to 1e-4 itself.
-        norm = float(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
         differences = {}
         for name, plain in (("loss", loss), ("gradient", norm)):
             differences[f"{name}_difference"] = abs(found[name] - plain) / plain

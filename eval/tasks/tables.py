@@ -44,7 +44,7 @@ def read_table(path: str | Path, columns: list[str]) -> list[tuple[int, dict]]:
         InputError: the file is missing, empty or of another form, or has a bad line or lacks a column.
     """
     path = find_file(path)
-    form = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")][-1:]
+    form = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in (".gz", ".zst")][-1:]
     if form == [".tsv"]:
         rows = _delimited(path, {"delimiter": "\t", "quoting": csv.QUOTE_NONE})
     elif form == [".csv"]:

@@ -5,6 +5,7 @@ import random
 
 import opencc
 import pytest
+import zstandard
 
 from zh_modernbert.train import clean
 from zh_modernbert.train.clean import EXAMPLE_CHARACTERS, EXAMPLES, Settings, make_report, markdown_report, merge
@@ -148,8 +149,19 @@ def test_markdown_report_shows_every_figure_and_example():
     assert "| **all** | 1,234 | 1,000 | 56,789 | 40,000 | 70.4% |" in lines
     assert "| gambling | 234 | 12,345 |" in lines
     assert "| strip_html | 12 |" in lines
-    start = lines.index("a|b, x-7:")
+    start = lines.index("From a\\|b, x-7:")
     assert lines[start + 2 : start + 7] == ["```text", "博彩", "'''", "网站", "```"]
+
+
+def test_names_are_no_markdown():
+    """They come from the rows: lines, headings, links, images, code and tables."""
+    name = "a\n# b | [c](d) ![e](f) `g` *h* <i> \\"
+    counts = {"in": [1, 2], "dropped": {"gambling": [1, 2]}}
+    example = {"id": name, "source": name, "text": "x"}
+    text = markdown_report(make_report([{"sources": {name: counts}, "changed": {}, "examples": {"gambling": [example]}}]))
+    shown = "a # b \\| \\[c\\](d) !\\[e\\](f) \\`g\\` \\*h\\* \\<i\\> \\\\"
+    assert f"| {shown} | 1 | 0 | 2 | 0 | 0.0% |" in text.splitlines()
+    assert f"From {shown}, {shown}:" in text.splitlines()
 
 
 def test_report_is_written_for_people_too(tmp_path):
@@ -195,7 +207,7 @@ def test_dropping_everything_is_an_error(tmp_path):
 def test_empty_corpus_is_an_error(tmp_path):
     (tmp_path / "none").mkdir()
     write_shards(tmp_path / "in", documents_of([HANS]))
-    (tmp_path / "in" / "00100.jsonl.zst").write_bytes(b"")
+    (tmp_path / "in" / "00100.jsonl.zst").write_bytes(zstandard.compress(b""))
     for name in ("none", "in"):
         with pytest.raises(InputError, match="empty corpus"):
             run(tmp_path / "out", input_dir=str(tmp_path / name))

@@ -1,6 +1,7 @@
 """Sources become one corpus folder, in tasks whose number does not show."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -138,13 +139,12 @@ def test_more_than_one_line_in_a_hundred_stops_the_run(tmp_path):
         damaged = [line + b"\xff" * (line != b"" and i < bad) for i, line in enumerate(lines)]
         (tmp_path / "a.txt").write_bytes(b"\n".join(damaged))
         if bad == 8:
-            result, texts = stage(tmp_path, str(tmp_path / "a.txt"))
+            result, texts = stage(tmp_path, Source(path=str(tmp_path / "a.txt"), txt_documents="line"))
             assert result["quarantined"] == 8
-            assert len(texts) == 9, "a document of which a line is set aside is not there in part"
-            assert texts[0].startswith("第101行")
+            assert len(texts) == 990 - 8
         else:
             with pytest.raises(InputError, match=r"a\.txt, line 1: not UTF-8.* 12 of 999 lines"):
-                stage(tmp_path, str(tmp_path / "a.txt"))
+                stage(tmp_path, Source(path=str(tmp_path / "a.txt"), txt_documents="line"))
 
 
 def test_tasks_and_workers_do_not_show(tmp_path, monkeypatch):
@@ -183,3 +183,36 @@ def test_a_corpus_of_another_stage_is_its_shards(tmp_path):
     (tmp_path / "out" / "rejects").mkdir()
     write_rows(tmp_path / "out" / "rejects" / "00000.jsonl", [{"text": "bad"}])
     assert texts_of(path=str(tmp_path / "out")) == ["一", "二"]
+
+
+def test_inputs_with_files_of_one_name_have_their_own_ids(tmp_path):
+    for folder in ("x", "y", "z"):
+        write_rows(tmp_path / folder / "a.jsonl", [{"text": folder}])
+    write_rows(tmp_path / "z" / "b.jsonl", [{"text": "b"}])
+    stage(tmp_path, str(tmp_path / "x" / "a.jsonl"), str(tmp_path / "y"), str(tmp_path / "z"))
+    ids = [document["id"] for document in read_corpus(tmp_path / "out")]
+    assert ids == ["a.jsonl-1", "2/a.jsonl-1", "3/a.jsonl-1", "3/b.jsonl-1"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"url": 5}, {"url": {"a": 1}}, {"url": None}, {"id": [1]}, {"script": ["hans"]}, {"score": "9" * 999}]
+)
+def test_fields_of_other_types(tmp_path, row):
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "一", "score": 1} | row])
+    assert stage(tmp_path, Source(path=str(path), where=["score > 0"]))[1] == ["一"]
+
+
+def test_numbers_that_are_too_large(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x", "id": 1}\n' * 200 + '{"text": "y", "id": 1' + "0" * 400 + "}\n")
+    result, texts = stage(tmp_path, Source(path=str(path), where=["id > 0"]))
+    assert (result["quarantined"], len(texts)) == (1, 200)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """Through the stage, in whose settings and manifest they are, too."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.txt"))
+    path.write_text("x")
+    result, texts = stage(tmp_path, str(path))
+    assert (result["per_source"], texts) == ({"\\xff": 1}, ["x"])
+    assert read_json(tmp_path / "out" / "settings.json")["input"][0]["path"] == str(path)

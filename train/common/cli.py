@@ -74,17 +74,21 @@ class BaseSettings:
     """Base of every settings dataclass. Each instance is checked, from a preset, from flags or made in Python.
 
     Raises:
-        InputError: a value is none of its field's choices or out of its bounds, naming script and field.
+        InputError: a value is none of its field's choices, out of its bounds, or text of several lines, naming script and
+            field. Text goes into headers and tables, where a second line would be another entry.
     """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             choices, least, most = (field.metadata.get(key) for key in ("choices", "least", "most"))
-            for item in value if isinstance(value, list) else [value]:
+            items = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else [value]
+            for item in items:
                 where = f"{script_of(self)}: {field.name} is {item!r}; it must be"
                 if choices and item not in choices:
                     raise InputError(f"{where} one of {', '.join(map(repr, choices))}")
+                if isinstance(item, str) and item.splitlines() not in ([], [item]):
+                    raise InputError(f"{where} one line")
                 if least is not None and item < least:
                     raise InputError(f"{where} at least {least}")
                 if most is not None and item > most:
@@ -132,7 +136,7 @@ def convert(value, kind, where: str):
         return [convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(items)]
     if origin is dict and isinstance(value, dict):
         return {str(key): convert(item, arguments[1], f"{where}.{key}") for key, item in value.items()}
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
         return settings_from(kind, value, where)
     if isinstance(value, str):
         if kind is str:
@@ -342,19 +346,19 @@ def open_closed_streams() -> None:
     sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")  # noqa: SIM115
 
 
-def write_out(text: str) -> None:
-    """Prints on stdout; where nobody can read that, says so on stderr, and ends with status 1."""
-    try:
-        print(text, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more when it ends
-        print(f"error: stdout: {error.strerror}; what was to be written there: {text}", file=sys.stderr)
-        sys.exit(1)
-
-
 # Seconds. All processes of a run find the same error. The first of a machine reports it; the others wait, until the launcher
 # ends them.
 SECONDS_BEFORE_REPEATING = 5.0
+
+
+def write_stdout(text: str) -> None:
+    """Prints to stdout; ends the process with one line where nobody reads stdout any more, or it cannot be written."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again at its end
+        print(f"error: stdout: {error.strerror}; the work itself is done", file=sys.stderr)
+        sys.exit(2)
 
 
 def run(main: Callable, settings_class: type) -> None:
@@ -365,7 +369,8 @@ def run(main: Callable, settings_class: type) -> None:
     script = script_of(settings_class)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
-        return write_out(usage(settings_class, script, module.__doc__ or ""))
+        write_stdout(usage(settings_class, script, module.__doc__ or ""))
+        return
     try:
         result = main(parse(settings_class, arguments, script))
     except (InputError, OSError) as error:
@@ -380,4 +385,7 @@ def run(main: Callable, settings_class: type) -> None:
         print("stopped", file=sys.stderr)
         sys.exit(130)
     if result is not None:
-        write_out(json.dumps(result, ensure_ascii=False))
+        try:
+            write_stdout(json.dumps(result, ensure_ascii=False))
+        except UnicodeEncodeError:  # stdout has another encoding, or a file's name is not UTF-8
+            write_stdout(json.dumps(result))

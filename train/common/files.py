@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,32 @@ def require_folder(path: str | Path, marker: str) -> Path:
     return Path(path)
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and in the folders below it, sorted. Links are followed, and no folder is entered twice.
+
+    Raises:
+        InputError: a link leads nowhere.
+        OSError: a folder cannot be read.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found, entered = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=stop):
+        if (real := os.path.realpath(place)) in entered:
+            folders.clear()
+            continue
+        entered.add(real)
+        folders.sort()
+        for path in (Path(place, name) for name in names):
+            if path.is_file():
+                found.append(path)
+            elif path.is_symlink():
+                raise InputError(f"{path}: a link to what is not there: {os.readlink(path)}; mend it, or take it away")
+    return sorted(found)
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's content."""
     with open(path, "rb") as file:
@@ -56,7 +83,8 @@ def read_json(path: str | Path) -> dict:
 def write_json(path: Path, value) -> None:
     """Writes under a temporary name, then renames."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character: JSON spells it so, too
     temporary.replace(path)
 
 

@@ -6,6 +6,7 @@ left over, of another shape, not finite or damaged is an error that names it.
 
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -73,9 +74,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def build_model(
-    model_class: type[PreTrainedModel], config: ZhModernBertConfig, tensors: dict[str, torch.Tensor], folder: Path
-) -> PreTrainedModel:
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def build_model(model_class: type[Model], config: ZhModernBertConfig, tensors: dict[str, torch.Tensor], folder: Path) -> Model:
     """A model of this project with the weights that `read_weights` found in `folder`, in their dtype.
 
     Raises:
@@ -91,7 +93,7 @@ def build_model(
     if config.tie_word_embeddings and expected.pop("decoder.weight", None):
         embeddings = tensors.get("model.embeddings.tok_embeddings.weight")
         decoder = tensors.pop("decoder.weight", embeddings)
-        if embeddings is not None and not torch.equal(decoder, embeddings):
+        if embeddings is not None and decoder is not None and not torch.equal(decoder, embeddings):
             # transformers 4 would tie them all the same, transformers 5 would not.
             raise InputError(f"{folder}: decoder.weight is not the embeddings, but tie_word_embeddings is True")
     for name in sorted(expected.keys() | tensors.keys()):

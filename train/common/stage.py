@@ -22,6 +22,7 @@ from typing import IO
 from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
 from zh_modernbert.train.common.files import (
     WRITE_ERRORS,
+    files_below,
     hash_file,
     hash_json,
     is_output,
@@ -45,7 +46,7 @@ def content_of(path: str | Path) -> str:
     path = Path(path)
     if is_output(path):
         return read_manifest(path)["content"]
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = files_below(path) if path.is_dir() else [path]
     states = [
         (str(file.relative_to(path)), *(getattr(file.stat(), key) for key in ("st_size", "st_mtime_ns"))) for file in files
     ]
@@ -93,8 +94,17 @@ def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     write_json(folder / "manifest.json", manifest | {"sha256": hash_json(manifest)})
 
 
-def resolve_output_dir(settings) -> Path:
+def inputs_of(settings, inputs: Iterable[str | Path]) -> list[tuple[str, Path]]:
+    """What a stage reads, each with its name: the settings that end in `_dir`, and `inputs`."""
+    folders = [(name, value) for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir"]
+    return [(name, Path(value)) for name, value in [*folders, *(("input", given) for given in inputs)] if value]
+
+
+def resolve_output_dir(settings, read: list[tuple[str, Path]]) -> Path:
     """The absolute path of `settings.output_dir`.
+
+    Args:
+        read: what the stage reads, as `inputs_of`.
 
     Raises:
         InputError: the folder must not be replaced: it holds something that this stage did not write, or what the stage reads.
@@ -104,11 +114,11 @@ def resolve_output_dir(settings) -> Path:
     path = Path(settings.output_dir).resolve()
     if Path.cwd().is_relative_to(path):
         raise InputError(f"{path}: output_dir is where you are; choose a folder inside")
-    for name, value in vars(settings).items():
-        if name.endswith("_dir") and name != "output_dir" and Path(value).resolve().is_relative_to(path):
-            raise InputError(f"{path}: output_dir holds {name}; choose another output_dir")
-        if name.endswith("_dir") and name != "output_dir" and value and path.is_relative_to(Path(value).resolve()):
-            raise InputError(f"{path}: output_dir lies in {name}; choose another output_dir")
+    for name, given in read:
+        if given.resolve().is_relative_to(path):
+            raise InputError(f"{path}: output_dir holds {name} {given}; choose another output_dir")
+        if path.is_relative_to(given.resolve()):
+            raise InputError(f"{path}: output_dir lies in {name} {given}; choose another output_dir")
     stage = script_of(settings)
     try:
         if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):
@@ -155,13 +165,13 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
     Raises:
         InputError: the output cannot be written, or another run is writing it.
     """
-    path, stage = resolve_output_dir(settings), script_of(settings)
-    folders = [value for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir" and value]
+    read = inputs_of(settings, inputs)
+    path, stage = resolve_output_dir(settings, read), script_of(settings)
     values = {name: value for name, value in recipe_of(settings).items() if not name.endswith("_dir")}
-    for given in (*folders, *inputs):
-        if not Path(given).exists():
+    for _, given in read:
+        if not given.exists():
             raise InputError(f"{given}: no such file or folder")
-    contents = [content_of(given) for given in (*folders, *inputs)]
+    contents = [content_of(given) for _, given in read]
     recipe = hash_json([stage, version("zh-modernbert"), values, contents])
     if (done := finished_result(path, stage, recipe)) is not None:
         print(f"{path}: there already, from the same settings and input; nothing to do", file=sys.stderr)

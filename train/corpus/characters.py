@@ -137,6 +137,29 @@ def half_width() -> np.ndarray:
     return table
 
 
+# Of the combining marks on one character. Unicode's Stream-Safe Text Format (UAX 15) has as many; languages have fewer.
+MOST_MARKS = 30
+
+
+@cache
+def marks() -> np.ndarray:
+    """`(0x110000,)` bool: the combining marks, which NFC sorts."""
+    table = np.zeros(0x110000, bool)
+    for code in range(0x20000):  # none are beyond
+        table[code] = unicodedata.combining(unicodedata.normalize("NFD", chr(code))[0])
+    return table
+
+
+def limit_marks(codes: np.ndarray) -> np.ndarray:
+    """The code points without the marks that go beyond `MOST_MARKS` on one character."""
+    are_marks = marks()[codes]
+    if np.count_nonzero(are_marks) <= MOST_MARKS:
+        return codes
+    places = np.arange(len(codes))
+    bases = np.maximum.accumulate(np.where(are_marks, -1, places))
+    return codes[places - bases <= MOST_MARKS]
+
+
 # --- conversion ---
 
 

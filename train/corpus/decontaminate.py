@@ -18,6 +18,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import files_below
 from zh_modernbert.train.corpus.engine import CorpusWriter, Filter
 from zh_modernbert.train.corpus.lines import PACKED, read_lines
 from zh_modernbert.train.corpus.ngrams import letter_table, mix, ngram_hashes
@@ -43,7 +44,7 @@ def evaluation_files(paths: list[str]) -> list[Path]:
     for path in map(Path, paths):
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
-        inside = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        inside = files_below(path) if path.is_dir() else [path]
         kept = [file for file in inside if file == path or not NOT_DATA.match(file.name)]
         if not kept:
             raise InputError(f"{path}: no evaluation files in this folder")
@@ -93,7 +94,7 @@ def read_passages(path: Path) -> Iterator[str]:
     In JSON (one value, or one a line) and Parquet these are all strings, in CSV all cells, in other files those of
     `passages_of_lines`.
     """
-    form = [suffix for suffix in path.suffixes if suffix not in PACKED][-1:]
+    form = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in PACKED][-1:]
     if form == [".parquet"]:
         import pyarrow.parquet as pq
 

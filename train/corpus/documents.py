@@ -1,17 +1,16 @@
 """A corpus: a folder of `.jsonl.zst` shards. A line is a document, `{"id", "source", "text", "script"?, "url"?}`."""
 
 import io
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 import zstandard
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import is_output, read_manifest, verify
-from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl
+from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl, shown
 
 DOCUMENTS_PER_SHARD = 20_000
 
@@ -25,7 +24,7 @@ def corpus_shards(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    shards = sorted(folder.glob("*.jsonl.zst"))
+    shards = sorted(path for path in folder.iterdir() if path.name.lower().endswith(".jsonl.zst"))
     if not shards:
         raise InputError(f"{folder}: an empty corpus: no .jsonl.zst shard in it")
     if is_output(folder):
@@ -48,8 +47,7 @@ def read_corpus_shard(shard: Path, bad_lines: BadLines = STRICT) -> Iterator[dic
     for number, document in read_jsonl(shard, bad_lines):
         missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
         if missing:
-            text = json.dumps(document, ensure_ascii=False)
-            bad_lines.report(shard, number, f"a document needs a string {missing[0]!r}", text)
+            bad_lines.report(shard, number, f"a document needs a string {missing[0]!r}", shown(document))
         else:
             yield document
 
@@ -69,7 +67,7 @@ def read_corpus(folder: str | Path) -> Iterator[dict]:
         raise InputError(f"{folder}: an empty corpus: no documents in it")
 
 
-def compressing(file: IO[bytes]) -> zstandard.ZstdCompressionWriter:
+def compressing(file: IO[bytes]) -> Any:
     """Writes to `file` what is written here as zstd of level 3, with a checksum: readers notice damage."""
     return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(file)
 

@@ -8,6 +8,7 @@ import contextlib
 import importlib.util
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
     """datatrove's executor for these settings.
 
     Raises:
-        InputError: `slurm` lacks partition or time, or Ray is not installed.
+        InputError: `slurm` lacks partition or time, or Slurm or Ray is not installed.
     """
     common: dict[str, Any] = {
         "pipeline": [TaskStart(steps), *steps],
@@ -177,6 +178,9 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
         return RayPipelineExecutor(**common)
     if not {"partition", "time"} <= settings.slurm.keys():
         raise InputError("slurm: needs partition and time, such as --slurm '{partition: cpu, time: \"20:00:00\"}'")
+    for program in ("sbatch", "squeue"):
+        if not shutil.which(program):
+            raise InputError(f"executor is slurm, and there is no {program} here; start this where Slurm's commands are")
     known = inspect.signature(SlurmPipelineExecutor).parameters
     fields: dict[str, Any] = {key: value for key, value in settings.slurm.items() if key in known}
     options = {key: value for key, value in settings.slurm.items() if key not in known}

@@ -9,7 +9,14 @@ import unicodedata
 from collections.abc import Callable
 
 from zh_modernbert.train.corpus.boilerplate import strip_boilerplate
-from zh_modernbert.train.corpus.characters import REMOVED, code_points, from_code_points, half_width, in_both_scripts
+from zh_modernbert.train.corpus.characters import (
+    REMOVED,
+    code_points,
+    from_code_points,
+    half_width,
+    in_both_scripts,
+    limit_marks,
+)
 from zh_modernbert.train.corpus.personal_data import mask_personal_data
 from zh_modernbert.train.corpus.rules import apply_rule
 
@@ -65,7 +72,7 @@ _WIKI_FILE = in_both_scripts(
 _WIKI_LINK = re.compile(r"\[\[(?! )(?=[^\[\]\n]*(?:[\u4e00-\u9fff]|\|))(?:[^\[\]\n|]*\|)?([^\[\]\n|]*)\]\]")
 _WIKI_TEMPLATE = re.compile(r"\{\{(?! )(?=[^{}\n|]*(?:[\u4e00-\u9fff]|\|))[^{}|]*(?:\|[^{}]*)?\}\}")
 _WIKI_TABLE = re.compile(r"^\{\|(?:(?!^\{\|).)*?^\|\}", re.DOTALL | re.MULTILINE)
-_WIKI_VARIANT = re.compile(r"-\{(?:[^{};]*?[|:])?([^{};:]*)(?:;[^{}]*)?\}-")
+_WIKI_VARIANT = re.compile(r"-\{([^{}]*+)\}-")
 _WIKI_HEADING = re.compile(r"^ *(={2,6})([^=\n]+)\1 *$", re.MULTILINE)
 _WIKI_BOLD = re.compile(r"(?<!')('{3}|'{5})(?=[^'\n]*[\u4e00-\u9fff])([^'\n]+)\1(?!')")
 
@@ -88,6 +95,12 @@ def strip_html(text: str) -> str:
     return _ENTITY.sub(lambda entity: html.unescape(entity[0]), text) if "&" in text else text
 
 
+def _first_variant(mark: re.Match) -> str:
+    """The first word of `-{zh-hans:内存;zh-hant:記憶體}-`, behind its variant or the mark's flags."""
+    first = mark[1].partition(";")[0]
+    return first.rpartition(":")[2] if ":" in first else first.partition("|")[2] if "|" in first else first
+
+
 def strip_wiki(text: str) -> str:
     """Replaces links and variants by what a reader sees; removes files, categories, templates, tables and marks of bold."""
     if "[[" in text:
@@ -97,7 +110,7 @@ def strip_wiki(text: str) -> str:
     if "{|" in text:
         text = _WIKI_TABLE.sub("", text)
     if "-{" in text:
-        text = _WIKI_VARIANT.sub(r"\1", text)
+        text = _WIKI_VARIANT.sub(_first_variant, text)
     if "==" in text:
         text = _WIKI_HEADING.sub(r"\2", text)
     return _WIKI_BOLD.sub(r"\2", text) if "'''" in text else text
@@ -111,9 +124,12 @@ def strip_bbcode(text: str) -> str:
 
 
 def normalise_unicode(text: str) -> str:
-    """NFC, with half-width letters and digits, plain spaces and newlines, and no control or invisible characters."""
+    """NFC, with half-width letters and digits, plain spaces and newlines, and no control or invisible characters.
+
+    Of the marks on one character the first `MOST_MARKS` stay: NFC sorts them, which takes quadratic time.
+    """
     codes = half_width()[code_points(text)]
-    return unicodedata.normalize("NFC", from_code_points(codes[codes != REMOVED]))
+    return unicodedata.normalize("NFC", from_code_points(limit_marks(codes[codes != REMOVED])))
 
 
 def normalise_whitespace(text: str) -> str:

@@ -2,8 +2,8 @@
 
 A dump has the names of templates and what they are given, not what they show. So those that sentences need are rendered here:
 numbers with their units, currencies, dates, countries, stations, words in other languages, formulas. A template of another kind
-is one of two. If it shows a number (its name says so, or its first parameter is one), it is LOST, and the sentence goes. Else
-it is a GAP: nothing, unless there are words directly before and behind it, where a sentence would have a hole.
+is one of two. If it shows a number (its name says so, or its first parameter is one) or a country, it is LOST, and the sentence
+goes. Else it is a GAP: nothing, unless there are words directly before and behind it, where a sentence would have a hole.
 """
 
 import re
@@ -15,7 +15,7 @@ from zh_modernbert.train.corpus.wikitext import GAP, LOST, superscript
 # --- parameters ---
 
 _PARAMETER = re.compile(r"\[\[|\]\]|\|")
-_NUMBER = re.compile(r"[-−+]?[\d,]*\.?\d[\d.,/]*(?:e[-−+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[-−+]?\.?\d[\d.,/]*+(?:e[-−+]?\d+)?", re.IGNORECASE)
 
 
 def split_template(inside: str) -> tuple[str, list[str], dict[str, str]]:
@@ -47,7 +47,7 @@ def split_template(inside: str) -> tuple[str, list[str], dict[str, str]]:
 
 
 def is_number(text: str) -> bool:
-    return len(text) < 40 and _NUMBER.fullmatch(text) is not None
+    return _NUMBER.fullmatch(text) is not None
 
 
 def with_commas(number: str) -> str:
@@ -253,6 +253,7 @@ _CODES = (
     "YUG南斯拉夫 USA美国 US美国 CAN加拿大 MEX墨西哥 CUB古巴 BRA巴西 ARG阿根廷 CHI智利 CHL智利 PER秘鲁 "
     "COL哥伦比亚 URU乌拉圭 AUS澳大利亚 NZL新西兰 EGY埃及 RSA南非 ZAF南非 NGA尼日利亚 KEN肯尼亚 ETH埃塞俄比亚 "
 )
+_COUNTRY = re.compile("[A-Z]{3}")  # shows its flag and name; those that are not listed are LOST
 _COUNTRIES = dict(re.findall(r"([A-Z]+)(\S+)", _CODES))
 # Templates that show some of their parameters: "12" shows 1 and 2 together, "3 1" shows 3, or 1 if 3 is empty.
 _SHOWN = {
@@ -378,8 +379,8 @@ def template_text(inside: str, script: str) -> str:
         inside: what stands between the braces, with the templates in it rendered.
     """
     written, values, named = split_template(inside)
-    if values == [] == [*named] and (written in _COUNTRIES or (len(written) == 3 and written.isupper() and written.isascii())):
-        return convert_script(_COUNTRIES.get(written, LOST), script)
+    if not values and written in _COUNTRIES:
+        return convert_script(_COUNTRIES[written], script)
     name = written.lower()
     if (function := re.match(r"#?[a-z]+(?=:)", name)) and not _NOTHING.fullmatch(name):  # formatnum:1234 is given 1234
         name, values = function[0], [written[function.end() + 1 :].strip(), *values]
@@ -397,4 +398,5 @@ def template_text(inside: str, script: str) -> str:
     if _NOTHING.fullmatch(name):
         return ""
     shows_number = _NUMBER_NAMES.fullmatch(name) or (values and values[0][:1].isdigit() and len(values[0]) < 20)
-    return LOST if shows_number else GAP
+    is_country = not values and _COUNTRY.fullmatch(written)
+    return LOST if shows_number or is_country else GAP

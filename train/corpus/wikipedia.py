@@ -6,6 +6,7 @@ train/corpus/wikitext.py, and templates for train/corpus/wiki_templates.py.
 
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from io import BufferedIOBase
 from operator import ne
 from pathlib import Path
@@ -163,10 +164,15 @@ class Conversion:
 
     Attributes:
         words: those that the page wants replaced everywhere, with their replacements.
+        script: the one that was asked for, else the page's dominant one, which is found out when it is needed.
     """
 
-    def __init__(self, script: str):
-        self.script, self.words = script, {}
+    def __init__(self, wikitext: str, script: str | None):
+        self.wikitext, self.given, self.words = wikitext, script, {}
+
+    @cached_property
+    def script(self) -> str:
+        return self.given or dominant_script(self.wikitext)
 
     def add_words(self, by_variant: dict[str, str]) -> None:
         if by_variant:
@@ -195,30 +201,38 @@ class Conversion:
             self.add_words(readings(rules))
         return ""
 
-    def replace_words(self, text: str) -> str:
-        """The text in one script, with the words replaced that the page wants replaced."""
-        lengths = {}
-        for word in self.words:
-            lengths.setdefault(word[0], set()).add(len(word))
-        lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
-        pieces, start, place = [], 0, 0
-        while place < len(text):
-            found = (text[place : place + length] for length in lengths.get(text[place], ()))
-            word = next((word for word in found if word in self.words), None)
-            if word is None:
-                place += 1
-                continue
-            pieces += convert_script(text[start:place], self.script), self.words[word]
-            start = place = place + len(word)
-        return "".join([*pieces, convert_script(text[start:], self.script)])
-
     def render(self, text: str) -> str:
         """The text in one script, as its readers see it. Spans between OPEN and CLOSE stay."""
+        replaced = WordReplacer(self.words, self.script)
         pieces, end = [], 0
         for span in _SPAN.finditer(text):
-            pieces += self.replace_words(text[end : span.start()]), span[0]
+            pieces += replaced(text[end : span.start()]), span[0]
             end = span.end()
-        return "".join([*pieces, self.replace_words(text[end:])])
+        return "".join([*pieces, replaced(text[end:])])
+
+
+class WordReplacer:
+    """Gives a text in one script, with some words replaced; of those that begin at one place the longest."""
+
+    def __init__(self, words: dict[str, str], script: str):
+        self.words, self.script = words, script
+        lengths = {}
+        for word in words:
+            lengths.setdefault(word[0], set()).add(len(word))
+        self.lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self.firsts = re.compile(f"[{''.join(map(re.escape, lengths))}]" if lengths else "(?!)")
+
+    def __call__(self, text: str) -> str:
+        pieces, end = [], 0
+        for first in self.firsts.finditer(text):
+            place = first.start()
+            if place < end:
+                continue  # inside a word
+            found = (text[place : place + length] for length in self.lengths[first[0]])
+            if word := next((word for word in found if word in self.words), None):
+                pieces += convert_script(text[end:place], self.script), self.words[word]
+                end = place + len(word)
+        return "".join([*pieces, convert_script(text[end:], self.script)])
 
 
 # --- wikitext -> text ---
@@ -233,7 +247,7 @@ def plain_text(wikitext: str, script: str | None = None) -> str:
     """
     kept = []
     wikitext = cut_elements(wikitext, kept)
-    conversion = Conversion(script or dominant_script(wikitext))
+    conversion = Conversion(wikitext, script)
     wikitext = replace_nested(wikitext, _MARK, conversion.reading)
     wikitext = replace_nested(wikitext, _TEMPLATE, conversion.template)
     text = put_back("\n".join(lines_of(wikitext)), kept)

@@ -54,6 +54,7 @@ def replace_nested(text: str, token: re.Pattern, replace: Callable[[str], str], 
 
 # Elements without prose, and those whose contents are no wikitext.
 _NO_WIKITEXT = "math|chem|ce|nowiki"
+_NAME = re.compile(r"!--|\w+")
 _ELEMENT = re.compile(
     r"<(!--|(?:ref|references|gallery|timeline|score|imagemap|hiero|graph|mapframe|maplink|syntaxhighlight|source|pre|table"
     rf"|templatedata|templatestyles|inputbox|categorytree|indicator|section|{_NO_WIKITEXT})\b[^<>]*+>)",
@@ -79,7 +80,7 @@ def cut_elements(wikitext: str, kept: list[str]) -> str:
     for start in _ELEMENT.finditer(wikitext):
         if start.start() < end:
             continue
-        name = re.match(r"!--|\w+", start[1])[0].lower()
+        name = _NAME.findall(start[1])[0].lower()
         pieces.append(wikitext[end : start.start()])
         end = start.end()
         if start[1].endswith("/>"):

@@ -19,7 +19,7 @@ from zh_modernbert.train.rows.encoded import ids_dtype, load_array, load_manifes
 
 def checksum(ids: np.ndarray, starts: np.ndarray, bounds: np.ndarray) -> int:
     """The CRC-32 of a row, as `PackedRows.row` gives it."""
-    return zlib.crc32(ids, zlib.crc32(starts, zlib.crc32(bounds)))
+    return zlib.crc32(ids.data, zlib.crc32(starts.data, zlib.crc32(bounds.data)))
 
 
 @dataclass(frozen=True)

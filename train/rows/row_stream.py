@@ -5,8 +5,9 @@ epochs: all its rows are read before any is read again. A small folder with a la
 a small share.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -56,16 +57,24 @@ def rows_of_block(shares: list[float]) -> np.ndarray:
     return rows
 
 
+class Rows(Protocol):
+    """What a stream needs of a folder; see `PackedRows`."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]: ...
+
+
 class RowStream:
     """Packed folders as one list of rows, folder after folder, and the order in which a run reads them.
 
     Args:
-        folders: by name; each is a `PackedRows`, or has its `row` and `len`.
+        folders: by name.
         shares: of the stream's rows, one a folder, above 0; they need not sum to 1.
     """
 
-    def __init__(self, folders: dict[str, PackedRows], shares: Sequence[float] = (1.0,)):
-        self.folders, self.parts = folders, list(folders.values())
+    def __init__(self, folders: Mapping[str, Rows], shares: Sequence[float] = (1.0,)):
+        self.parts = list(folders.values())
         self.first_rows = np.cumsum([0, *map(len, folders.values())])
         self.block_rows = rows_of_block(list(shares))
         # Of each row of a block: its folder's number, and how many rows of that folder are before it. Folders are spread
@@ -101,6 +110,7 @@ class PackedStream(RowStream):
 
     Attributes:
         seq_len, vocab_size, tokenizer, tokenizer_dir: see `PackedRows`; all folders have the same.
+        folders: by path.
         content: a hash of all that is in the folders, and of their shares.
 
     Raises:
@@ -122,6 +132,7 @@ class PackedStream(RowStream):
             if not 0 < share < float("inf") or share / sum(mixture.values()) < 1 / BLOCK:
                 raise InputError(f"mixture: {name}={share}: a share is above 0, and at least 1/{BLOCK} of all of them")
         super().__init__(packed, list(mixture.values()) or [1.0])
+        self.folders = packed
         self.seq_len, self.vocab_size, self.tokenizer = first.seq_len, first.vocab_size, first.tokenizer
         self.tokenizer_dir = first.tokenizer_dir
         contents = [rows.content for rows in packed.values()]

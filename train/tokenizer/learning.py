@@ -97,7 +97,8 @@ def compose(
         alone = [part for part in pair if len(part) == 1]
         if all(spell(part) in vocab for part in pair if len(part) > 1):
             steps = [step for character in alone for step in merges_into(character, vocab)]
-            add([*dict.fromkeys(steps), tuple(map(spell, pair))], size)
+            left, right = map(spell, pair)
+            add([*dict.fromkeys(steps), (left, right)], size)
     return vocab, merges
 
 

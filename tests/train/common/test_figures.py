@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 
 from zh_modernbert.eval import tokenizer_stats
 from zh_modernbert.train import ablate, clean
-from zh_modernbert.train.common.figures import plain
+from zh_modernbert.train.common.figures import as_label
 
 NAMES = ["$x_{$", "$\\frac$", "a$b", "\\$", "\udcff", "%s {0}"]
 
@@ -33,5 +33,5 @@ def test_a_name_with_dollars_can_be_drawn(tmp_path, draw):
 
 def test_a_name_is_shown_as_it_is():
     for name in NAMES:
-        text = Figure().text(0, 0, plain(name))
+        text = Figure().text(0, 0, as_label(name))
         assert text._preprocess_math(text.get_text()) == (name.replace("\udcff", "?"), False)

@@ -3,7 +3,7 @@
 import pytest
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json, require_folder, write_json
+from zh_modernbert.train.common.files import files_below, read_json, require_folder, write_json
 
 
 def test_json_round_trip_and_errors(tmp_path):
@@ -24,3 +24,22 @@ def test_require_folder(tmp_path):
         require_folder(tmp_path, "marker.json")
     (tmp_path / "marker.json").touch()
     assert require_folder(tmp_path, "marker.json") == tmp_path
+
+
+def test_halves_of_characters_in_json(tmp_path):
+    """Python has them in names of files that are not UTF-8."""
+    write_json(tmp_path / "a.json", {"path": "caf\udce9"})
+    assert read_json(tmp_path / "a.json") == {"path": "caf\udce9"}
+
+
+def test_files_below_links(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "1").touch()
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
+    assert files_below(tmp_path / "a") == [tmp_path / "a" / "b" / "1"]
+    assert len(files_below(tmp_path)) == 1
+    (tmp_path / "a" / "2").symlink_to("nowhere")
+    with pytest.raises(InputError, match="a/2: a link to what is not there: nowhere"):
+        files_below(tmp_path)

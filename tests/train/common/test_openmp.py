@@ -12,7 +12,8 @@ import pytest
 from zh_modernbert.train.common import openmp
 
 ROOT = Path(__file__).resolve().parents[3]
-SCRIPTS = ["train/pretrain.py", "train/quickstart.py", "train/ablate.py", "eval/clue.py", "eval/pseudo_perplexity.py"]
+SCRIPTS = [f"train/{name}.py" for name in ("initialise", "pretrain", "quickstart", "ablate")]
+SCRIPTS += ["eval/clue.py", "eval/pseudo_perplexity.py"]
 linux = pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has another OpenMP there")
 
 

@@ -236,3 +236,27 @@ def test_damage_is_named(tmp_path, damage):
         check_manifest(tmp_path / "out", "test_stage")
     with pytest.raises(InputError, match=r"not what train/pack\.py writes"):
         check_manifest(tmp_path / "out", "pack")
+
+
+def test_output_and_what_is_read_do_not_lie_in_one_another(tmp_path):
+    """Else a stage would read what it writes, or replace what it reads. Links do not hide it."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    for out in ("in/out", "link/out", "in/deep/out"):
+        with pytest.raises(InputError, match=f"output_dir lies in input {tmp_path}/in"):
+            run_stage(Settings(str(tmp_path / out)), writing("x"), [tmp_path / "in"])
+    run_stage(Settings(str(tmp_path / "out")), writing("x"))
+    with pytest.raises(InputError, match="output_dir holds input"):
+        run_stage(Settings(str(tmp_path / "out")), writing("y"), [tmp_path / "out" / "deep" / "data"])
+    assert (tmp_path / "out" / "deep" / "data").read_text() == "x"
+
+
+def test_what_lies_behind_a_link_is_input(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    calls = []
+    for text in ("1", "1 and more"):
+        (tmp_path / "elsewhere" / "a.txt").write_text(text)
+        run_stage(Settings(str(tmp_path / "out"), str(tmp_path / "in")), writing(text, calls))
+    assert len(calls) == 2

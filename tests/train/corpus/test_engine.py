@@ -322,9 +322,17 @@ def test_slurm_jobs_that_fail(folder, tmp_path, slurm):
         encode.main(settings_of("encode", tmp_path, tmp_path / "out", executor="slurm", slurm=slurm_fields))
 
 
+def test_slurm_that_is_not_here(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    slurm_fields = {"partition": "cpu", "time": "1:00:00"}
+    with pytest.raises(InputError, match="executor is slurm, and there is no sbatch here"):
+        clean.main(settings_of("clean", folder, tmp_path / "out", executor="slurm", slurm=slurm_fields))
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
+        ({"executor": "slurm", "slurm": {"partition": "cpu\n#SBATCH --uid=0", "time": "1"}}, "slurm is .* one line"),
         ({"executor": "slurm"}, "partition and time"),
         ({"executor": "slurm", "slurm": {"partition": "cpu"}}, "partition and time"),
         ({"executor": "cluster"}, "executor"),

@@ -4,10 +4,13 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import re
 import shutil
 from pathlib import Path
 
 import datasets
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +18,8 @@ import zstandard
 
 from zh_modernbert.train import sources
 from zh_modernbert.train.common.cli import InputError, parse
+from zh_modernbert.train.corpus.documents import read_corpus
+from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 from zh_modernbert.train.corpus.source import Source, parts_of, read_part, read_source
 from zh_modernbert.train.sources import Settings
 
@@ -65,8 +70,9 @@ def test_text_files(tmp_path, suffix, ends, expected):
 def test_ids_of_text_documents_are_the_numbers_of_their_first_lines(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("一\n二\n\n\n三\n", encoding="utf-8")
-    for ends, expected in (("blank_line", ["a-1", "a-5"]), ("line", ["a-1", "a-2", "a-5"]), ("file", ["a-1"])):
-        assert [document["id"] for document in read_source(Source(path=str(path), txt_documents=ends))] == expected
+    for ends, expected in (("blank_line", "15"), ("line", "125"), ("file", "1")):
+        documents = read_source(Source(path=str(path), txt_documents=ends))
+        assert [document["id"] for document in documents] == [f"a.txt-{number}" for number in expected]
 
 
 def test_folder_is_read_in_order_of_names(tmp_path):
@@ -83,7 +89,7 @@ def test_names_ids_and_scripts_are_carried(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [{"body": "一", "id": 7, "script": "hant"}, {"body": "二", "text": "other"}])
     assert list(read_source(Source(path=str(path), name="mine", text_field="body"))) == [
         {"id": "7", "source": "mine", "text": "一", "script": "hant"},
-        {"id": "mine/a-2", "source": "mine", "text": "二"},
+        {"id": "mine/a.jsonl-2", "source": "mine", "text": "二"},
     ]
     by_source = list(read_source(Source(path=str(path), text_field="body", script="hans")))
     assert [document["script"] for document in by_source] == ["hans", "hans"], "what is known of the source wins"
@@ -96,7 +102,7 @@ def test_no_two_documents_of_a_run_have_one_id(tmp_path):
         write_rows(tmp_path / folder / "a.jsonl", [{"text": "一"}, {"text": "二"}])
     documents = [d for name in ("x", "z") for d in read_source(Source(path=str(tmp_path / name), name=name))]
     assert len({document["id"] for document in documents}) == len(documents) == 6
-    assert [document["id"] for document in documents][:3] == ["x/a-1", "x/a-2", "x/y/a-1"]
+    assert [document["id"] for document in documents][:3] == ["x/a.jsonl-1", "x/a.jsonl-2", "x/y/a.jsonl-1"]
 
 
 def test_parts_are_read_apart(tmp_path):
@@ -239,9 +245,11 @@ def test_encodings_of_text_files(tmp_path):
         texts_of(path=str(path))
 
 
-@pytest.mark.parametrize("encoding", ["chinese-ish", "base64", "utf-16-le"])
+@pytest.mark.parametrize(
+    "encoding", ["chinese-ish", "base64", "utf-16-le", "utf-16-be", "undefined", "idna", "punycode", "unicode_escape", "gbk\0"]
+)
 def test_encodings_that_have_no_lines_are_refused(encoding):
-    with pytest.raises(InputError, match=f"txt_encoding is '{encoding}'"):
+    with pytest.raises(InputError, match=f"txt_encoding is {re.escape(repr(encoding))}"):
         Source(path="a.txt", txt_encoding=encoding)
 
 
@@ -302,6 +310,172 @@ def test_sources_named_by_the_rows(tmp_path):
     assert [next(documents)["source"], next(documents)["source"]] == ["news", "web"]
     with pytest.raises(InputError, match="line 3: no string field 'from'"):
         next(documents)
+
+
+# --- a document with a line that cannot be read
+
+
+@pytest.mark.parametrize("bad", [1, 2, 3])
+def test_a_text_document_is_whole_or_quarantined(tmp_path, bad):
+    """Wherever the line stands; the lines that go with it are counted and can be looked up."""
+    lines = ["甲一", "甲二", "甲三", "", "乙"]
+    encoded = [line.encode() + b"\xff" * (number == bad) for number, line in enumerate(lines, 1)]
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\n".join(encoded))
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    source = Source(path=str(path))
+    assert [document["text"] for document in read_part(source, path, quarantine) if document] == ["乙"]
+    assert quarantine.count == 3
+    entries = [entry for _, entry in read_jsonl(quarantine.path)]
+    rest = "\n".join(line for number, line in enumerate(lines[:3], 1) if number != bad)
+    assert [(entry["line"], entry["text"]) for entry in entries] == [(bad, f"{lines[bad - 1]}\\xff" + "\n"), (1, rest)]
+    path.write_bytes(b"\n".join([encoded[4], b"", *encoded[:3]]))
+    assert [document["text"] for document in read_part(source, path, quarantine) if document] == ["乙"], "at a file's end, too"
+    assert quarantine.count == 6
+
+
+# --- names of files
+
+
+def test_links_and_capitals(tmp_path):
+    """A folder that is a link is read, once; endings are known in capitals, in a corpus too."""
+    (tmp_path / "in").mkdir()
+    write_rows(tmp_path / "elsewhere" / "b.jsonl", [{"text": "二"}])
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "same").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "A.TXT.GZ").write_bytes(gzip.compress("一".encode()))
+    shutil.copy(
+        write_rows(tmp_path / "c.jsonl.zst", [{"text": "三", "id": "1", "source": "x"}]), tmp_path / "in" / "C.JSONL.ZST"
+    )
+    assert texts_of(path=str(tmp_path / "in")) == ["一", "三", "二"]
+    shutil.rmtree(tmp_path / "elsewhere")
+    (tmp_path / "in" / "A.TXT.GZ").unlink()
+    assert [document["text"] for document in read_corpus(tmp_path / "in")] == ["三"]
+    with pytest.raises(InputError, match="link: a link to what is not there"):
+        texts_of(path=str(tmp_path / "in"))
+
+
+def test_files_that_only_differ_in_their_endings_have_their_own_ids(tmp_path):
+    (tmp_path / "a.txt").write_text("一", encoding="utf-8")
+    for suffix in (".jsonl", ".jsonl.gz", ".json", ".parquet"):
+        rows = [{"text": "一"}, {"text": "二"}]
+        path = write_rows(tmp_path / f"a{suffix}", rows)
+    assert path.exists()
+    ids = [document["id"] for document in read_source(Source(path=str(tmp_path)))]
+    assert len({*ids}) == len(ids) == 9
+    assert "a.jsonl.gz-2" in ids
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_ids_are_as_they_were_written(tmp_path, suffix):
+    """Numbers beyond 64 bits keep their digits. What is no id, as an empty text or NaN, gives way to the place."""
+    path = tmp_path / f"a{suffix}"
+    ids = ["18446744073709551616", "18446744073709551617", "-9223372036854775809", '""', "null", "1.5"]
+    path.write_text("".join(f'{{"id": {identity}, "text": "x"}}\n' for identity in ids))
+    found = [document["id"] for document in read_source(Source(path=str(path)))]
+    assert found == [*ids[:3], f"a{suffix}-4", f"a{suffix}-5", "1.5"]
+    write_rows(tmp_path / "b.parquet", [{"id": float("nan"), "text": "x"}, {"id": 2.0, "text": "x"}])
+    assert [document["id"] for document in read_source(Source(path=str(tmp_path / "b.parquet")))] == ["b.parquet-1", "2.0"]
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/\xe9"
+    os.mkdir(folder)
+    for suffix, data in ((b".txt", b"x"), (b".jsonl", b'{"text": "x"}'), (b".jsonl.zst", zstandard.compress(b'{"text": "x"}'))):
+        Path(os.fsdecode(folder + b"/\xff" + suffix)).write_bytes(data)
+    shutil.copy(write_rows(tmp_path / "a.parquet", [{"text": "x"}]), folder + b"/\xfe.parquet")
+    documents = list(read_source(Source(path=str(tmp_path))))
+    assert [document["source"] for document in documents] == ["a", "\\xfe", "\\xff", "\\xff", "\\xff"]
+    assert documents[1]["id"] == "\\xe9/\\xfe.parquet-1"
+    assert orjson.dumps(documents)
+
+
+# --- JSON that is not one object a line
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_file_may_hold_one_list(tmp_path, indent, suffix):
+    path = tmp_path / f"a.json{suffix}"
+    rows = [{"text": "一"}, 5, {"text": "二", "id": 7}]
+    path.write_bytes(COMPRESS[suffix](json.dumps(rows, indent=indent).encode()))
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    documents = list(read_part(Source(path=str(path)), path, quarantine))
+    assert [(document["id"], document["text"]) for document in documents] == [(f"{path.name}-1", "一"), ("7", "二")]
+    assert (quarantine.count, quarantine.lines) == (1, 3)
+
+
+def test_a_list_is_no_json_lines(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps([{"text": "一"}], indent=2))
+    with pytest.raises(InputError, match=r"a\.jsonl, line 1: not valid JSON.*over several lines.*\.json"):
+        texts_of(path=str(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_what_describes_a_folder_is_no_document(tmp_path, capsys, indent):
+    """Dataset repositories have such files beside their data; they are left out with a word."""
+    write_rows(tmp_path / "a.jsonl.zst", [{"text": "一"}])
+    write_rows(tmp_path / "b.json", [{"text": "二"}])
+    (tmp_path / "MANIFEST.json").write_text(json.dumps({"files": {"a.jsonl.zst": 1}, "version": 2}, indent=indent))
+    (tmp_path / "README.md").touch()
+    assert texts_of(path=str(tmp_path)) == ["一", "二"]
+    assert "left out" in (told := capsys.readouterr().err)
+    assert "MANIFEST.json, README.md" in told
+    with pytest.raises(InputError, match="no string field 'text'; it has files, version"):
+        texts_of(path=str(tmp_path / "MANIFEST.json"))
+
+
+def test_nested_json(tmp_path):
+    """As deep as it can be read, also where it is shown."""
+    deep = '{"a": ' * 1000 + "1" + "}" * 1000
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "x"}}\n{deep}\n{{"text": "y", "b": {deep[:4000]}\n{{"text": "z"}}\n')
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    path = tmp_path / "a.jsonl"
+    assert [document["text"] for document in read_part(Source(path=str(path)), path, quarantine)] == ["x", "z"]
+    assert quarantine.count == 2
+
+
+# --- columns of other types
+
+
+def test_parquet_columns_of_other_types(tmp_path):
+    """Only what is needed is read; a value that Python does not have costs its row."""
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0]), pa.array(["一", "二"]))
+    late = pa.array([0, 1 << 58, 1], pa.timestamp("ms"))
+    broken = pa.Array.from_buffers(
+        pa.string(), 3, [None, pa.array([0, 1, 2, 3], pa.int32()).buffers()[1], pa.py_buffer(b"a\xffb")]
+    )
+    table = pa.table({"text": texts, "other": late, "url": late, "kind": broken, "id": pa.array([b"a", None, b"b"])})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table.drop_columns("url"), path)
+    assert texts_of(path=str(path)) == ["一", "二", "一"]
+    pq.write_table(table, path)
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    documents = list(read_part(Source(path=str(path)), path, quarantine))
+    assert [(document["text"], "url" in document) for document in documents] == [("一", False), ("一", False)]
+    assert (quarantine.count, quarantine.lines) == (1, 3)
+    documents = list(read_part(Source(path=str(path), text_field="kind", name="x"), path, Quarantine(tmp_path / "q.jsonl")))
+    assert [document["text"] for document in documents] == ["a", "b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-32-be", "utf-16"])
+def test_wide_encodings_are_known_by_their_byte_order_marks(tmp_path, encoding):
+    mark = "\ufeff" if encoding.endswith("be") else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}一\r\n\n二".encode(encoding))
+    assert texts_of(path=str(tmp_path / "a.txt")) == ["一", "二"]
+
+
+def test_null_is_called_null(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"text": None, "id": 1}])
+    with pytest.raises(InputError, match="line 1: no string field 'text'; it is null"):
+        texts_of(path=str(path))
+
+
+def test_names_and_licences_are_one_line():
+    for field in ("name", "licence", "path"):
+        with pytest.raises(InputError, match=f"{field} is .* one line"):
+            Source(**{"path": "a", field: "a\n# b"})
 
 
 # --- the Hub ---

@@ -343,7 +343,16 @@ def test_sentences_that_lack_a_number_or_a_word_go(wikitext):
 
 
 @pytest.mark.parametrize(
-    "wikitext", ["甲{{某种注记|乙}}。", "甲{{某种注记}}，乙。", "{{某种方框}}甲。", "甲{{cn}}乙", "甲{{sfn|Smith|2005|p=4}}乙"]
+    "wikitext",
+    [
+        "甲{{某种注记|乙}}。",
+        "甲{{某种注记}}，乙。",
+        "{{某种方框}}甲。",
+        "甲{{cn}}乙",
+        "甲{{CN}}乙",
+        "甲{{WHO}}乙",
+        "甲{{sfn|Smith|2005|p=4}}乙",
+    ],
 )
 def test_unknown_templates_at_the_ends_of_phrases_are_notes(wikitext):
     assert plain_text(wikitext) == re.sub(r"\{\{.*\}\}", "", wikitext)
