@@ -131,6 +131,7 @@ def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) ->
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals,
+        generator=torch.Generator(),  # of its own: a draw from PyTorch's would change the dropout of the first update alone
     )
     try:
         yield from batches

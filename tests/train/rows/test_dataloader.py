@@ -185,3 +185,11 @@ def test_a_damaged_row_is_one_line(stages, tmp_path, workers):
     with pytest.raises(InputError) as caught:
         next(iter(micro_batches(dataset(PackedStream(folder, {})), 0, workers)))
     assert re.fullmatch(rf"{folder}: row \d+ of 00000/ is damaged; delete .* and run train/pack.py again", str(caught.value))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_reading_draws_nothing(rows, workers):
+    """Dropout draws from PyTorch's generator, which is seeded before the first batch is read."""
+    before = torch.get_rng_state()
+    next(micro_batches(dataset(rows), 0, workers))
+    assert torch.equal(torch.get_rng_state(), before)
