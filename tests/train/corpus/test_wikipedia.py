@@ -416,10 +416,15 @@ def test_what_is_left_over_is_tidied(wikitext, expected):
 
 def test_no_wikitext_is_an_error():
     """Random slices of all markup above, put together."""
-    markup = "\n* ".join([piece[0] for piece in MARKS + PIECES] + NOTHING + ["{{NoteTA|1=zh-cn:网络; zh-tw:網路}}\n== 甲 ==\n"])
+    markup = "\n* ".join(
+        [piece[0] for piece in MARKS + PIECES + TEMPLATES]
+        + LOST
+        + NOTHING
+        + ["{{NoteTA|1=zh-cn:网络; zh-tw:網路}}\n== 甲 ==\n"]
+    )
     generator = random.Random(0)
     for _ in range(300):
         starts = generator.choices(range(len(markup)), k=20)
         wikitext = "".join(markup[start : start + generator.randint(1, 30)] for start in starts)
         text = plain_text(wikitext, generator.choice([None, "hans", "hant"]))
-        assert not set(text) & set("\x01\x02\x03\x04")
+        assert not set(text) & set("\x01\x02\x03\x04\x05\x06\x07")
