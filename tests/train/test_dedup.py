@@ -4,6 +4,7 @@ import random
 
 import opencc
 import pytest
+import zstandard
 
 from zh_modernbert.train import dedup
 from zh_modernbert.train.common.cli import InputError
@@ -191,7 +192,7 @@ def test_empty_corpus_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(InputError, match="empty corpus"):
         dedup.main(Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
-    (tmp_path / "in" / "00000.jsonl.zst").write_bytes(b"")
+    (tmp_path / "in" / "00000.jsonl.zst").write_bytes(zstandard.compress(b""))
     with pytest.raises(InputError, match="empty corpus"):
         dedup.main(Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
