@@ -5,6 +5,8 @@ starts at another m, and needs no state. The order of rows comes from a `RowStre
 processes or on the size of micro-batches. Masks come from (seed, epoch, row).
 """
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 
@@ -112,9 +114,21 @@ class MicroBatches(Dataset):
 
 
 def ignore_signals(worker: int) -> None:
-    """Lets a worker ignore SIGINT and SIGTERM: its process may still need batches to finish an update. It ends with that."""
+    """Lets a worker ignore SIGINT and SIGTERM: its process may still need batches to finish an update."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Ends workers that are left when an error ends the process.
+
+    `multiprocessing` would send them SIGTERM, which they ignore, and wait for them forever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's would report them
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def micro_batches(dataset: MicroBatches, first_update: int, num_workers: int) -> Iterator[dict]:

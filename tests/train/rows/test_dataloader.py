@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -193,3 +195,26 @@ def test_reading_draws_nothing(rows, workers):
     before = torch.get_rng_state()
     next(micro_batches(dataset(rows), 0, workers))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+ERRORS = """
+import sys
+from pathlib import Path
+import numpy as np
+from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
+from zh_modernbert.train.rows.masking import Masking
+from zh_modernbert.train.rows.row_stream import PackedStream
+
+dataset = MicroBatches(PackedStream(Path(sys.argv[1]), {}), Masking(512), ([0.3], 0, 4), 1, np.ones(4, int), 0)
+stream = micro_batches(dataset, 0, 1)
+next(stream)
+raise ValueError("out of memory")
+"""
+
+
+def test_an_error_ends_the_process_and_its_workers(stages):
+    """Workers ignore SIGTERM, with which `multiprocessing` ends them."""
+    command = [sys.executable, "-c", ERRORS, str(stages / "packed")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: out of memory\n")
