@@ -2,17 +2,19 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 
 from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.kind import Kind
-from zh_modernbert.eval.kinds.spans import answer_all, make_windows, window_labels, windows_dataset
+from zh_modernbert.eval.kinds.spans import answer_all, edge_counts, make_windows, window_labels, windows_dataset
 from zh_modernbert.eval.metrics import cmrc2018, drcd
+from zh_modernbert.eval.tasks.loading import Data
 from zh_modernbert.eval.tasks.reading import Question
-from zh_modernbert.eval.tasks.rows import Row
+from zh_modernbert.eval.tasks.rows import NAMED, Row
+from zh_modernbert.train.common.cli import InputError
 
 SCORERS = {"cmrc2018": cmrc2018.score, "drcd": drcd.score}
 SENTENCE = re.compile(r"[^。！？!?；;\n]+")
@@ -49,11 +51,6 @@ def overlapping_span(question: Question) -> str:
     return sentence[start:end]
 
 
-def overlap_baseline(questions: Sequence[Question], score: Callable[[list[str], list[list[str]]], Metrics]) -> Metrics:
-    scores = score([overlapping_span(question) for question in questions], [question.references for question in questions])
-    return {f"overlap_{name}": value for name, value in scores.items()}
-
-
 # --- with one ---
 
 
@@ -62,18 +59,32 @@ def score_texts(scorer: str, texts: Sequence[str], references: Sequence[list[str
     return SCORERS[scorer](dict(enumerate(references)), dict(enumerate(texts)))
 
 
+def overlap_baseline(questions: Sequence[Question], scorer: str) -> Metrics:
+    scores = score_texts(scorer, [*map(overlapping_span, questions)], [question.references for question in questions])
+    return {f"overlap_{name}": value for name, value in scores.items()}
+
+
 def best_texts(answers: Sequence[list[dict]]) -> list[str]:
     """The first of the answers of each question, as `answer_all` gives them."""
     return [found[0]["text"] if found else "" for found in answers]
 
 
-def reading(tokenizer, max_length: int, stride: int, n_best: int, most_characters: int, scorer: str) -> Kind:
-    """Questions on passages. An answer is a list of candidates, `{"text", "score"}`, of which the first counts.
+def leave_out_unanswerable(data: Data) -> Data:
+    """The data without training examples that have no answer in the passage. They are counted and named."""
+    kept = [row for row in data.splits["train"] if Question.of(row.values).span()]
+    left_out = [row.values["id"] for row in data.splits["train"] if not Question.of(row.values).span()]
+    if not kept:
+        raise InputError(f"{data.name}: no question of training has an answer in its passage")
+    notes = [f"left out of training, for no answer is in the passage: {len(left_out)} ({', '.join(left_out[:NAMED])})"]
+    return replace(data, splits={**data.splits, "train": kept}, notes=data.notes + (notes if left_out else []))
+
+
+def reading(tokenizer, max_length: int, stride: int, n_best: int, max_answer_characters: int, scorer: str) -> Kind:
+    """Questions on passages. An answer is a list of candidates, as of `answer_all`, of which the first counts.
 
     Args:
         max_length: tokens of a window. A passage that is longer is several, `stride` tokens of which overlap.
-        n_best: candidates of a question.
-        most_characters: of an answer.
+        n_best, max_answer_characters: as of `answer_all`.
         scorer: a name in `SCORERS`.
     """
 
@@ -83,14 +94,16 @@ def reading(tokenizer, max_length: int, stride: int, n_best: int, most_character
         return Examples(
             features=windows_dataset(inputs, window_labels(questions, windows)),
             references=[question.references for question in questions],
-            decode=lambda logits: answer_all(questions, windows, logits, n_best, most_characters),
+            decode=lambda logits: answer_all(questions, windows, logits, n_best, max_answer_characters),
         )
 
     def score(answers: list[list[dict]], references: list[list[str]]) -> Metrics:
         return score_texts(scorer, best_texts(answers), references)
 
     def baseline(train: list[Row], scored: list[Row]) -> Metrics:
-        return overlap_baseline(questions_of(scored), partial(score_texts, scorer))
+        questions = questions_of(scored)
+        windows, _ = make_windows(questions, tokenizer, max_length, stride)
+        return {**overlap_baseline(questions, scorer), **edge_counts(questions, windows)}
 
     def entries(answers: list[list[dict]], rows: list[Row]) -> dict[str, str]:
         return dict(zip((row.values["id"] for row in rows), best_texts(answers), strict=True))
