@@ -1,15 +1,15 @@
 """Pseudo-perplexity of a masked language model on text (https://arxiv.org/abs/1910.14659), exact or estimated.
 
-Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over all tokens. Exact, every token is masked once, in
-a copy of its document. Many copies of many documents go through the model at once, sorted by length. Bits per character come
-from the same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
+Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over all tokens. Exact, every token is masked once,
+in a copy of its document. Many copies of many documents go through the model at once, sorted by length. Bits per character
+come from the same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
 
 What is masked beside the token that is asked for (`unit`): nothing (token), its whole word (word), or what follows of its word
 (word_l2r, https://arxiv.org/abs/2305.10588). Only the last is log P of the whole word, by the chain rule, so that it depends
 least on how finely a tokenizer cuts. Words are found by rjieba.
 
-With `mask_share`, a document is passed a few times, each time with that share of its tokens masked. That alone is too high, since
-context is missing. So some tokens are also masked alone, and their mean difference corrects the estimate without bias.
+With `mask_share`, a document is passed a few times, each time with that share of its tokens masked. That alone is too high, for
+lack of context. So some tokens are also masked alone, and their mean difference corrects the estimate without bias.
 
     python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \\
         --input runs/quickstart/held_out_hans.jsonl --unigram_input runs/quickstart/dedup
@@ -18,8 +18,10 @@ context is missing. So some tokens are also masked alone, and their mean differe
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -32,9 +34,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, set_se
 from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.model_folder import load_by_auto_class
+from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
 from zh_modernbert.train.corpus.source import Source, read_source
 
-# Upper bounds of the length classes: documents of up to so many tokens, special ones included, and of more than the bound before.
+# Upper bounds of the length classes, in tokens, special ones included.
 LENGTHS = (128, 512, 1024, 2048, 4096, 8192, 1 << 20)
 
 
@@ -44,12 +47,17 @@ class Settings(BaseSettings):
     trust_remote_code: bool = setting(False, "run the code that the model's folder brings")
     random_init: bool = setting(False, "take random weights of the same architecture: the model before training")
     input: list[str] = setting([], "text files or folders, as for train/sources.py")
-    unigram_input: list[str] = setting([], "text that the unigram model is fitted on; the scored text itself where empty")
+    unigram_input: list[str] = setting(
+        [], "text that unigrams are counted in, but what is held out; what is scored where empty"
+    )
     name: str = setting("pseudo_perplexity", "what the result is called")
     max_length: int = setting(128, "documents are cut to so many tokens, with the special ones", least=3)
-    max_documents: int = setting(0, "score only so many, the first; 0 scores all", least=0)
+    held_out: float = setting(0.0, "score only what this share held out of training; 0 scores all", least=0, most=0.5)
+    max_documents: int = setting(0, "score only so many of each script and length, spread evenly; 0 scores all", least=0)
     unit: str = setting("token", "what is masked at once; see above", ("token", "word", "word_l2r"))
-    mask_share: float = setting(0.0, "share of a document's tokens to mask in a pass; 0 masks one unit: exact", least=0, most=0.5)
+    mask_share: float = setting(
+        0.0, "share of a document's tokens to mask in a pass; 0 masks one unit: exact", least=0, most=0.5
+    )
     exact_units: int = setting(256, "with mask_share, so many units of each script and length are masked alone too", least=2)
     dtype: str = setting("", "of the computation; on a GPU bfloat16 where empty", ("", "float32", "bfloat16"))
     batch_tokens: int = setting(8192, "tokens computed at once", least=1)
@@ -208,20 +216,23 @@ class Scorer:
 # --- texts ---
 
 
-def unigram_perplexity(tokens: np.ndarray, fitted_on: np.ndarray | None = None, vocab_size: int = 0) -> float:
+def unigram_perplexity(tokens: np.ndarray, counts: np.ndarray | None = None) -> float:
     """The perplexity of `tokens` under a unigram model.
 
-    The model has the frequencies of `fitted_on`, with one added for each of `vocab_size` entries. Without `fitted_on` it has
-    the frequencies of `tokens` themselves. Then no unigram model has a lower perplexity, and for short texts it is far too low.
+    The model has the frequencies of `counts` `(V,)`, with one added for each entry. Without them it has the frequencies of
+    `tokens` themselves. Then no unigram model has a lower perplexity, and for short texts it is far too low.
     """
-    counts = np.bincount(tokens) if fitted_on is None else np.bincount(fitted_on, minlength=vocab_size) + 1
+    counts = np.bincount(tokens) if counts is None else counts + 1
     return float(np.exp(-np.log(counts[tokens] / counts.sum()).mean()))
 
 
-def token_ids(tokenizer, paths: list[str]) -> np.ndarray:
-    """All token ids of the documents in `paths`, without special tokens."""
-    texts = [document["text"] for path in paths for document in read_source(Source(path=path))]
-    return np.array([token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids], dtype=np.int64)
+def unigram_counts(tokenizer, texts: Iterable[str]) -> np.ndarray:
+    """`(V,)`: how often each token stands in the texts."""
+    counts, texts = np.zeros(len(tokenizer), dtype=np.int64), iter(texts)
+    while batch := list(islice(texts, 1000)):
+        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            counts += np.bincount(np.array(ids, dtype=np.int64), minlength=len(counts))
+    return counts
 
 
 def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
@@ -229,7 +240,9 @@ def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
     try:
         from zh_modernbert.train.tokenizer.segment import word_boundaries
     except ImportError as error:
-        raise InputError(f"pseudo_perplexity: a unit of words needs the segmenter: pip install '.[corpus]' ({error})") from error
+        raise InputError(
+            f"pseudo_perplexity: a unit of words needs the segmenter: pip install '.[corpus]' ({error})"
+        ) from error
     starts = word_boundaries(text)[offsets[:, 0]]
     starts[1:] &= offsets[1:, 0] >= offsets[:-1, 1]
     return np.cumsum(starts)
@@ -272,46 +285,66 @@ def load(settings: Settings):
 # --- the table ---
 
 
+def spread(texts: list[Text], count: int) -> list[Text]:
+    """`count` of the texts, or all where there are fewer or `count` is 0."""
+    count = min(count, len(texts)) or len(texts)
+    return [texts[place * len(texts) // count] for place in range(count)]
+
+
 @dataclass
 class Tally:
-    """What is known of some documents: the sum of log P, its standard error, and their tokens."""
+    """What is known of some documents.
+
+    Args:
+        log_probability: the sum over all tokens.
+        error: its standard error; None where it is exact.
+        uncorrected: the same sum before its correction.
+    """
 
     log_probability: float
-    error: float
+    error: float | None
+    uncorrected: float
     tokens: np.ndarray
     characters: int
     documents: int
 
-    def metrics(self, fitted_on: np.ndarray | None, vocab_size: int, estimated: bool) -> dict:
-        mean, count = -self.log_probability / len(self.tokens), len(self.tokens)
-        perplexity = math.exp(mean)
+    def metrics(self, counts: np.ndarray | None) -> dict:
+        perplexity = math.exp(-self.log_probability / len(self.tokens))
+        estimate = {}
+        if self.error is not None:
+            estimate["standard_error"] = round(perplexity * self.error / len(self.tokens), 3)
+            estimate["uncorrected"] = round(math.exp(-self.uncorrected / len(self.tokens)), 3)
         return {
             "pseudo_perplexity": round(perplexity, 3),
-            **({"standard_error": round(perplexity * self.error / count, 3)} if estimated else {}),
-            "unigram_perplexity": round(unigram_perplexity(self.tokens, fitted_on, vocab_size), 3),
+            **estimate,
+            "unigram_perplexity": round(unigram_perplexity(self.tokens, counts), 3),
             "bits_per_character": round(-self.log_probability / math.log(2) / self.characters, 4),
-            "tokens": count,
+            "tokens": len(self.tokens),
             "characters": self.characters,
         }
 
 
-def tally(scorer: Scorer, texts: list[Text], answers: list[np.ndarray], settings: Settings) -> Tally:
+def tally(scorer: Scorer, texts: list[Text], settings: Settings) -> Tally:
     """The documents of one script and length; of an estimate, corrected."""
+    answers = scorer.score(texts, settings.seed)
     tokens = np.concatenate([text.tokens for text in texts])
-    total, error = float(sum(each.sum() for each in answers)), 0.0
+    total, shift, error = float(sum(each.sum() for each in answers)), 0.0, None
     if settings.mask_share:
         shift, error = scorer.correction(texts, answers, settings.exact_units, settings.seed)
-        total, error = total + shift * len(tokens), error * len(tokens)
-    return Tally(total, error, tokens, sum(text.characters for text in texts), len(texts))
+        shift, error = shift * len(tokens), error * len(tokens)
+    return Tally(total + shift, error, total, tokens, sum(text.characters for text in texts), len(texts))
 
 
 def together(tallies: list[Tally]) -> Tally:
+    """All documents of some tallies, whose errors are independent."""
+    errors = [each.error for each in tallies if each.error is not None]
     return Tally(
-        sum(each.log_probability for each in tallies),
-        math.hypot(*(each.error for each in tallies)),
-        np.concatenate([each.tokens for each in tallies]),
-        sum(each.characters for each in tallies),
-        sum(each.documents for each in tallies),
+        log_probability=sum(each.log_probability for each in tallies),
+        error=math.hypot(*errors) if errors else None,
+        uncorrected=sum(each.uncorrected for each in tallies),
+        tokens=np.concatenate([each.tokens for each in tallies]),
+        characters=sum(each.characters for each in tallies),
+        documents=sum(each.documents for each in tallies),
     )
 
 
@@ -319,26 +352,23 @@ def main(settings: Settings) -> dict:
     started = time.perf_counter()
     if not settings.input:
         raise InputError("pseudo_perplexity: no input; give --input FILE ...")
-    documents = [document for path in settings.input for document in read_source(Source(path=path))]
-    documents = documents[: settings.max_documents or None]
-    tokenizer, model = load(settings) if documents else (None, None)
-    texts = [encode(tokenizer, document, settings.max_length, settings.unit) for document in documents]
-    texts = [text for text in texts if len(text.places)]
-    if not texts:
+    documents = read_held_out(settings.input, settings.held_out)
+    tokenizer, model = load(settings)
+    cells: dict[tuple[str, int], list[Text]] = defaultdict(list)
+    for document in documents:
+        text = encode(tokenizer, document, settings.max_length, settings.unit)
+        if len(text.places):
+            cells[text.cell].append(text)
+    if not cells:
         raise InputError(f"{', '.join(settings.input)}: no text in it")
-    fitted_on = token_ids(tokenizer, settings.unigram_input) if settings.unigram_input else None
+    counts = None
+    if settings.unigram_input:
+        training = (document for path in settings.unigram_input for document in read_source(Source(path=path)))
+        known = (document["text"] for document in training if not is_held_out(document["id"], settings.held_out))
+        counts = unigram_counts(tokenizer, known)
     scorer = Scorer(model, tokenizer, settings)
-    answers = scorer.score(texts, settings.seed)
-    cells: dict[tuple[str, int], Tally] = {}
-    for cell in sorted({text.cell for text in texts}):
-        inside = [i for i, text in enumerate(texts) if text.cell == cell]
-        cells[cell] = tally(scorer, [texts[i] for i in inside], [answers[i] for i in inside], settings)
-    total, estimated = together(list(cells.values())), settings.mask_share > 0
-    known = fitted_on, len(tokenizer), estimated
-    metrics = total.metrics(*known)
-    if estimated:
-        uncorrected = -sum(float(each.sum()) for each in answers) / len(total.tokens)
-        metrics["uncorrected"] = round(math.exp(uncorrected), 3)
+    tallies = {cell: tally(scorer, spread(cells[cell], settings.max_documents), settings) for cell in sorted(cells)}
+    total = together(list(tallies.values()))
     unknown = int((total.tokens == tokenizer.unk_token_id).sum())
     notes = ["random weights"] if settings.random_init else []
     if unknown:
@@ -348,12 +378,12 @@ def main(settings: Settings) -> dict:
         "split": "all",
         "model": settings.model,
         "primary_metric": "pseudo_perplexity",
-        "metrics": metrics,
+        "metrics": total.metrics(counts),
         "cells": [
-            {"script": script, "max_tokens": length, **each.metrics(*known), "documents": each.documents}
-            for (script, length), each in cells.items()
+            {"script": script, "max_tokens": length, **each.metrics(counts), "documents": each.documents}
+            for (script, length), each in tallies.items()
         ],
-        "num_examples": len(texts),
+        "num_examples": total.documents,
         "seed": settings.seed,
         "hyperparameters": {
             "max_length": settings.max_length,

@@ -45,7 +45,9 @@ def settings(model_dir, tmp_path) -> pseudo_perplexity.Settings:
 
 
 @torch.inference_mode()
-def by_definition(model: PreTrainedModel, ids: list[int], masked: list[list[int]] | None = None, mask_id: int = 4) -> list[float]:
+def by_definition(
+    model: PreTrainedModel, ids: list[int], masked: list[list[int]] | None = None, mask_id: int = 4
+) -> list[float]:
     """log P of each token between [CLS] and [SEP], from one forward pass and all logits each; with those of `masked` masked."""
     results = []
     for position in range(1, len(ids) - 1):
@@ -78,7 +80,9 @@ def test_log_probabilities(settings, batch_tokens):
 def test_models_of_other_kinds(kind, settings, model_dir, tmp_path):
     """Whose pads go through the model, and whose head gives logits everywhere."""
     shape = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = getattr(transformers, kind).config_class(**shape, max_position_embeddings=128, pad_token_id=0, initializer_range=0.3)
+    config = getattr(transformers, kind).config_class(
+        **shape, max_position_embeddings=128, pad_token_id=0, initializer_range=0.3
+    )
     getattr(transformers, kind)(config).save_pretrained(tmp_path / "model")
     load_tokenizer(model_dir).save_pretrained(tmp_path / "model")
     settings.model, settings.trust_remote_code = str(tmp_path / "model"), False
@@ -119,7 +123,7 @@ def test_a_share_a_pass(share, passes):
     text = pseudo_perplexity.Text(np.arange(22), np.arange(1, 21), np.arange(20), 20, "")
     copies = list(pseudo_perplexity.copies_of(text, "token", share, np.random.default_rng(0)))
     asked = [copy.places()[1].tolist() for copy in copies]
-    assert sorted(sum(asked, [])) == list(range(1, 21))
+    assert sorted(place for places in asked for place in places) == list(range(1, 21))
     assert {len(places) for places in asked} == {20 // passes}
 
 
