@@ -20,6 +20,7 @@ ROOMS = {
     "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
     "eval.tasks": {"train.common", "train.corpus"},
+    "eval.finetuning": {"train.common", "eval.tasks"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
 }
 # Scripts that run other scripts, and which.
