@@ -19,6 +19,7 @@ ROOMS = {
     "train.tokenizer": {"train.common", "train.corpus"},
     "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
+    "eval.metrics": set(),
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.finetuning": {"train.common", "eval.tasks"},
     "eval.reporting": {"train.common"},
