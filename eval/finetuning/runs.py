@@ -29,12 +29,12 @@ class Outcome:
     Attributes:
         epochs: scores on dev after each epoch, as `fine_tune` gives them; empty where there is no dev.
         metrics: scores of other splits, by the best epoch's weights: split -> metrics.
-        answers: answers that are written to predictions files: split -> answers, in a form that JSON keeps.
+        answers: what goes into official files of predictions: split -> entries.
     """
 
     epochs: list[dict] = field(default_factory=list)
     metrics: dict[str, Metrics] = field(default_factory=dict)
-    answers: dict[str, list] = field(default_factory=dict)
+    answers: dict[str, list | dict] = field(default_factory=dict)
 
 
 def run_all(

@@ -51,8 +51,9 @@ class Examples:
 
 def predict(trainer: Trainer, examples: Examples) -> list:
     """The answers of a model that `fine_tune` gave, one an example."""
+    features: Any = examples.features  # Trainer's annotation means datasets of torch alone
     with contextlib.redirect_stdout(sys.stderr):
-        return examples.decode(trainer.predict(examples.features).predictions)
+        return examples.decode(trainer.predict(features).predictions)
 
 
 def score_halves(score: Score, answers: list, references: list) -> list[Metrics]:

@@ -36,6 +36,7 @@ class Release:
         header: names of the columns of delimited files that have none.
         separator: of delimited files, where it is not what their ending says.
         substitute: what these files are, where they are not the task's own.
+        known_defects: part of what is said of bad rows that the files are known to have -> how many. They are left out.
     """
 
     splits: dict[str, tuple[str, ...]]
@@ -44,6 +45,7 @@ class Release:
     header: tuple[str, ...] = ()
     separator: str = ""
     substitute: str = ""
+    known_defects: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,10 @@ class Task:
     predictions: dict[str, str] = field(default_factory=dict)
     hub: Hub | None = None
     scorer: str = ""
+
+    def name_of(self, label: str) -> str:
+        """The name of a label of the files."""
+        return self.labels.get(label, label)
 
 
 def same(*names: str) -> dict[str, str]:
@@ -241,6 +247,7 @@ TASKS = {
                 splits("ChnSentiCorp_htl_all.csv[:85%]", "ChnSentiCorp_htl_all.csv[85%:]"),
                 columns={"text": "review", "label": "label"},
                 substitute="no official split",
+                known_defects={"text is empty": 1},
             ),
         ),
         folder="chnsenticorp_htl",
@@ -254,6 +261,7 @@ TASKS = {
                 splits("online_shopping_10_cats.csv[:85%]", "online_shopping_10_cats.csv[85%:]"),
                 columns={"text": "review", "label": "label"},
                 substitute="no official split",
+                known_defects={"text is empty": 1},
             ),
         ),
         folder="online_shopping_10_cats",
@@ -281,7 +289,7 @@ TASKS = {
     ),
     "csldcp": Task(  # FewCLUE
         "classification",
-        (Release(FEWCLUE_SPLITS, columns={"text": "content", "label": "label", "id": "id"}),),
+        (Release(FEWCLUE_SPLITS, columns={"text": "content", "label": "label"}),),
         max_length=256,
     ),
     "csl_categories": Task(  # https://github.com/ydli-ai/CSL: of a title
@@ -523,7 +531,7 @@ TASKS = {
     # --- tagging ---
     "cluener": Task(
         "tagging",
-        (Release(CLUE_SPLITS, form="cluener"),),
+        (Release(CLUE_SPLITS, form="cluener", known_defects={"overlaps another": 1}),),
         primary_metric="cluener_f1",
         folder="ner_cluener2020",
         learning_rate=3e-5,
@@ -561,7 +569,12 @@ TASKS = {
     ),
     "weibo": Task(
         "tagging",
-        (tagged("weiboNER_2nd_conll.train", "weiboNER_2nd_conll.dev", "weiboNER_2nd_conll.test"),),
+        (
+            Release(
+                splits("weiboNER_2nd_conll.train", "weiboNER_2nd_conll.dev", "weiboNER_2nd_conll.test"),
+                form="weibo",
+            ),
+        ),
         primary_metric="f1",
         folder="ner_weibo",
         max_length=256,

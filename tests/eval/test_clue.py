@@ -83,15 +83,22 @@ def test_the_result_file(settings, tmp_path):
     assert config["id2label"] == {"0": "neg", "1": "pos"}
 
 
+def write_chnsenticorp(folder: Path) -> None:
+    """Its names: train.tsv, dev.tsv and test.tsv, with label and text_a, and labels 0 and 1."""
+    folder.mkdir(exist_ok=True)
+    for name, seed in (("train.tsv", 0), ("dev.tsv", 1), ("test.tsv", 2)):
+        text = write_table(folder / name, 20, seed).read_text(encoding="utf-8")
+        for old, new in (("label\ttext", "label\ttext_a"), ("pos\t", "1\t"), ("neg\t", "0\t")):
+            text = text.replace(old, new)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 def test_a_task_has_its_files_columns_and_settings(settings, tmp_path):
-    """ChnSentiCorp's names: train.tsv and dev.tsv, with label and text_a."""
-    for name, seed in (("train.tsv", 0), ("test.tsv", 1)):
-        path = write_table(tmp_path / name, 20, seed)
-        path.write_text(path.read_text(encoding="utf-8").replace("label\ttext", "label\ttext_a", 1), encoding="utf-8")
+    write_chnsenticorp(tmp_path / "chnsenticorp")
     task = clue.Settings(
         model=settings.model,
         trust_remote_code=True,
-        task="chnsenticorp",
+        task=["chnsenticorp"],
         data_dir=str(tmp_path),
         split="test",
         max_length=32,
@@ -99,7 +106,7 @@ def test_a_task_has_its_files_columns_and_settings(settings, tmp_path):
     )
     result = clue.main(task)
     assert (result["task"], result["split"], result["num_examples"]) == ("chnsenticorp", "test", 20)
-    expected = {"learning_rate": 2e-5, "num_train_epochs": 3, "per_device_train_batch_size": 32, "weight_decay": 0.01}
+    expected = {"learning_rate": 2e-5, "num_train_epochs": 3, "batch_size": 32, "weight_decay": 0.01}
     assert expected.items() <= result["hyperparameters"].items()
     assert (Path(settings.results_dir) / "chnsenticorp-test-42.json").is_file()
 
@@ -137,7 +144,8 @@ def test_a_label_that_training_has_not(settings):
 
 
 def test_one_label_only(settings):
-    settings.max_train_examples = 3
+    path = Path(settings.train_file)
+    path.write_text(path.read_text(encoding="utf-8").replace("neg\t", "pos\t"), encoding="utf-8")
     assert "only the label 'pos'" in refused(settings)
 
 
@@ -150,19 +158,19 @@ def change(settings: clue.Settings, **changes) -> clue.Settings:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"task": "chnsenticorp"}, "either"),
+        ({"task": ["chnsenticorp"]}, "either"),
         ({"train_file": "", "validation_file": ""}, "either"),
         ({"validation_file": ""}, "together"),
-        ({"train_file": "", "validation_file": "", "task": "chnsenticorb"}, "chnsenticorb"),
-        ({"train_file": "", "validation_file": "", "task": "chnsenticorp", "split": "train2"}, "train2"),
-        ({"train_file": "", "validation_file": "", "task": "chnsenticorp", "data_dir": "nowhere"}, "nowhere"),
+        ({"train_file": "", "validation_file": "", "task": ["chnsenticorb"]}, "chnsenticorb"),
+        ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "split": "train2"}, "train2"),
+        ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "data_dir": "nowhere"}, "nowhere"),
         ({"train_file": "nowhere.tsv"}, "nowhere.tsv"),
         ({"text_column": "review"}, "review"),
         ({"label_column": "stars"}, "stars"),
         ({"text_pair_column": "question"}, "question"),
         ({"max_length": 129}, "max_position_embeddings (128)"),
         ({"model": "nowhere/at-all"}, "nowhere/at-all"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -1}, "batch_size"),
         ({"max_length": -1}, "max_length"),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
