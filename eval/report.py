@@ -40,7 +40,7 @@ BENCHMARKS = {
     "CLUE": "afqmc tnews iflytek cmnli ocnli cluewsc2020 csl c3 chid",
     "Reading comprehension": "cmrc2018 drcd",
     "Pairs": "xnli snli cinlid lcqmc bq atec paws_x bustm qbqtc",
-    "Similarity and retrieval": "simclue sts_b t2ranking",
+    "Similarity and retrieval": "sts_b t2ranking",
     "Coreference": "coreference",
 }
 # Kind of task -> its benchmark, and the Hub's name of it.
@@ -69,7 +69,8 @@ class Settings(BaseSettings):
 
 def kind_of(task: str) -> tuple[str, str]:
     """The benchmark that a task belongs to, and what the Hub calls its kind."""
-    benchmark, name = KINDS.get(TASKS[task].kind, OTHER) if task in TASKS else OTHER
+    suffix = task.rpartition("_")[2]  # of what eval/sts.py scores: similarity, retrieval
+    benchmark, name = KINDS.get(TASKS[task].kind if task in TASKS else suffix, OTHER)
     return next((title for title, tasks in BENCHMARKS.items() if task in tasks.split()), benchmark), name
 
 
