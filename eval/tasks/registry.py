@@ -538,6 +538,12 @@ TASKS = {
         predictions={"test10": "chid10_predict.json", "test11": "chid11_predict.json"},
         hub=Hub("clue/clue", "chid"),
     ),
+    # --- similarity, of embeddings ---
+    "simclue": Task(
+        "similarity",
+        (Release(splits(dev="dev.json", test="test_public.json"), columns=PAIR),),
+        primary_metric="spearman",
+    ),
     # --- tagging ---
     "cluener": Task(
         "tagging",
