@@ -93,6 +93,7 @@ def run_kind(
                 **asdict(grid[figure.chosen[0][0]]),
                 "epochs": [epoch + 1 for _, epoch in figure.chosen],
                 **details,
+                **({"script": settings.script} if settings.script else {}),
                 "num_train_examples": len(data.splits["train"]),
                 **({"grid": settings.grid, "settings_tried": len(grid)} if settings.grid else {}),
             },

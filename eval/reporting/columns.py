@@ -72,9 +72,10 @@ def detail(result: dict, name: str, default):
 
 def column_of(result: dict) -> Column:
     task = result["task"]
+    told = (detail(result, "script", ""), detail(result, "scorer", ""), int(detail(result, "max_length", 0)))
+    task = task.replace(f"_{told[0]}", "").removesuffix(f"_by_{told[1]}")  # which names of results have, and columns say
     metrics = METRICS.get(task.removesuffix(SUBSTITUTE), ())
     shown = metrics if set(metrics) <= result["metrics"].keys() and metrics else (result["primary_metric"],)
-    told = (detail(result, "script", ""), detail(result, "scorer", ""), int(detail(result, "max_length", 0)))
     return Column(task, result["split"], *told, shown, result["num_examples"])
 
 
