@@ -8,6 +8,7 @@ python eval/clue.py --model hfl/chinese-macbert-base --train_file a.csv --valida
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
@@ -127,7 +128,7 @@ def run_task(settings: Settings, name: str, task: Task) -> list[dict]:
     max_length = settings.max_length or task.max_length
     check_max_length(config, max_length)
     kind = kind_of(settings, task, data, tokenizer, config, max_length)
-    examples = {split: kind.encode(rows) for split, rows in data.splits.items()}
+    examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
 
     def run_one(hyperparameters: Hyperparameters, seed: int) -> Outcome:
@@ -136,8 +137,8 @@ def run_task(settings: Settings, name: str, task: Task) -> list[dict]:
         trainer, epochs = fine_tune(
             model,
             kind.collator,
-            examples["train"],
-            examples[data.chosen_on],
+            examples("train"),
+            examples(data.chosen_on),
             hyperparameters,
             seed,
             kind.score,
@@ -146,10 +147,10 @@ def run_task(settings: Settings, name: str, task: Task) -> list[dict]:
         )
         outcome = Outcome(epochs)
         if data.split != data.chosen_on:
-            scored = examples[data.split]
+            scored = examples(data.split)
             outcome.metrics[data.split] = kind.score(predict(trainer, scored), scored.references)
         for split in predicted:
-            outcome.answers[split] = kind.entries(predict(trainer, examples[split]), data.splits[split])
+            outcome.answers[split] = kind.entries(predict(trainer, examples(split)), data.splits[split])
         if settings.output_dir:
             save_model(Path(settings.output_dir), model, tokenizer, "clue")
         return outcome
@@ -218,7 +219,7 @@ def summaries(results: list[dict]) -> dict[str, dict]:
             **summary([result["metrics"][result["primary_metric"]] for result in found]),
             **(
                 {"best_on_dev": max(tops)}
-                if (tops := [top for result in found if (top := result["metrics"].get("best_on_dev"))])
+                if (tops := [top for result in found if (top := result["metrics"].get("best_on_dev")) is not None])
                 else {}
             ),
             "seeds": [result["seed"] for result in found],

@@ -21,6 +21,7 @@ ROOMS = {
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.finetuning": {"train.common", "eval.tasks"},
+    "eval.kinds": {"train.common", "eval.finetuning", "eval.tasks"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
 }
 # Scripts that run other scripts, and which.
