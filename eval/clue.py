@@ -174,7 +174,7 @@ def run_task(settings: Settings, name: str, task: Task) -> list[dict]:
     notes = [*(["fine-tuned from random weights"] if settings.random_init else []), *data.notes]
     if data.chosen_on == "held_out":
         notes.append(f"{len(data.splits['held_out'])} training examples chose the epoch")
-    results = []
+    results, digits = [], 4 if task.kind == "regression" else 2
     for seed, figure in figures.items():
         metrics = {**figure.metrics, **baseline}
         if data.split == data.chosen_on:
@@ -184,7 +184,7 @@ def run_task(settings: Settings, name: str, task: Task) -> list[dict]:
             "split": data.split,
             "model": settings.model,
             "primary_metric": task.primary_metric,
-            "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
+            "metrics": {metric: round(value, digits) for metric, value in metrics.items()},
             "num_examples": len(data.splits[data.split]),
             "seed": seed,
             "hyperparameters": {
