@@ -227,9 +227,10 @@ def load_data(
     if script:
         splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
         notes.append(f"all texts brought into {script} by OpenCC")
-    splits["train"] = sample(splits["train"], max_train_examples)
-    for part in {split, chosen_on} & splits.keys():
-        splits[part] = sample(splits[part], max_eval_examples)
+    for part, most in {"train": max_train_examples, split: max_eval_examples, chosen_on: max_eval_examples}.items():
+        if part in splits and 0 < most < len(splits[part]):
+            notes.append(f"only {most} of {len(splits[part])} examples of {part}")
+            splits[part] = sample(splits[part], most)
     if chosen_on == "held_out":
         splits["held_out"] = sample(splits["train"], max(len(splits["train"]) // HELD_OUT, 2))
         held_out = {(row.path, row.number, texts_of(row)) for row in splits["held_out"]}

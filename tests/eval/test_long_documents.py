@@ -61,7 +61,7 @@ def test_reading_by_length_and_window(settings):
         assert result["hyperparameters"]["max_length"] == window
         assert (result["num_examples"], metrics["examples_64"], metrics["examples_128"]) == (8, 4, 4)
         for name in ("em", "f1", "in_passage"):
-            assert metrics[name] == pytest.approx((metrics[f"{name}_64"] + metrics[f"{name}_128"]) / 2, abs=1e-3)
+            assert metrics[name] == pytest.approx((metrics[f"{name}_64"] + metrics[f"{name}_128"]) / 2, abs=0.02)
             assert 0 <= metrics[name] <= 100
         assert metrics["characters_64"] < metrics["characters_128"]
         assert metrics["documents_per_second_64"] > 0
