@@ -70,7 +70,7 @@ def own_pairs(settings: Settings) -> tuple[str, Task]:
 
 
 def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, list[Row], str]:
-    """The name of a task with `_substitute` where others stand in for its files, the split, its pairs, and a note on bad rows.
+    """What the result is called, with `_substitute` where others stand in for official files, the split, pairs, and a note.
 
     Raises:
         InputError: no such split is there with labels, or rows are bad or have no number for a label.
@@ -87,7 +87,13 @@ def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, lis
         note = bad_rows.settle(settings.skip_bad_rows, release.known_defects)
         if rows and "label" in rows[0].values:
             official = release.splits[split] == task.releases[0].splits.get(split)  # though those of training may not be
-            return name if official else f"{name}_substitute", split, sample(rows, settings.max_examples), note
+            suffix = "" if official else "_substitute"
+            return (
+                f"{name}_{'retrieval' if settings.retrieval else 'similarity'}{suffix}",
+                split,
+                sample(rows, settings.max_examples),
+                note,
+            )
     raise InputError(
         f"{folder}: no labelled files of {name} for {settings.split or ' or '.join(SPLITS)}; give the folder as --data_dir"
     )
@@ -203,10 +209,10 @@ def main(settings: Settings) -> dict:
             if settings.retrieval:
                 found = of_pairs(rows, settings.min_relevance)
                 metrics, notes = score_retrieval(model, found, settings), [note, f"{len(found.corpus)} documents"]
-                results.append(write(settings, f"{name}_retrieval", split, metrics, len(found.queries), notes, started))
+                results.append(write(settings, name, split, metrics, len(found.queries), notes, started))
             else:
                 metrics = score_pairs(model, name, split, rows, settings)
-                results.append(write(settings, f"{name}_similarity", split, metrics, len(rows), [note], started))
+                results.append(write(settings, name, split, metrics, len(rows), [note], started))
     return results[0] if len(results) == 1 else {"results": results}
 
 

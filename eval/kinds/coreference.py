@@ -5,6 +5,7 @@ of their own, so that a document of 8,192 tokens takes no more memory than its p
 antecedents (https://aclanthology.org/D17-1018), and of what is a mention, so that little training data is enough to find any.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from zh_modernbert.eval.finetuning.training import Examples
+from zh_modernbert.eval.kinds.kind import Kind
+from zh_modernbert.eval.metrics import coreference
 from zh_modernbert.eval.tasks.rows import Row
 
 WIDEST = 16  # tokens of a mention
@@ -111,13 +114,9 @@ def token_of(offsets: list[tuple[int, int]]) -> dict[int, int]:
     return {place: token for token, (start, end) in reversed([*enumerate(offsets)]) for place in range(start, end)}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, max_length: int, rows: list[Row]) -> tuple[Examples, int]:
-    """The windows of documents, one after another without overlap, and how many mentions no model can find.
-
-    Those are mentions whose edges are within tokens or in two windows, and those wider than `WIDEST`.
-    Clusters of two windows are never one.
-    """
-    features, owners, offsets_of, lost = [], [], [], 0
+def encode(tokenizer: PreTrainedTokenizerBase, max_length: int, rows: list[Row]) -> Examples:
+    """The windows of documents, one after another without overlap. Clusters of two windows are never one."""
+    features, owners, offsets_of = [], [], []
     for owner, row in enumerate(rows):
         windows = tokenizer(
             row.values["text"],
@@ -127,22 +126,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, max_length: int, rows: list[Row])
             return_offsets_mapping=True,
             return_special_tokens_mask=True,
         )
-        labelled = 0
         for ids, offsets, special in zip(
             windows["input_ids"], windows["offset_mapping"], windows["special_tokens_mask"], strict=True
         ):
-            places, labels = token_of(offsets), []
-            for number, cluster in enumerate(row.values["clusters"]):
-                for start, end in cluster:
-                    first, last = places.get(start, 0), places.get(end - 1, 0)
-                    if (offsets[first][0], offsets[last][1]) == (start, end) and last - first < WIDEST:
-                        labels.append([first, last, number])
-            labelled += len(labels)
+            labels = labels_of(row.values["clusters"], offsets)
             in_text = [1 - flag for flag in special]
             features.append({"input_ids": ids, "in_text": in_text, "labels": labels or [[NONE] * 3]})
             owners.append(owner)
             offsets_of.append(offsets)
-        lost += sum(map(len, row.values["clusters"])) - labelled
 
     def decode(predictions: Any) -> list[list[list[tuple[int, int]]]]:
         """Of each document, its clusters by characters."""
@@ -151,7 +142,27 @@ def encode(tokenizer: PreTrainedTokenizerBase, max_length: int, rows: list[Row])
             clusters[owner] += clusters_of(links[links[:, 0] != NONE].tolist(), offsets)
         return clusters
 
-    return Examples(Dataset.from_list(features), [row.values["clusters"] for row in rows], decode), lost
+    return Examples(Dataset.from_list(features), [row.values["clusters"] for row in rows], decode)
+
+
+def labels_of(clusters: list[list[tuple[int, int]]], offsets: list[tuple[int, int]]) -> list[list[int]]:
+    """First and last token and cluster of each mention that a model can find.
+
+    It cannot find one whose edges are within tokens or not in this window, nor one wider than `WIDEST`.
+    """
+    places, labels = token_of(offsets), []
+    for number, cluster in enumerate(clusters):
+        for start, end in cluster:
+            first, last = places.get(start, 0), places.get(end - 1, 0)
+            if (offsets[first][0], offsets[last][1]) == (start, end) and last - first < WIDEST:
+                labels.append([first, last, number])
+    return labels
+
+
+def lost_mentions(examples: Examples) -> int:
+    """How many mentions no model can find."""
+    labelled = sum(label[0] != NONE for labels in examples.features["labels"] for label in labels)
+    return sum(len(cluster) for clusters in examples.references for cluster in clusters) - labelled
 
 
 def clusters_of(links: list[list[int]], offsets: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
@@ -178,3 +189,16 @@ def collate(tokenizer: PreTrainedTokenizerBase, features: list[dict]) -> dict[st
         "in_text": padded("in_text", 0),
         "labels": padded("labels", NONE),
     }
+
+
+def coreference_kind(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Kind:
+    return Kind(
+        AutoModel,
+        {},
+        partial(encode, tokenizer, max_length),
+        partial(collate, tokenizer),
+        coreference.score,
+        lambda train, scored: {},
+        lambda answers, rows: [{**row.values, "clusters": found} for row, found in zip(rows, answers, strict=True)],
+        around=CoreferenceModel,
+    )

@@ -39,7 +39,7 @@ def run_kind(
         set_seed(seed)
         model = load_with_head(kind.head, settings.model, settings.trust_remote_code, settings.random_init, **kind.config)
         trainer, epochs = fine_tune(
-            model,
+            kind.around(model),
             kind.collator,
             examples("train"),
             examples(data.chosen_on),

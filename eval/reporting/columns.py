@@ -1,5 +1,6 @@
 """Results in columns of what may be compared, and what stands beside them there: baselines and published scores."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from zh_modernbert.train.common.files import read_json
 FIELDS = {"task", "split", "model", "primary_metric", "metrics", "num_examples", "seed", "hyperparameters"}
 CORRELATIONS = {"pearson", "spearman"}
 SUBSTITUTE = "_substitute"
+# What the name of a result's task says beside the task.
+NAME = re.compile(rf"(?P<task>.+?)(_(?P<script>hans|hant))?(?P<substitute>{SUBSTITUTE})?(_by_(?P<scorer>\w+))?")
 
 
 @dataclass(frozen=True, order=True)
@@ -71,12 +74,13 @@ def detail(result: dict, name: str, default):
 
 
 def column_of(result: dict) -> Column:
-    task = result["task"]
-    told = (detail(result, "script", ""), detail(result, "scorer", ""), int(detail(result, "max_length", 0)))
-    task = task.replace(f"_{told[0]}", "").removesuffix(f"_by_{told[1]}")  # which names of results have, and columns say
-    metrics = METRICS.get(task.removesuffix(SUBSTITUTE), ())
-    shown = metrics if set(metrics) <= result["metrics"].keys() and metrics else (result["primary_metric"],)
-    return Column(task, result["split"], *told, shown, result["num_examples"])
+    named = NAME.fullmatch(result["task"])
+    assert named  # any text that is not empty
+    metrics = METRICS.get(named["task"], ())
+    shown = metrics if metrics and set(metrics) <= result["metrics"].keys() else (result["primary_metric"],)
+    scorer, max_length = detail(result, "scorer", named["scorer"] or ""), int(detail(result, "max_length", 0))
+    task = named["task"] + (named["substitute"] or "")
+    return Column(task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"])
 
 
 def row_of(result: dict) -> str:

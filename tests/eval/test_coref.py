@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from zh_modernbert.eval import coref
-from zh_modernbert.eval.kinds.coreference import NONE, CoreferenceModel, clusters_of, encode, token_of
+from zh_modernbert.eval.finetuning.loading import load_with_head
+from zh_modernbert.eval.kinds import running
+from zh_modernbert.eval.kinds.coreference import NONE, CoreferenceModel, clusters_of, encode, lost_mentions, token_of
 from zh_modernbert.eval.tasks.coreference import clusters_of_column, joined, read_documents
 from zh_modernbert.eval.tasks.rows import BadRows
 from zh_modernbert.train.common.cli import InputError
@@ -110,7 +113,9 @@ def test_bad_rows(tmp_path, wrong):
     with pytest.raises(InputError, match=r"a\.jsonl, line 3"):
         coref.read(settings.validation_file, settings)
     settings.skip_bad_rows = True
-    assert len(coref.read(settings.validation_file, settings)) == 2
+    rows, notes = coref.read(settings.validation_file, settings)
+    assert len(rows) == 2
+    assert "bad rows left out: 1" in notes[0]
 
 
 @pytest.mark.parametrize("text", ["", "no columns\n", CONLL.rpartition("#end")[0]])
@@ -130,7 +135,7 @@ def test_scoring_predictions(tmp_path):
     )
     result = coref.main(settings)
     assert result["metrics"]["muc_f1"] == pytest.approx(50.0)  # two of six links, and no wrong one
-    assert json.loads((tmp_path / "results" / "coreference-dev-0.json").read_text(encoding="utf-8")) == result
+    assert json.loads((tmp_path / "results" / "coreference-dev-42.json").read_text(encoding="utf-8")) == result
     write(tmp_path / "predicted.jsonl", [{**gold[0], "text": "别的" * 20}])
     with pytest.raises(InputError, match="'0'"):
         coref.main(settings)
@@ -153,7 +158,7 @@ def test_what_is_encoded_is_decoded(stages, tmp_path):
     tokenizer = load_tokenizer(stages / "tokenizer")
     rows = read_documents(write(tmp_path / "a.jsonl", make_documents(20, 1)), BadRows())
     for max_length, windows in ((128, 20), (8, None)):
-        examples, lost = encode(tokenizer, max_length, rows)
+        examples = encode(tokenizer, max_length, rows)
         assert windows in (None, len(examples.features))
         links = []
         for labels in examples.features["labels"]:
@@ -168,7 +173,7 @@ def test_what_is_encoded_is_decoded(stages, tmp_path):
         given = {(i, m) for i, document in enumerate(decoded) for cluster in document for m in cluster}
         expected = {(i, m) for i, clusters in enumerate(examples.references) for cluster in clusters for m in cluster}
         assert given <= expected
-        assert windows is None or len(given) == len(expected) - lost
+        assert windows is None or len(given) == len(expected) - lost_mentions(examples)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +182,7 @@ def model_dir(publish_random) -> Path:
 
 
 def test_a_pad_changes_nothing(model_dir):
-    model = CoreferenceModel(coref.load_encoder(coref.Settings(str(model_dir), trust_remote_code=True))).eval()
+    model = CoreferenceModel(load_with_head(AutoModel, str(model_dir), True)).eval()
     ids, in_text = torch.randint(8, 90, (1, 20)), torch.ones(1, 20, dtype=torch.long)
     labels = torch.tensor([[[2, 3, 0], [7, 7, 0]]])
     alone = model(input_ids=ids, attention_mask=in_text, in_text=in_text, labels=labels)
@@ -204,14 +209,15 @@ def test_it_learns(model_dir, tmp_path):
         batch_size=8,
         num_train_epochs=8,
         results_dir=str(tmp_path / "results"),
-        output_file=str(tmp_path / "predicted.jsonl"),
+        predictions=True,
     )
     result = coref.main(settings)
     assert result["metrics"]["conll_f1"] > 80
     assert result["metrics"]["best_on_dev"] >= result["metrics"]["conll_f1"]
-    assert [row["text"] for row in read(tmp_path / "predicted.jsonl")] == [row["text"] for row in read(tmp_path / "dev.jsonl")]
+    predicted = tmp_path / "results" / "predictions-42" / "coreference.jsonl"
+    assert [row["text"] for row in read(predicted)] == [row["text"] for row in read(tmp_path / "dev.jsonl")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coref, "fine_tune", None)
+        patch.setattr(running, "fine_tune", None)
         assert coref.main(settings)["metrics"] == result["metrics"]
 
 
@@ -219,5 +225,7 @@ def test_it_learns(model_dir, tmp_path):
 def test_what_has_to_be_given(given):
     with pytest.raises(InputError, match="coref: give either"):
         coref.main(coref.Settings(validation_file="v", **given))
+    with pytest.raises(InputError, match="coref: script"):
+        coref.main(coref.Settings(validation_file="v", predictions_file="p", script="hant"))
     with pytest.raises(InputError, match="--validation_file"):
         coref.main(coref.Settings(**given))
