@@ -54,12 +54,12 @@ def choice(task: Task, tokenizer, max_length: int, width: int) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         choices = [row.values["choices"] + [""] * (width - len(row.values["choices"])) for row in rows]
         asked = [f"{row.values['question']}{between}{text}" for row, texts in zip(rows, choices, strict=True) for text in texts]
-        for index, ids in enumerate(tokenizer(asked, add_special_tokens=False)["input_ids"]):
-            if len(ids) + special >= max_length:
-                raise InputError(
-                    f"{rows[index // width].where}: question and choice have {len(ids)} tokens, which leaves nothing of "
-                    f"max_length, {max_length}, to the passage; give --max_length {len(ids) + special + 64} or more"
-                )
+        lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        if (longest := max(lengths)) + special >= max_length:
+            raise InputError(
+                f"{rows[lengths.index(longest) // width].where}: question and choice have {longest} tokens, which leaves "
+                f"nothing of max_length, {max_length}, to the passage; give --max_length {longest + special + 64} or more"
+            )
         passages = [row.values["text"] for row in rows for _ in range(width)]
         encoded = tokenizer(passages, asked, truncation="only_first", max_length=max_length)
         right = [row.values["choices"].index(row.values["label"]) for row in rows] if "label" in rows[0].values else []
