@@ -25,6 +25,12 @@ class FineTuningSettings(BaseSettings):
     max_train_examples: int = setting(0, "use only so many, the first; 0 uses all", least=0)
     max_eval_examples: int = setting(0, "score only so many, the first; 0 scores all", least=0)
     skip_bad_rows: bool = setting(False, "leave out rows that cannot be used, instead of stopping; they are counted and named")
+    data_dir: str = setting("", "folder of a task's files, or of folders of tasks")
+    from_hub: bool = setting(False, "download the tasks from the Hub instead")
+    split: str = setting("", "the split to score; empty: dev, or where there is none, test")
+    script: str = setting("", "bring all texts of a task into this script, by OpenCC", choices=("", "hans", "hant"))
+    predictions: bool = setting(False, "also write the official files of predictions, for splits without labels")
+    output_dir: str = setting("", "where the fine-tuned model is saved; not at all where empty")
     results_dir: str = setting("results", "where result files go, and files of finished runs, in runs/")
 
 

@@ -19,6 +19,7 @@ class Kind:
         score: of answers and references.
         baseline: (rows of training, scored rows) -> scores without a model, which stand beside the model's.
         entries: (answers, rows) -> what the official file of predictions holds: a list for lines, a dict for one object.
+        around: the model that `head` loads -> what is trained, where it has a head of ours.
     """
 
     head: type
@@ -28,6 +29,7 @@ class Kind:
     score: Score
     baseline: Callable[[list[Row], list[Row]], Metrics]
     entries: Callable[[list, list[Row]], list[dict] | dict]
+    around: Callable = lambda model: model
 
 
 def identity(row: Row, index: int):

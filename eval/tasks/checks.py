@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from zh_modernbert.eval.tasks.forms import MARK
+from zh_modernbert.eval.tasks.reading import check_reading
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 
@@ -79,8 +80,14 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "cloze": (check_cloze,),
     "tagging": (check_texts, check_entities),
     "segmentation": (check_texts, check_entities),
+    "reading": (lambda values, task: check_reading(values),),
 }
-LABELS = {"cloze": "labels", "tagging": "entities", "segmentation": "entities"}  # what a row is labelled by, if not `label`
+LABELS = {
+    "cloze": "labels",
+    "tagging": "entities",
+    "segmentation": "entities",
+    "reading": "answers",
+}  # what a row is labelled by, if not `label`
 
 
 def label_field(task: Task) -> str:

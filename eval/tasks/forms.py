@@ -6,6 +6,7 @@ A kind of task has one form of rows, whatever its files look like:
     choice                       text, question, choices, label (the text of the right choice)
     cloze                        passages, candidates, labels (mark -> number of its candidate)
     tagging, segmentation        text, entities (start, end, type; of words, the type is W)
+    reading                      question, context, answers (text, start), title
 
 `id` is there where the files give one, `label` and its like where they are labelled. `READERS` read a file of a form into raw
 rows. `SHAPES` make rows of those, for a file or a data set of the Hub alike.
@@ -17,6 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from zh_modernbert.eval.tasks.reading import read_passages, shape_reading
 from zh_modernbert.eval.tasks.registry import Release
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import find_file, form_of, read_table
@@ -140,6 +142,7 @@ READERS: dict[str, Callable[[Path, Release, BadRows], Numbered]] = {
     "tagged": read_tagged,
     "weibo": read_weibo,
     "segmented": read_segmented,
+    "reading": lambda path, release, bad_rows: read_passages(path),
 }
 
 
@@ -272,6 +275,7 @@ SHAPES: dict[str, Callable[[dict, dict[str, str]], dict]] = {
     "tagged": shape_tagged,
     "weibo": shape_tagged,
     "segmented": shape_segmented,
+    "reading": shape_reading,
 }
 
 

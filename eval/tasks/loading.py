@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zh_modernbert.eval.tasks.checks import check_rows, label_field
+from zh_modernbert.eval.tasks.conversion import convert_rows
 from zh_modernbert.eval.tasks.forms import SHARE, read_files
 from zh_modernbert.eval.tasks.hub import read_hub
+from zh_modernbert.eval.tasks.reading import check_defects
 from zh_modernbert.eval.tasks.registry import Release, Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import PACKED
@@ -21,7 +23,8 @@ class Data:
     """What a task is trained on and scored on.
 
     Attributes:
-        name: of the task, with `_substitute` where a release stands in for the official one.
+        name: of the task, with `_hans` or `_hant` where it was brought into that script, and `_substitute` where a release
+            stands in for the official one.
         splits: `train`, the scored split, `dev` where it is another one, and unlabelled ones that are to be predicted.
         chosen_on: the split that chooses epoch and setting: dev, or a part of training, `held_out`.
         labels: the names of classes, or the types of spans, sorted: those of training, before it was cut, and of the task.
@@ -134,7 +137,24 @@ def without_new_labels(rows: list[Row], task: Task, labels: list[str], bad_rows:
 
 def texts_of(row: Row) -> tuple:
     """What an example is, without its label."""
-    return tuple(str(row.values.get(name)) for name in ("text", "text_pair", "question", "passages"))
+    return tuple(str(row.values.get(name)) for name in ("text", "text_pair", "question", "context", "passages"))
+
+
+def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: bool) -> tuple[list[Row], list[str]]:
+    """The rows of one split, and notes: to score answers that are there already, for which there need be no training files.
+
+    Raises:
+        InputError: files or the split are missing, rows are bad, or have no labels.
+    """
+    folder, bad_rows = place_of(data_dir, task), BadRows()
+    release = next((release for release in task.releases if has(folder, release, split)), None)
+    if not release:
+        raise InputError(f"{folder}: no files of {name}, {split}; give the folder as --data_dir")
+    rows = check_rows(read_files(folder, release.splits[split], release, bad_rows), task, bad_rows)
+    if not is_labelled(rows, task):
+        raise InputError(f"{name}: {split} has no labels ({label_field(task)})")
+    notes = [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
+    return rows, notes + (check_defects(rows, release.known_defects, skip_bad_rows) if task.kind == "reading" else [])
 
 
 def load_data(
@@ -147,12 +167,14 @@ def load_data(
     skip_bad_rows: bool = False,
     max_train_examples: int = 0,
     max_eval_examples: int = 0,
+    script: str = "",
 ) -> Data:
     """The splits of a task that a run needs.
 
     Args:
         split: to score; empty: dev, or where there is none, test.
         predicted: the splits that have an official file of predictions are read too, as far as they are there.
+        script: "hans" or "hant": all texts are brought into it, and the name of the task says so.
 
     Raises:
         InputError: files or the split are missing, rows are bad, or what is to be scored has no labels.
@@ -191,6 +213,8 @@ def load_data(
         raise InputError(f"{name}: training has only the label {', '.join(map(repr, labels))}; it needs two or more")
     splits = {part: without_new_labels(rows, task, labels, bad_rows) for part, rows in splits.items()}
     notes += [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
+    if task.kind == "reading":
+        notes += check_defects([row for rows in splits.values() for row in rows], release.known_defects, skip_bad_rows)
     if task.drop_spaces:
         splits = {part: [spaced(row) for row in rows] for part, rows in splits.items()}
     if release.substitute:
@@ -200,6 +224,9 @@ def load_data(
         if dropped := len(splits["train"]) - len(kept):
             notes.append(f"{dropped} training examples left out, for they are scored too")
         splits["train"] = kept
+    if script:
+        splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
+        notes.append(f"all texts brought into {script} by OpenCC")
     for part, most in {"train": max_train_examples, split: max_eval_examples, chosen_on: max_eval_examples}.items():
         if part in splits and 0 < most < len(splits[part]):
             notes.append(f"only {most} of {len(splits[part])} examples of {part}")
@@ -210,4 +237,5 @@ def load_data(
         splits["train"] = [row for row in splits["train"] if (row.path, row.number, texts_of(row)) not in held_out]
     if not splits["train"]:
         raise InputError(f"{name}: no training examples are left; {'; '.join(notes)}")
-    return Data(f"{name}_substitute" if release.substitute else name, split, splits, chosen_on, labels, notes)
+    name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
+    return Data(name, split, splits, chosen_on, labels, notes)

@@ -13,10 +13,9 @@ def write_predictions(path: Path, entries: list[dict] | dict) -> Path:
     return path
 
 
-def zip_predictions(folder: Path) -> Path:
-    """All files of predictions in `folder`, in `folder`.zip, without folders."""
-    path = folder.with_name(f"{folder.name}.zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.glob("*_predict.json")):
-            archive.write(file, file.name)
-    return path
+def zip_predictions(folder: Path) -> None:
+    """All official files of predictions in `folder`, if there are any, in `folder`.zip, without folders."""
+    if files := sorted(folder.glob("*_predict.json")):
+        with zipfile.ZipFile(folder.with_name(f"{folder.name}.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)

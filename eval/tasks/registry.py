@@ -10,6 +10,8 @@ A file name may end in a share, `dev.tsv[:90%]` or `dev.tsv[90%:]`: of the rows 
 
 from dataclasses import dataclass, field, replace
 
+from zh_modernbert.eval.tasks.reading import ABSENT, MOVED, NO_QUESTION
+
 # What a task asks of a model, each with a head of its own.
 KINDS = {
     "classification": "AutoModelForSequenceClassification",
@@ -143,6 +145,14 @@ TNEWS_LABELS = {
     "114": "news_stock",
     "115": "news_agriculture",
     "116": "news_game",
+}
+# Of its dev and trial sets.
+CMRC2018_DEFECTS = {ABSENT: 193, MOVED: 12, NO_QUESTION: 2}
+READING: dict = {
+    "max_length": 512,
+    "learning_rate": 3e-5,
+    "num_train_epochs": 2,
+    "grid": Grid(learning_rates=(1e-5, 2e-5, 3e-5), batch_sizes=(24, 32)),
 }
 THUCNEWS_TITLES = "finance realty stocks education science society politics sports game entertainment"
 
@@ -528,6 +538,12 @@ TASKS = {
         predictions={"test10": "chid10_predict.json", "test11": "chid11_predict.json"},
         hub=Hub("clue/clue", "chid"),
     ),
+    # --- similarity, of embeddings ---
+    "simclue": Task(
+        "similarity",
+        (Release(splits(dev="dev.json", test="test_public.json"), columns=PAIR),),
+        primary_metric="spearman",
+    ),
     # --- tagging ---
     "cluener": Task(
         "tagging",
@@ -580,6 +596,40 @@ TASKS = {
         max_length=256,
         learning_rate=3e-5,
         num_train_epochs=10,
+    ),
+    # --- reading ---
+    "cmrc2018": Task(
+        "reading",
+        (
+            Release(
+                splits("cmrc2018_train.json", "cmrc2018_dev.json", "cmrc2018_test.json", trial="cmrc2018_trial.json"),
+                form="reading",
+                known_defects=CMRC2018_DEFECTS,
+            ),
+            Release(splits("train.json", "dev.json", "test.json"), form="reading", known_defects=CMRC2018_DEFECTS),  # CLUE's
+            Release(
+                splits("squad/cmrc2018_trial.json", "squad/cmrc2018_dev.json", "squad/cmrc2018_test.json"),
+                form="reading",
+                substitute="training on the trial set, 1,002 questions",
+                known_defects=CMRC2018_DEFECTS,
+            ),
+        ),
+        primary_metric="f1",
+        predictions={"dev": "cmrc2018_dev_answers.json", "test": "cmrc2018_predict.json"},
+        hub=Hub("clue/clue", "cmrc2018"),
+        scorer="cmrc2018",
+        **READING,
+    ),
+    "drcd": Task(  # CLUE's copy is in Simplified: another task
+        "reading",
+        (
+            Release(splits("DRCD_training.json", "DRCD_dev.json", "DRCD_test.json"), form="reading"),
+            Release(splits("DRCD_dev.json", test="DRCD_test.json"), form="reading", substitute="training on dev"),
+        ),
+        primary_metric="f1",
+        predictions={"dev": "drcd_dev_answers.json", "test": "drcd_test_answers.json"},
+        scorer="drcd",
+        **READING,
     ),
     # --- words ---
     **{

@@ -10,6 +10,7 @@ import pytest
 from transformers import BertConfig, BertModel, GPT2Config, GPT2Model, ModernBertConfig, ModernBertModel
 
 from zh_modernbert.eval import clue
+from zh_modernbert.eval.kinds import running
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -362,7 +363,7 @@ def test_what_is_done_is_not_repeated_and_what_fails_stops_no_other(benchmark, m
     written = {path.name for path in Path(benchmark.results_dir).glob("*.json")}
     assert written == {"c3-dev-42.json", "c3-dev-43.json"}
     benchmark.task = ["c3"]
-    monkeypatch.setattr(clue, "fine_tune", lambda *_, **__: pytest.fail("it was trained again"))
+    monkeypatch.setattr(running, "fine_tune", lambda *_, **__: pytest.fail("it was trained again"))
     again = clue.main(benchmark)["results"]["c3"]
     assert again["seeds"] == [42, 43]
     assert again["best"] <= again["best_on_dev"]
