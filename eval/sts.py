@@ -143,9 +143,11 @@ def score_pairs(model, name: str, split: str, rows: list[Row], settings: Setting
     else:
         from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 
-        texts = ([row.values[part] for row in rows] for part in ("text", "text_pair"))
-        options = {"main_similarity": "cosine", "batch_size": settings.batch_size, "write_csv": False}
-        scores = EmbeddingSimilarityEvaluator(*texts, labels, **options)(model)
+        first, second = ([row.values[part] for row in rows] for part in ("text", "text_pair"))
+        evaluator = EmbeddingSimilarityEvaluator(
+            *(first, second, labels), main_similarity="cosine", batch_size=settings.batch_size, write_csv=False
+        )
+        scores = evaluator(model)
         found = {metric: float(scores[f"{metric}_cosine"]) for metric in ("pearson", "spearman")}
     alike = score_numbers([overlap(row) for row in rows], labels)
     return {**found, **{f"overlap_{metric}": value for metric, value in alike.items()}}
@@ -203,7 +205,7 @@ def main(settings: Settings) -> dict:
     started, results = time.perf_counter(), []
     with contextlib.redirect_stdout(sys.stderr):
         if all(files):
-            found = read_retrieval(*files, settings.min_relevance)
+            found = read_retrieval(settings.queries_file, settings.corpus_file, settings.qrels_file, settings.min_relevance)
             metrics = score_retrieval(load(settings), found, settings)
             note = f"{len(found.corpus)} documents"
             name = settings.name or Path(settings.queries_file).name.split(".")[0]
