@@ -273,8 +273,9 @@ def load(settings: Settings):
         raise InputError(f"{settings.model}: the tokenizer must be a fast one with [MASK] and [PAD]")
     if not settings.random_init:
         model = load_by_auto_class(AutoModelForMaskedLM, settings.model, **remote)
-    if hasattr(model.config, "sparse_prediction"):
-        model.config.sparse_prediction = model.sparse_prediction = True  # logits at the asked tokens only
+    if hasattr(model.config, "sparse_prediction"):  # logits at the asked tokens only
+        model.config.sparse_prediction = True
+        model.sparse_prediction = True  # pyright: ignore[reportArgumentType]  # stock ModernBERT reads a copy
     longest = getattr(model.config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")

@@ -93,7 +93,7 @@ class CoreferenceModel(nn.Module):
         pair_loss = pairs.logsumexp(1) - pairs.masked_fill(~right, -torch.inf).logsumexp(1)
         return links, (mention_loss + pair_loss.sum()) / in_text.sum()
 
-    def forward(self, input_ids, attention_mask=None, in_text=None, labels=None) -> dict[str, torch.Tensor]:
+    def forward(self, input_ids, attention_mask, in_text, labels=None) -> dict[str, torch.Tensor]:
         """Padded documents `(B, T)` -> `links` `(B, K, 3)`, and the loss where there are labels `(B, M, 3)`: first and last
         token and cluster of each mention."""
         hidden_states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
@@ -184,7 +184,7 @@ def collate(tokenizer: PreTrainedTokenizerBase, features: list[dict]) -> dict[st
         return pad_sequence([torch.tensor(each[name]) for each in features], batch_first=True, padding_value=value)
 
     return {
-        "input_ids": padded("input_ids", tokenizer.pad_token_id or 0),
+        "input_ids": padded("input_ids", getattr(tokenizer, "pad_token_id", None) or 0),
         "attention_mask": pad_sequence([torch.ones(len(each["input_ids"]), dtype=torch.long) for each in features], True),
         "in_text": padded("in_text", 0),
         "labels": padded("labels", NONE),

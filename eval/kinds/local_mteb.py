@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import mteb
+import mteb  # pyright: ignore[reportMissingImports]  # an extra of its own
 from datasets import Dataset, DatasetDict
-from mteb.abstasks.sts import AbsTaskSTS
-from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.abstasks.sts import AbsTaskSTS  # pyright: ignore[reportMissingImports]
+from mteb.abstasks.task_metadata import TaskMetadata  # pyright: ignore[reportMissingImports]
 
 from zh_modernbert.eval.tasks.rows import Row
 
@@ -29,7 +29,7 @@ def pair_task(name: str, split: str, rows: list[Row]) -> AbsTaskSTS:
         )
 
         def load_data(self, *_: Any, **__: Any) -> None:
-            self.dataset = DatasetDict({split: Dataset.from_dict(columns)})
+            self.dataset: Any = DatasetDict({split: Dataset.from_dict(columns)})
             self.data_loaded = True
 
     return Pairs()

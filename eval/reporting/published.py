@@ -4,6 +4,7 @@ Figures are in %, correlations from -1 to 1. Two sets are unreliable and are lef
 are scores of CLUE's test server that are called dev. The Traditional ModernBERT's baselines of OCNLI repeat those of BQ's dev.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # The metrics of a task that a table shows, where they are several.
@@ -34,7 +35,7 @@ class Published:
     model: str
     source: str
     split: str
-    scores: dict[str, float | tuple[float, ...]]
+    scores: Mapping[str, float | tuple[float, ...]]
     metrics: dict[str, tuple[str, ...]] = field(default_factory=dict)
     chosen: str = ""
     script: str = ""
