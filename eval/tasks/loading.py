@@ -14,7 +14,8 @@ from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import PACKED
 from zh_modernbert.train.common.cli import InputError
 
-HELD_OUT = 10, 2000  # a tenth of training, at most so many, chooses where no other split may
+HELD_OUT = 10  # every tenth example of training chooses, where no other split may,
+MOST_HELD_OUT = 2000  # and no more than these
 CHOOSING = ("dev", "validation")  # splits that choose epoch and setting for themselves and others
 
 
@@ -232,7 +233,7 @@ def load_data(
             notes.append(f"only {most} of {len(splits[part])} examples of {part}")
             splits[part] = sample(splits[part], most)
     if chosen_on == "held_out":
-        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT[0], 2), HELD_OUT[1]))
+        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT, 2), MOST_HELD_OUT))
         held_out = {(row.path, row.number, texts_of(row)) for row in splits["held_out"]}
         splits["train"] = [row for row in splits["train"] if (row.path, row.number, texts_of(row)) not in held_out]
     if not splits["train"]:
