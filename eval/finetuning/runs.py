@@ -90,7 +90,8 @@ class Figure:
 
 
 def mean_metrics(parts: list[Metrics]) -> Metrics:
-    return {name: mean(part[name] for part in parts) for name in parts[0]}
+    """The means of the metrics that all parts have: a part may lack the examples that one of them is of."""
+    return {name: mean(part[name] for part in parts) for name in parts[0] if all(name in part for part in parts)}
 
 
 def figures_on_dev(outcomes: dict[int, list[Outcome]], primary_metric: str) -> dict[int, Figure]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
@@ -49,11 +50,23 @@ class Examples:
     decode: Callable[[Any], list]
 
 
+def answers_of(examples: Examples, predictions, learning_rate: float) -> list:
+    """The answers that the model's outputs mean.
+
+    Raises:
+        InputError: they are not finite.
+    """
+    parts = predictions if isinstance(predictions, tuple) else (predictions,)
+    if not all(np.isfinite(part).all() for part in parts):
+        raise InputError(f"the training diverged at learning_rate {learning_rate}; take a smaller one")
+    return examples.decode(predictions)
+
+
 def predict(trainer: Trainer, examples: Examples) -> list:
     """The answers of a model that `fine_tune` gave, one an example."""
     features: Any = examples.features  # Trainer's annotation means datasets of torch alone
     with contextlib.redirect_stdout(sys.stderr):
-        return examples.decode(trainer.predict(features).predictions)
+        return answers_of(examples, trainer.predict(features).predictions, trainer.args.learning_rate)
 
 
 def score_halves(score: Score, answers: list, references: list) -> list[Metrics]:
@@ -93,7 +106,7 @@ def fine_tune(
 
     def score_epoch(prediction) -> Metrics:
         assert dev is not None
-        answers = dev.decode(prediction.predictions)
+        answers = answers_of(dev, prediction.predictions, hyperparameters.learning_rate)
         metrics = score(answers, dev.references)
         history.append({"metrics": metrics, "halves": score_halves(score, answers, dev.references)})
         return {primary_metric: metrics[primary_metric]}
@@ -129,8 +142,6 @@ def fine_tune(
             compute_metrics=score_epoch if dev else None,
         )
         with contextlib.redirect_stdout(sys.stderr):  # the Trainer prints its log
-            loss = trainer.train().training_loss
+            trainer.train()
         trainer.compute_metrics = None  # what is predicted from here on is no epoch
-    if not math.isfinite(loss):
-        raise InputError(f"the training diverged at learning_rate {hyperparameters.learning_rate}; take a smaller one")
     return trainer, [{"epoch": number, **scores} for number, scores in enumerate(history, 1)]

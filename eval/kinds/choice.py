@@ -1,13 +1,14 @@
 """One of several texts: answers to a question, or idioms for the gaps of a passage."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from datasets import Dataset
 from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
 from transformers import AutoModelForMultipleChoice
-from transformers.data.data_collator import DataCollatorForMultipleChoice
 
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.kind import Kind, identity
@@ -20,6 +21,20 @@ from zh_modernbert.train.common.cli import InputError
 def grouped(encoded: dict, count: int) -> dict[str, list]:
     """Columns of `count` texts a row, of columns of one text a row."""
     return {name: [column[i : i + count] for i in range(0, len(column), count)] for name, column in encoded.items()}
+
+
+def choice_collator(tokenizer) -> Callable[[list[dict]], dict[str, torch.Tensor]]:
+    """Features of several texts each to tensors of (batch, choices, tokens). Unlike transformers' own, it needs no labels."""
+
+    def collate(features: list[dict]) -> dict[str, torch.Tensor]:
+        names = [name for name in features[0] if name != "labels"]
+        width = len(features[0]["input_ids"])
+        texts = [{name: feature[name][i] for name in names} for feature in features for i in range(width)]
+        padded = tokenizer.pad(texts, return_tensors="pt")
+        batch = {name: tensor.view(len(features), width, -1) for name, tensor in padded.items()}
+        return batch | ({"labels": torch.tensor([f["labels"] for f in features])} if "labels" in features[0] else {})
+
+    return collate
 
 
 def position_share(positions: list[int]) -> float:
@@ -39,12 +54,12 @@ def choice(task: Task, tokenizer, max_length: int, width: int) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         choices = [row.values["choices"] + [""] * (width - len(row.values["choices"])) for row in rows]
         asked = [f"{row.values['question']}{between}{text}" for row, texts in zip(rows, choices, strict=True) for text in texts]
-        for index, ids in enumerate(tokenizer(asked, add_special_tokens=False)["input_ids"]):
-            if len(ids) + special >= max_length:
-                raise InputError(
-                    f"{rows[index // width].where}: question and choice have {len(ids)} tokens, which leaves nothing of "
-                    f"max_length, {max_length}, to the passage; give --max_length {len(ids) + special + 64} or more"
-                )
+        lengths = [len(ids) for ids in tokenizer(asked, add_special_tokens=False)["input_ids"]]
+        if (longest := max(lengths)) + special >= max_length:
+            raise InputError(
+                f"{rows[lengths.index(longest) // width].where}: question and choice have {longest} tokens, which leaves "
+                f"nothing of max_length, {max_length}, to the passage; give --max_length {longest + special + 64} or more"
+            )
         passages = [row.values["text"] for row in rows for _ in range(width)]
         encoded = tokenizer(passages, asked, truncation="only_first", max_length=max_length)
         right = [row.values["choices"].index(row.values["label"]) for row in rows] if "label" in rows[0].values else []
@@ -75,8 +90,7 @@ def choice(task: Task, tokenizer, max_length: int, width: int) -> Kind:
             for index, (row, answer) in enumerate(zip(rows, answers, strict=True))
         ]
 
-    collator = DataCollatorForMultipleChoice(tokenizer)
-    return Kind(AutoModelForMultipleChoice, {}, encode, collator, score, baseline, entries)
+    return Kind(AutoModelForMultipleChoice, {}, encode, choice_collator(tokenizer), score, baseline, entries)
 
 
 def assign(scores: np.ndarray) -> list[int]:
@@ -150,5 +164,4 @@ def cloze(task: Task, tokenizer, max_length: int, width: int) -> Kind:
         marks = [found for row in rows for passage in row.values["passages"] if (found := MARK.findall(passage))]
         return {mark: answer for both in zip(marks, answers, strict=True) for mark, answer in zip(*both, strict=True)}
 
-    collator = DataCollatorForMultipleChoice(tokenizer)
-    return Kind(AutoModelForMultipleChoice, {}, encode, collator, score, baseline, entries)
+    return Kind(AutoModelForMultipleChoice, {}, encode, choice_collator(tokenizer), score, baseline, entries)

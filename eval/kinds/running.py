@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -31,7 +32,7 @@ def run_kind(
         details: what else than model, data and settings decides an outcome, as `max_length`. It stands in the result files.
     """
     started = time.perf_counter()
-    examples = {split: kind.encode(rows) for split, rows in data.splits.items()}
+    examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
 
     def run_one(hyperparameters: Hyperparameters, seed: int) -> Outcome:
@@ -40,8 +41,8 @@ def run_kind(
         trainer, epochs = fine_tune(
             kind.around(model),
             kind.collator,
-            examples["train"],
-            examples[data.chosen_on],
+            examples("train"),
+            examples(data.chosen_on),
             hyperparameters,
             seed,
             kind.score,
@@ -50,10 +51,10 @@ def run_kind(
         )
         outcome = Outcome(epochs)
         if data.split != data.chosen_on:
-            scored = examples[data.split]
+            scored = examples(data.split)
             outcome.metrics[data.split] = kind.score(predict(trainer, scored), scored.references)
         for split in predicted:
-            outcome.answers[split] = kind.entries(predict(trainer, examples[split]), data.splits[split])
+            outcome.answers[split] = kind.entries(predict(trainer, examples(split)), data.splits[split])
         if settings.output_dir:
             save_model(Path(settings.output_dir), model, tokenizer, script_of(settings))
         return outcome
@@ -76,7 +77,7 @@ def run_kind(
     notes = [*(["fine-tuned from random weights"] if settings.random_init else []), *data.notes]
     if data.chosen_on == "held_out":
         notes.append(f"{len(data.splits['held_out'])} training examples chose the epoch")
-    results = []
+    results, digits = [], 4 if task.kind == "regression" else 2
     for seed, figure in figures.items():
         metrics = {**figure.metrics, **baseline}
         if data.split == data.chosen_on:
@@ -86,13 +87,14 @@ def run_kind(
             "split": data.split,
             "model": settings.model,
             "primary_metric": task.primary_metric,
-            "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
+            "metrics": {metric: round(value, digits) for metric, value in metrics.items()},
             "num_examples": len(data.splits[data.split]),
             "seed": seed,
             "hyperparameters": {
                 **asdict(grid[figure.chosen[0][0]]),
                 "epochs": [epoch + 1 for _, epoch in figure.chosen],
                 **details,
+                **({"script": settings.script} if settings.script else {}),
                 "num_train_examples": len(data.splits["train"]),
                 **({"grid": settings.grid, "settings_tried": len(grid)} if settings.grid else {}),
             },
@@ -121,7 +123,7 @@ def summaries(results: list[dict]) -> dict[str, dict]:
             **summary([result["metrics"][result["primary_metric"]] for result in found]),
             **(
                 {"best_on_dev": max(tops)}
-                if (tops := [top for result in found if (top := result["metrics"].get("best_on_dev"))])
+                if (tops := [top for result in found if (top := result["metrics"].get("best_on_dev")) is not None])
                 else {}
             ),
             "seeds": [result["seed"] for result in found],

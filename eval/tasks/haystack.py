@@ -67,10 +67,17 @@ def hide(question: Question, own: Passage, passages: Sequence[Passage], tokens: 
 
 
 def hide_all(
-    questions: Sequence[Question], lengths: Sequence[int], count_tokens: Callable[[list[str]], list[int]], seed: int
+    questions: Sequence[Question],
+    passages: Sequence[Passage],
+    lengths: Sequence[int],
+    count_tokens: Callable[[list[str]], list[int]],
+    seed: int,
 ) -> list[Hidden]:
-    """Each question on a document of as many tokens as stand at its place in `lengths`, its own ones included."""
-    passages = passages_of(questions, count_tokens)
+    """Each question on a document of as many tokens as stand at its place in `lengths`, its own ones included.
+
+    Args:
+        passages: all there are, those of the questions among them.
+    """
     by_text = {passage.text: passage for passage in passages}
     asked = count_tokens([question.question for question in questions])
     hidden = []

@@ -14,7 +14,7 @@ from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import PACKED
 from zh_modernbert.train.common.cli import InputError
 
-HELD_OUT = 10  # every tenth example of training chooses, where no other split may
+HELD_OUT = 10, 2000  # a tenth of training, at most so many, chooses where no other split may
 CHOOSING = ("dev", "validation")  # splits that choose epoch and setting for themselves and others
 
 
@@ -227,11 +227,12 @@ def load_data(
     if script:
         splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
         notes.append(f"all texts brought into {script} by OpenCC")
-    splits["train"] = sample(splits["train"], max_train_examples)
-    for part in {split, chosen_on} & splits.keys():
-        splits[part] = sample(splits[part], max_eval_examples)
+    for part, most in {"train": max_train_examples, split: max_eval_examples, chosen_on: max_eval_examples}.items():
+        if part in splits and 0 < most < len(splits[part]):
+            notes.append(f"only {most} of {len(splits[part])} examples of {part}")
+            splits[part] = sample(splits[part], most)
     if chosen_on == "held_out":
-        splits["held_out"] = sample(splits["train"], max(len(splits["train"]) // HELD_OUT, 2))
+        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT[0], 2), HELD_OUT[1]))
         held_out = {(row.path, row.number, texts_of(row)) for row in splits["held_out"]}
         splits["train"] = [row for row in splits["train"] if (row.path, row.number, texts_of(row)) not in held_out]
     if not splits["train"]:

@@ -7,7 +7,7 @@ text. Where the passage has not the text, the answer is left out.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,10 @@ class Question:
         """The question of a row, as `shape_reading` makes them. What else is in the row is left aside."""
         answers = tuple(Answer(**answer) for answer in values.get("answers", ()))
         return cls(values["id"], values["question"], values["context"], answers, values["title"])
+
+    def to_values(self) -> dict:
+        """The row of which `of` makes the question."""
+        return asdict(self) | {"answers": [asdict(answer) for answer in self.answers]}
 
     @property
     def references(self) -> list[str]:

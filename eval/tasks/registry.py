@@ -533,7 +533,7 @@ TASKS = {
                 substitute="training on FewCLUE's test and training sets, scored on its dev set",
             ),
         ),
-        max_length=64,
+        max_length=256,  # CLUE's own 64 are not the whole passage
         batch_size=24,
         predictions={"test10": "chid10_predict.json", "test11": "chid11_predict.json"},
         hub=Hub("clue/clue", "chid"),

@@ -80,3 +80,9 @@ def test_without_dev_the_last_epoch_stays():
 def test_a_batch_has_equal_parts():
     with pytest.raises(InputError, match="device_batch_size is 5"):
         tune(device_batch_size=5)
+
+
+@pytest.mark.parametrize("dev", [True, False])
+def test_a_training_that_diverges_is_said(dev):
+    with pytest.raises(InputError, match="diverged at learning_rate 1e\\+30"):
+        predict(tune(settings={"learning_rate": 1e30}, dev=dev)[0], make_examples(4, 0))
