@@ -117,6 +117,13 @@ def sample(rows: list[Row], count: int) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
 
 
+def hold_out(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of training as `train` and `held_out`, which chooses epoch and setting."""
+    held_out = sample(rows, min(max(len(rows) // HELD_OUT, 2), MOST_HELD_OUT))
+    chosen = {(row.path, row.number, texts_of(row)) for row in held_out}
+    return {"train": [row for row in rows if (row.path, row.number, texts_of(row)) not in chosen], "held_out": held_out}
+
+
 def labels_of(train: list[Row], task: Task) -> list[str]:
     names = set(task.labels.values())
     if task.kind == "classification":
@@ -233,9 +240,7 @@ def load_data(
             notes.append(f"only {most} of {len(splits[part])} examples of {part}")
             splits[part] = sample(splits[part], most)
     if chosen_on == "held_out":
-        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT, 2), MOST_HELD_OUT))
-        held_out = {(row.path, row.number, texts_of(row)) for row in splits["held_out"]}
-        splits["train"] = [row for row in splits["train"] if (row.path, row.number, texts_of(row)) not in held_out]
+        splits |= hold_out(splits["train"])
     if not splits["train"]:
         raise InputError(f"{name}: no training examples are left; {'; '.join(notes)}")
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
