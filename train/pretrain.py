@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -48,6 +47,7 @@ from zh_modernbert.train.pretraining.parallel import (
     gather_model,
     on_main_process,
     prepare,
+    recompute_in_backward,
 )
 from zh_modernbert.train.pretraining.plan import plan
 from zh_modernbert.train.pretraining.run_folder import claim_run_folder
@@ -111,7 +111,7 @@ class Settings(BaseSettings):
         ("none", "mlp", "layers"),
         running=True,
     )
-    compile: bool = setting(False, "torch.compile the layers; wants a C compiler")
+    compile: bool = setting(False, "torch.compile the layers; wants a C compiler", running=True)
     num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
@@ -231,11 +231,7 @@ class Learner:
 
 def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerator: Accelerator) -> Learner:
     model.to(accelerator.device).train()
-    if settings.gradient_checkpointing == "layers":
-        model.gradient_checkpointing_enable()
-    for layer in model.model.layers:
-        mlp: Any = layer.mlp
-        mlp.recompute = settings.gradient_checkpointing == "mlp"
+    recompute_in_backward(model, settings.gradient_checkpointing)
     optimizer = build_optimizer(
         settings.optimizer,
         model,

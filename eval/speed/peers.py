@@ -1,5 +1,6 @@
 """Models of the same size with random weights: this encoder, stock ModernBERT, and what else people would take."""
 
+import importlib
 from itertools import pairwise
 from typing import Any
 
@@ -54,12 +55,14 @@ OTHER_PEERS = {
     "nomic-embed": ("nomic_bert", {}),
     "jina-embeddings-v3": ("jina_embeddings_v3", {}),
 }
+PACKED_ENCODERS = "modernbert-packed_encoders"
 STOCK = (
     "modernbert-sdpa",
     "modernbert-eager",
     "modernbert-flash_attention_2",
     "modernbert-flex_attention",
     "modernbert-packed",
+    PACKED_ENCODERS,
 )
 PEERS = (*STOCK, *OTHER_PEERS)
 PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
@@ -104,10 +107,19 @@ def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def pack_encoder(model: PreTrainedModel) -> None:
+    """Gives stock ModernBERT the fused kernels of the package packed-encoders (pau-mensa/flash-modernbert), in place.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    importlib.import_module("packed_encoders").pack(model)
+
+
 def build_peer(name: str, shape: dict, longest: int) -> tuple[PreTrainedModel, int]:
     """A peer with random weights, and the most tokens a text of it may have."""
     if name not in OTHER_PEERS:
-        backend = name.removeprefix("modernbert-")
+        backend = "sdpa" if name == PACKED_ENCODERS else name.removeprefix("modernbert-")
         if backend == "packed":
             AttentionInterface.register(backend, packed_attention)
         config = stock_config(shape, 32768, longest, backend)

@@ -57,6 +57,15 @@ def check_environment(mixed_precision: str) -> None:
             )
 
 
+def recompute_in_backward(model: ZhModernBertForMaskedLM, what: str) -> None:
+    """Lets the backward pass compute again `what` a preset's `gradient_checkpointing` names."""
+    if what == "layers":
+        model.gradient_checkpointing_enable()
+    for layer in model.model.layers:
+        mlp: Any = layer.mlp
+        mlp.recompute = what == "mlp"
+
+
 def prepare(
     accelerator: Accelerator, model: ZhModernBertForMaskedLM, optimizer: torch.optim.Optimizer, compile: bool
 ) -> nn.Module:
