@@ -220,7 +220,7 @@ class Updates:
         batches = [dataset[0], dataset[1]]
         model = self.our_model()
         parameters = list(model.parameters())
-        result = update(self.accelerator("no"), model, batches, parameters, MAX_GRAD_NORM)
+        result = update(self.accelerator("no"), model, iter(batches), 2, parameters, MAX_GRAD_NORM)
         found = {"loss": result["loss"] / result["masked"], "gradient": result["grad_norm"]}
         model.zero_grad()
         masked, loss = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batches), 0.0
@@ -255,8 +255,7 @@ class Updates:
         stream, seconds = iter(micro_batches(dataset, 0, num_workers=0)), []
         for step in range(count):
             started, graphs = time.perf_counter(), compiled_graphs()
-            batches = [next(stream) for _ in range(dataset.counts[step])]
-            result = update(accelerator, wrapped, batches, parameters, MAX_GRAD_NORM)
+            result = update(accelerator, wrapped, stream, int(dataset.counts[step]), parameters, MAX_GRAD_NORM)
             if not (math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])):
                 raise InputError(f"pretraining: update {step + 1} has loss {result['loss']}, gradient {result['grad_norm']}")
             optimizer.step()

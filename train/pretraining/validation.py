@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.modeling_zh_modernbert import move
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining.parallel import add_up
@@ -122,9 +123,8 @@ class Validation:
         size = self.settings.per_device_batch_size
         for first in range(0, len(places), size):
             batch, cells, weights = self.batch(places[first : first + size])
-            batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-            logits = model(**batch).logits
-            labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
+            labels = move(batch["labels"][batch["labels"] != IGNORE_INDEX], device)
+            logits = model(**{**batch, "input_ids": move(batch["input_ids"], device)}).logits
             losses = F.cross_entropy(logits.float(), labels, reduction="none").double().cpu().numpy()
             correct = (logits.argmax(-1) == labels).cpu().numpy()
             for kind, values in enumerate((losses, correct, np.ones(len(cells)))):
