@@ -267,7 +267,7 @@ class Updates:
 
     @cached_property
     def peer_rows(self) -> list[dict[str, torch.Tensor]]:
-        """The rows as tensors, with the Trainer's masks: its collator takes longer for a batch than a GPU for an update."""
+        """The rows as tensors, with the Trainer's masks, so that its time is not that of lists and of masking."""
         features = [{name: row[name] for name in ("input_ids", "special_tokens_mask")} for row in self.made.features()]
         batch = DataCollatorForLanguageModeling(self.made.tokenizer(), mlm_probability=MLM_PROBABILITY)(features)
         return [{name: batch[name][row] for name in ("input_ids", "labels")} for row in range(self.rows)]
