@@ -51,8 +51,9 @@ def update(accelerator: Accelerator, model, stream: Iterator[dict], count: int, 
         correct = (outputs.predictions == move(labels, device)).sum()
         total += torch.stack((losses[-1].double(), correct.double()))
     masked, tokens = add_up_counts(accelerator, sum(asked for _, asked in work), own_tokens)
-    with torch.no_grad():
-        torch._foreach_div_([parameter.grad for parameter in parameters if parameter.grad is not None], max(masked, 1))
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad /= max(masked, 1)
     norm: Any = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     loss, correct, grad_norm = torch.cat((add_up(accelerator, total), norm.double().view(1))).tolist()
