@@ -29,6 +29,7 @@ RUNNERS = {
         *("train.initialise", "train.pretrain", "train.publish", "eval.pseudo_perplexity", "eval.clue"),
     },
     "train.ablate": {"train.pretrain", "eval.pseudo_perplexity"},
+    "train.timed": {"train.pretrain"},
     "eval.dedup_recall": {"train.dedup"},
     "eval.corpus_throughput": {"train.clean", "train.dedup", "train.encode", "train.pack"},
 }
