@@ -19,10 +19,11 @@ from transformers import (
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 
-# Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
+# Encoders that are compared layer for layer: the base width at 12 layers, System A's shape, and the mini model's.
 SHAPES = {
     "12x768": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152},
     "28x1024": {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624},
+    "10x384": {"num_hidden_layers": 10, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 576},
 }
 
 # Peers at their published sizes. Where the mapping is empty, transformers' defaults are these sizes.

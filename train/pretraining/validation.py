@@ -6,6 +6,7 @@ whole words. `eval_pseudo_perplexity` (https://arxiv.org/abs/1910.14659) has one
 many times as the document has tokens: that is an unbiased estimate of what eval/pseudo_perplexity.py computes over all tokens.
 """
 
+import contextlib
 import math
 import time
 from itertools import pairwise
@@ -135,7 +136,10 @@ class Validation:
 
     def __call__(self, model, accelerator: Accelerator) -> dict[str, float]:
         started = time.perf_counter()
-        sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
+        # Compiled layers would be compiled once more for evaluation, which takes longer than it saves.
+        plain = torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext()
+        with plain:
+            sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
         sums = add_up(accelerator, sums.to(accelerator.device)).cpu().numpy()
         return summarise(sums) | {"eval_runtime": round(time.perf_counter() - started, 3)}
 
