@@ -36,29 +36,13 @@ import matplotlib
 import torch
 import transformers
 from matplotlib import pyplot
-from torch import nn
 
 from zh_modernbert import modeling_zh_modernbert as modeling
-from zh_modernbert.eval.speed.correctness import check_backends, relative_difference
+from zh_modernbert.eval.speed.correctness import check_backends
 from zh_modernbert.eval.speed.limits import Stopped, reason, time_limit
-from zh_modernbert.eval.speed.measuring import (
-    clear,
-    compiled_graphs,
-    matmul_flops_per_second,
-    peak_memory,
-    synchronize,
-    take_turns,
-)
-from zh_modernbert.eval.speed.peers import (
-    OTHER_PEERS,
-    PACKED_ENCODERS,
-    PEERS,
-    PRETRAINING_PEERS,
-    SHAPES,
-    build_ours,
-    build_peer,
-    pack_encoder,
-)
+from zh_modernbert.eval.speed.measuring import clear, matmul_flops_per_second, synchronize
+from zh_modernbert.eval.speed.peers import PACKED_ENCODERS, PEERS, PRETRAINING_PEERS, SHAPES
+from zh_modernbert.eval.speed.steps import compare_steps, measure_alone
 from zh_modernbert.eval.speed.training import MIXED_PRECISION, compare_collators, compare_updates
 from zh_modernbert.eval.speed.workloads import PRETRAINING_WORKLOADS, WORKLOADS, Workload
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
@@ -69,7 +53,6 @@ MODES = ("inference", "training", "curve", "pretraining", "preset")
 DTYPES = {"cpu": ["float32", "bfloat16"], "cuda": ["bfloat16"]}
 DEVICE_MODES = {"cpu": ["inference", "training", "curve"], "cuda": list(MODES)}
 REPEATS, SECONDS = {"cpu": 5, "cuda": 20}, {"cpu": 90.0, "cuda": 20.0}
-WARM_UPS = {"cpu": 1, "cuda": 3}
 # Mode, workload and peer of the comparisons that say most of a GPU, and come first.
 FIRST = (
     ("pretraining", "1024x64", "modernbert-sdpa"),
@@ -110,40 +93,6 @@ class Settings(BaseSettings):
     results_dir: str = setting("results", "where throughput-DEVICE.json and .png go")
 
 
-class Contestant:
-    """A model, the batch it is given, and one step of it."""
-
-    def __init__(self, model: nn.Module, batch: dict, device: str, dtype: torch.dtype, training: bool, compiled: bool):
-        self.model = model.to(device, dtype).train(training)
-        self.step = torch.compile(self.model) if compiled else self.model
-        self.batch, self.device, self.training = batch, device, training
-        self.weights = None
-        if training:  # pads have no part in the loss
-            mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
-            self.weights = mask.unsqueeze(-1).to(dtype)
-
-    def __call__(self) -> tuple[float, torch.Tensor]:
-        """Seconds of one step, and its output `(B, T, H)`."""
-        synchronize(self.device)
-        started = time.perf_counter()
-        with torch.set_grad_enabled(self.training):
-            output = self.step(**self.batch).last_hidden_state
-            if self.training:
-                (output * self.weights).square().mean().backward()
-        synchronize(self.device)
-        seconds = time.perf_counter() - started
-        self.model.zero_grad()
-        return seconds, output.detach()
-
-    def warm_up(self) -> torch.Tensor:
-        """Runs until no more is compiled, and returns the output. A shape that comes a second time may be compiled again."""
-        for number in range(1, 8):
-            graphs, output = compiled_graphs(), self()[1]
-            if compiled_graphs() == graphs and number >= WARM_UPS[self.device]:
-                break
-        return output
-
-
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -151,73 +100,18 @@ def compare(peer_name: str, workload: Workload, dtype_name: str, mode: str, sett
     """One row of the table. Where it has no figures, `skipped` or `failed` says why."""
     row = {"workload": workload.name, "mode": mode, "dtype": dtype_name, "peer": peer_name}
     torch.manual_seed(0)
+    shape = SHAPES[settings.shape]
     try:
         if mode in ("pretraining", "preset"):
-            backend, lengths, shape = peer_name.removeprefix("modernbert-"), workload.lengths, SHAPES[settings.shape]
+            backend, lengths = peer_name.removeprefix("modernbert-"), workload.lengths
             return row | compare_updates(
                 backend, lengths[0], len(lengths), dtype_name, shape, as_preset=mode == "preset", settings=settings
             )
-        return row | compare_steps(peer_name, workload, dtype_name, mode == "training", settings)
+        return row | compare_steps(peer_name, workload, dtype_name, mode == "training", shape, settings)
     except ImportError as error:  # a peer's package
         return row | {"skipped": reason(error)}
     except Exception as error:
         return row | {"failed": reason(error), "traceback": traceback.format_exc()}
-
-
-def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training: bool, settings: Settings) -> dict:
-    """Steps of both sides on the same texts, warmed up, measured by turns; the outputs compared first where weights are shared.
-
-    Raises:
-        InputError: the outputs differ though the weights are the same.
-    """
-    device, dtype, shape = settings.device, getattr(torch, dtype_name), SHAPES[settings.shape]
-    longest = max(workload.lengths)
-    same_weights = peer_name not in OTHER_PEERS
-    batch = workload.packed(device) if peer_name == "modernbert-packed" else workload.padded(device)
-    with torch.device(device):
-        peer_model, peer_longest = build_peer(peer_name, shape, longest)
-    if longest > peer_longest:
-        return {"skipped": f"a text of it has at most {peer_longest} tokens here"}
-    theirs = batch_for(peer_model, workload, device) if peer_name in OTHER_PEERS else with_positions(batch)
-    with torch.device(device):
-        our_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
-    peer = Contestant(peer_model, theirs, device, dtype, training, settings.compile)
-    if peer_name == PACKED_ENCODERS:
-        pack_encoder(peer_model)
-    peer_output = peer.warm_up()
-    ours = Contestant(our_model, batch, device, dtype, training, settings.compile)
-    our_output = ours.warm_up()
-    found = {}
-    if same_weights and not training:
-        real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
-        found["relative_difference"] = relative_difference(our_output[real].float(), peer_output[real].float())
-        if not found["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
-            where = f"{peer_name} on {workload.name} in {dtype_name}"
-            raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")
-    del our_output, peer_output
-    found["our_memory"], found["peer_memory"] = peak_memory(ours, device), peak_memory(peer, device)
-    graphs = compiled_graphs()
-    found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
-    if compiled_graphs() > graphs:
-        raise InputError(f"throughput: {compiled_graphs() - graphs} graphs were compiled inside the timed turns")
-    found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
-    found["tokens_per_second"] = round(sum(workload.lengths) / found["our_seconds"])
-    found["flops"] = workload.flops(shape) * (3 if training else 1)  # a backward has twice the matrix products of a forward
-    return found
-
-
-def batch_for(peer_model: transformers.PreTrainedModel, workload: Workload, device: str) -> dict:
-    """The texts as one of `OTHER_PEERS` takes them: with its own pad token, and without a cache of keys and values."""
-    batch = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
-    return batch | ({"use_cache": False} if peer_model.config.model_type == "qwen3" else {})
-
-
-def with_positions(batch: dict) -> dict:
-    """The batch as stock ModernBERT takes it. In a packed row it does not count positions from each document's start itself."""
-    if "cu_seqlens" not in batch:
-        return batch
-    starts = batch["cu_seqlens"][:-1].repeat_interleave(batch["cu_seqlens"].diff())
-    return batch | {"position_ids": (torch.arange(len(starts), device=starts.device) - starts)[None]}
 
 
 def measure_curve(settings: Settings) -> Iterator[dict]:
@@ -232,7 +126,7 @@ def measure_curve(settings: Settings) -> Iterator[dict]:
         slow = slow or "ratio" not in row or 16 * row["peer_seconds"] > settings.seconds
         if "ratio" not in row:
             try:
-                row |= measure_alone(workload, dtype, settings)
+                row |= measure_alone(workload, dtype, SHAPES[settings.shape], settings.device)
             except Exception as error:
                 row |= {"failed": reason(error), "traceback": traceback.format_exc()}
         free(settings.device)
@@ -240,15 +134,6 @@ def measure_curve(settings: Settings) -> Iterator[dict]:
         peer = f"{row['peer_seconds']:.3f} s" if "peer_seconds" in row else no_figures(row)
         show(f"one text of {length:,} tokens: ours {ours}, stock {peer}")
         yield {"length": length} | row
-
-
-def measure_alone(workload: Workload, dtype_name: str, settings: Settings) -> dict:
-    """Time and memory of our side alone."""
-    device = settings.device
-    with torch.device(device):
-        model = build_ours(SHAPES[settings.shape], max(workload.lengths))
-    ours = Contestant(model, workload.padded(device), device, getattr(torch, dtype_name), training=False, compiled=False)
-    return {"our_memory": peak_memory(ours, device), "our_seconds": ours()[0]}  # the first is the warm-up
 
 
 def draw_curve(curve: list[dict], path: Path, title: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zh_modernbert.eval import throughput
-from zh_modernbert.eval.speed import peers
+from zh_modernbert.eval.speed import peers, steps
 from zh_modernbert.eval.speed.limits import is_out_of_memory
 from zh_modernbert.eval.speed.peers import PEERS
 from zh_modernbert.eval.throughput import Settings
@@ -24,8 +24,8 @@ def tiny(monkeypatch):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     sizes |= {"num_key_value_heads": 2, "vocab_size": 1000, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     monkeypatch.setattr(throughput, "SHAPES", {"12x768": TINY, "28x1024": TINY})
-    for name, (kind, _) in throughput.OTHER_PEERS.items():
-        monkeypatch.setitem(throughput.OTHER_PEERS, name, (kind, sizes))
+    for name, (kind, _) in peers.OTHER_PEERS.items():
+        monkeypatch.setitem(peers.OTHER_PEERS, name, (kind, sizes))
     monkeypatch.setattr(throughput, "matmul_flops_per_second", lambda device, dtype: 1e11)
     monkeypatch.setattr(throughput, "check_backends", lambda device: {})
 
@@ -91,7 +91,7 @@ def test_a_failed_comparison_is_a_line(tiny, tmp_path, monkeypatch, capsys, erro
             raise error
         return peers.build_ours(shape, longest, state_dict)
 
-    monkeypatch.setattr(throughput, "build_ours", build_ours)
+    monkeypatch.setattr(steps, "build_ours", build_ours)
     shared = {"device": "cpu", "dtypes": ["float32"], "peers": ["modernbert-sdpa"], "repeats": 1, "results_dir": str(tmp_path)}
     result = throughput.main(
         Settings(**shared, workload=["64x1", "32x1"], modes=["inference", "curve"], curve_lengths=[64, 16])
@@ -172,7 +172,7 @@ def test_peers_are_built_on_the_device(tiny):
 
 
 def test_steps_that_compile_are_not_timed(tiny, monkeypatch):
-    step = throughput.Contestant.__call__
+    step = steps.Contestant.__call__
     monkeypatch.setattr(torch, "compile", lambda model: (Count.compile(), model)[1])
 
     class Count:
@@ -187,12 +187,12 @@ def test_steps_that_compile_are_not_timed(tiny, monkeypatch):
         Count.left -= 1
         return step(self)
 
-    monkeypatch.setattr(throughput.Contestant, "__call__", called)
-    monkeypatch.setattr(throughput, "compiled_graphs", lambda: Count.graphs)
+    monkeypatch.setattr(steps.Contestant, "__call__", called)
+    monkeypatch.setattr(steps, "compiled_graphs", lambda: Count.graphs)
     settings = throughput.resolve(Settings(device="cpu", repeats=2, compile=True))
     row = throughput.compare("modernbert-sdpa", throughput.Workload.parse("16x1"), "float32", "inference", settings)
     assert "ratio" in row, "the warm-up goes on until nothing is compiled"
-    monkeypatch.setattr(throughput, "take_turns", lambda ours, *given: (Count.compile(), ours(), (1, 1, 1))[2])
+    monkeypatch.setattr(steps, "take_turns", lambda ours, *given: (Count.compile(), ours(), (1, 1, 1))[2])
     row = throughput.compare("modernbert-sdpa", throughput.Workload.parse("16x1"), "float32", "inference", settings)
     assert row["failed"] == "throughput: 1 graphs were compiled inside the timed turns"
 
