@@ -17,6 +17,7 @@ from statistics import mean, stdev
 from matplotlib.figure import Figure
 
 from zh_modernbert.eval.reporting.columns import (
+    CORRELATIONS,
     Cells,
     Column,
     baseline_cells,
@@ -75,13 +76,14 @@ def kind_of(task: str) -> tuple[str, str]:
 
 
 def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
-    """The first metric of each column: bars of one's own, with the seeds' deviation, and marks of what stands beside them."""
+    """The first metric of each column, in %: bars of one's own, with the seeds' deviation, and marks of what stands beside."""
+    scales = [100.0 if column.metrics[0] in CORRELATIONS else 1.0 for column in columns]
     figure = Figure(figsize=(max(5.0, 1.6 * len(columns)), 4.5))
     axes = figure.subplots()
     width = 0.8 / max(len(own), 1)
     for number, (row, found) in enumerate(own.items()):
         places = [place for place, column in enumerate(columns) if column in found]
-        seeds = [found[columns[place]].scores[0] for place in places]
+        seeds = [[scales[place] * score for score in found[columns[place]].scores[0]] for place in places]
         axes.bar(
             [place + (number - (len(own) - 1) / 2) * width for place in places],
             [mean(values) for values in seeds],
@@ -91,11 +93,11 @@ def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
         )
     for number, (row, found) in enumerate(others.items()):
         places = [place for place, column in enumerate(columns) if column in found]
-        values = [found[columns[place]].scores[0][0] for place in places]
+        values = [scales[place] * found[columns[place]].scores[0][0] for place in places]
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(places, values, linestyle="", marker=marker, color="black", label=as_label(row))
-    axes.set_xticks(range(len(columns)), [as_label(f"{column.task}\n{column.split}") for column in columns], fontsize=7)
-    axes.set_ylabel("score")
+    axes.set_xticks(range(len(columns)), [as_label(column.title().replace(", ", "\n")) for column in columns], fontsize=6)
+    axes.set_ylabel("%, correlations x 100")
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
