@@ -1,6 +1,7 @@
 """The splits of a task: from a release's files, or from the Hub; checked, and cut where asked."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,13 +118,6 @@ def sample(rows: list[Row], count: int) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
 
 
-def hold_out(rows: list[Row]) -> dict[str, list[Row]]:
-    """Rows of training as `train` and `held_out`, which chooses epoch and setting."""
-    held_out = sample(rows, min(max(len(rows) // HELD_OUT, 2), MOST_HELD_OUT))
-    chosen = {(row.path, row.number, texts_of(row)) for row in held_out}
-    return {"train": [row for row in rows if (row.path, row.number, texts_of(row)) not in chosen], "held_out": held_out}
-
-
 def labels_of(train: list[Row], task: Task) -> list[str]:
     names = set(task.labels.values())
     if task.kind == "classification":
@@ -165,6 +159,44 @@ def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: 
     return rows, notes + (check_defects(rows, release.known_defects, skip_bad_rows) if task.kind == "reading" else [])
 
 
+def readers(
+    name: str, task: Task, data_dir: str, split: str, from_hub: bool, bad_rows: BadRows
+) -> tuple[Release, str, list[str], Callable[[str], list[Row]]]:
+    """The release that is read, the split to score, the splits that are there, and what reads one of them.
+
+    Raises:
+        InputError: the task has no such split, its files are missing, or it has no home on the Hub.
+    """
+    if from_hub:
+        if not task.hub:
+            raise InputError(f"{name}: no home on the Hub is known; give its files as --data_dir")
+        hub, release = task.hub, task.releases[0]
+        return release, split or "dev", list(hub.splits), lambda part: read_hub(hub, part, release, bad_rows)
+    folder = place_of(data_dir, task)
+    release, split = require_release(folder, name, task, split)
+    there = [part for part in release.splits if has(folder, release, part)]
+    return release, split, there, lambda part: read_files(folder, release.splits[part], release, bad_rows)
+
+
+def require_labels(name: str, task: Task, part: str, rows: list[Row], release: Release) -> None:
+    if rows and not is_labelled(rows, task):
+        field = release.columns.get("label", label_field(task))
+        site = "; score dev, and --predictions true writes what the benchmark's site scores"
+        raise InputError(f"{name}: {part} has no labels ({field}){site if part in task.predictions else ''}")
+
+
+def without(rows: list[Row], others: list[Row]) -> list[Row]:
+    """The rows whose texts are not among those of others."""
+    texts = {texts_of(row) for row in others}
+    return [row for row in rows if texts_of(row) not in texts]
+
+
+def hold_out(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of training as `train` and `held_out`, which chooses epoch and setting."""
+    held_out = sample(rows, min(max(len(rows) // HELD_OUT, 2), MOST_HELD_OUT))
+    return {"train": without(rows, held_out), "held_out": held_out}
+
+
 def load_data(
     name: str,
     task: Task,
@@ -187,35 +219,14 @@ def load_data(
     Raises:
         InputError: files or the split are missing, rows are bad, or what is to be scored has no labels.
     """
-    folder, bad_rows, notes = place_of(data_dir, task), BadRows(), []
-    if from_hub:
-        if not task.hub:
-            raise InputError(f"{name}: no home on the Hub is known; give its files as --data_dir")
-        hub, release, split = task.hub, task.releases[0], split or "dev"
-        there = list(hub.splits)
-
-        def read(part: str) -> list[Row]:
-            return read_hub(hub, part, release, bad_rows)
-    else:
-        release, split = require_release(folder, name, task, split)
-        there = [part for part in release.splits if has(folder, release, part)]
-
-        def read(part: str) -> list[Row]:
-            return read_files(folder, release.splits[part], release, bad_rows)
-
+    bad_rows, notes = BadRows(), []
+    release, split, there, read = readers(name, task, data_dir, split, from_hub, bad_rows)
     chosen_on = split if split in CHOOSING else next((part for part in CHOOSING if part in there), "held_out")
     parts = {"train", split, chosen_on} - {"held_out"}
     parts |= {part for part in task.predictions if part in there} if predicted else set()
     splits = {part: check_rows(read(part), task, bad_rows) for part in sorted(parts)}
     for part in ("train", split, chosen_on):
-        if splits.get(part) and not is_labelled(splits[part], task):
-            field = release.columns.get("label", label_field(task))
-            hint = (
-                "; score dev, and --predictions true writes what the benchmark's site scores"
-                if part in task.predictions
-                else ""
-            )
-            raise InputError(f"{name}: {part} has no labels ({field}){hint}")
+        require_labels(name, task, part, splits.get(part, []), release)
     labels = labels_of(splits["train"], task)
     if task.kind == "classification" and len(labels) < 2:
         raise InputError(f"{name}: training has only the label {', '.join(map(repr, labels))}; it needs two or more")
@@ -227,11 +238,10 @@ def load_data(
         splits = {part: [spaced(row) for row in rows] for part, rows in splits.items()}
     if release.substitute:
         notes.insert(0, f"not the benchmark's score: {release.substitute}")
-        scored = {texts_of(row) for row in (*splits[split], *splits.get(chosen_on, ()))}
-        kept = [row for row in splits["train"] if texts_of(row) not in scored]
-        if dropped := len(splits["train"]) - len(kept):
+        before = len(splits["train"])
+        splits["train"] = without(splits["train"], splits[split] + splits.get(chosen_on, []))
+        if dropped := before - len(splits["train"]):
             notes.append(f"{dropped} training examples left out, for they are scored too")
-        splits["train"] = kept
     if script:
         splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
         notes.append(f"all texts brought into {script} by OpenCC")
