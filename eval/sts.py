@@ -8,6 +8,7 @@ documents among all. Needs `pip install '.[embeddings]'`, and `--through mteb` n
     python eval/sts.py --model runs/published --trust_remote_code true --pairs_file mine.csv --label_column score
     python eval/sts.py --model runs/published --trust_remote_code true --name t2ranking --queries_file queries.dev.tsv \\
         --corpus_file collection.tsv --qrels_file qrels.retrieval.dev.tsv
+    python eval/sts.py --model runs/published --trust_remote_code true --task mldr_zh --data_dir DIR --max_length 8192
 """
 
 import contextlib
@@ -24,6 +25,8 @@ from zh_modernbert.eval.kinds.classification import overlap, score_numbers
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.forms import read_files
 from zh_modernbert.eval.tasks.loading import has, place_of, sample
+from zh_modernbert.eval.tasks.mldr import SOURCES as LONG
+from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.retrieval import Retrieval, of_pairs, read_retrieval
@@ -39,8 +42,11 @@ TABLES = [name for name, task in TASKS.items() if "text_pair" in task.releases[0
 class Settings(BaseSettings):
     model: str = setting(help="model folder or Hub id")
     trust_remote_code: bool = setting(False, "run the code that the model's folder brings")
-    task: list[str] = setting([], f"some of {', '.join(TABLES)}: pairs whose labels are numbers")
+    task: list[str] = setting(
+        [], f"some of {', '.join(TABLES)}: pairs whose labels are numbers; or of {', '.join(LONG)}: retrieval of long documents"
+    )
     data_dir: str = setting("", "folder of a task's files, or of folders of tasks")
+    from_hub: bool = setting(False, f"download {' or '.join(LONG)} from the Hub instead")
     split: str = setting("", f"the split to score; empty: {', or where it has no labels, '.join(SPLITS)}")
     pairs_file: str = setting("", "a table of one's own: .tsv, .csv or .jsonl with named columns")
     text_column: str = setting("text", "of pairs_file")
@@ -191,8 +197,8 @@ def main(settings: Settings) -> dict:
     if (bool(settings.task), bool(settings.pairs_file), any(files)).count(True) != 1 or any(files) != all(files):
         raise InputError("sts: give either task and data_dir, or pairs_file, or queries_file, corpus_file and qrels_file")
     for name in settings.task:
-        if name not in TABLES:
-            raise InputError(f"sts: unknown task {name!r}; known are {', '.join(TABLES)}")
+        if name not in (*TABLES, *LONG):
+            raise InputError(f"sts: unknown task {name!r}; known are {', '.join((*TABLES, *LONG))}")
     started, results = time.perf_counter(), []
     with contextlib.redirect_stdout(sys.stderr):
         if all(files):
@@ -201,9 +207,15 @@ def main(settings: Settings) -> dict:
             note = f"{len(found.corpus)} documents"
             name = settings.name or Path(settings.queries_file).name.split(".")[0]
             return write(settings, name, settings.split or "dev", metrics, len(found.queries), [note], started)
-        tasks = {name: TASKS[name] for name in settings.task} or dict([own_pairs(settings)])
+        tasks = {name: TASKS[name] for name in settings.task if name in TABLES}
+        tasks |= {} if settings.task else dict([own_pairs(settings)])
+        split = settings.split or SPLITS[0]
+        long = {name: read_mldr(name, settings.data_dir, split, settings.from_hub) for name in settings.task if name in LONG}
         pairs = [read_pairs(settings, name, task) for name, task in tasks.items()]
         model = load(settings)
+        for name, found in long.items():
+            metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
+            results.append(write(settings, name, split, metrics, len(found.queries), [note], started))
         for name, split, rows, notes in pairs:
             if settings.retrieval:
                 found = of_pairs(rows, settings.min_relevance)

@@ -7,6 +7,7 @@ and a question with four choices one.
 
 import contextlib
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -69,6 +70,18 @@ def predict(trainer: Trainer, examples: Examples) -> list:
         return answers_of(examples, trainer.predict(features).predictions, trainer.args.learning_rate)
 
 
+def check_one_device() -> None:
+    """Several devices would each take a batch, so that the batch would not be what the settings say.
+
+    Raises:
+        InputError: several GPUs are visible, or several processes were started.
+    """
+    if torch.cuda.device_count() > 1:
+        raise InputError("several GPUs are visible, and fine-tuning takes one; set CUDA_VISIBLE_DEVICES=0, or another number")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("several processes were started, and fine-tuning takes one; start it with python, once for each GPU")
+
+
 def score_halves(score: Score, answers: list, references: list) -> list[Metrics]:
     """The scores of every second example, and of the others. `runs.py` chooses on one half what it scores on the other."""
     return [score(answers[half::2], references[half::2]) for half in (0, 1)]
@@ -96,8 +109,9 @@ def fine_tune(
         The scores are one `{"epoch", "metrics", "halves"}` an epoch; `halves` as `score_halves`.
 
     Raises:
-        InputError: `device_batch_size` does not divide the batch, or the training diverged.
+        InputError: `device_batch_size` does not divide the batch, the training diverged, or as `check_one_device`.
     """
+    check_one_device()
     at_once = min(device_batch_size or hyperparameters.batch_size, hyperparameters.batch_size)
     if hyperparameters.batch_size % at_once:
         raise InputError(f"device_batch_size is {at_once}; it must divide batch_size, {hyperparameters.batch_size}")

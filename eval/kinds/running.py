@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from zh_modernbert.eval.finetuning.loading import fingerprint, load_with_head
 from zh_modernbert.eval.finetuning.runs import Outcome, best_on_dev, figures_elsewhere, figures_on_dev, run_all, summary
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings, grid_of, seeds_of
-from zh_modernbert.eval.finetuning.training import Hyperparameters, fine_tune, predict
+from zh_modernbert.eval.finetuning.training import Hyperparameters, Metrics, fine_tune, predict
 from zh_modernbert.eval.kinds.kind import Kind
 from zh_modernbert.eval.tasks.loading import Data, load_data
 from zh_modernbert.eval.tasks.predictions import write_predictions, zip_predictions
@@ -74,41 +74,50 @@ def run_kind(
     else:
         figures = figures_elsewhere(outcomes, data.split, task.primary_metric)
     baseline = kind.baseline(data.splits["train"], data.splits[data.split])
-    notes = [*(["fine-tuned from random weights"] if settings.random_init else []), *data.notes]
-    if data.chosen_on == "held_out":
-        notes.append(f"{len(data.splits['held_out'])} training examples chose the epoch")
-    results, digits = [], 4 if task.kind == "regression" else 2
+    results = []
     for seed, figure in figures.items():
         metrics = {**figure.metrics, **baseline}
         if data.split == data.chosen_on:
             metrics["best_on_dev"] = best_on_dev(outcomes[seed], task.primary_metric)
-        result = {
-            "task": data.name,
-            "split": data.split,
-            "model": settings.model,
-            "primary_metric": task.primary_metric,
-            "metrics": {metric: round(value, digits) for metric, value in metrics.items()},
-            "num_examples": len(data.splits[data.split]),
-            "seed": seed,
-            "hyperparameters": {
-                **asdict(grid[figure.chosen[0][0]]),
-                "epochs": [epoch + 1 for _, epoch in figure.chosen],
-                **details,
-                **({"script": settings.script} if settings.script else {}),
-                "num_train_examples": len(data.splits["train"]),
-                **({"grid": settings.grid, "settings_tried": len(grid)} if settings.grid else {}),
-            },
-            "notes": "; ".join(notes),
-            "runtime_seconds": round(time.perf_counter() - started, 1),
-        }
+        chosen = {**asdict(grid[figure.chosen[0][0]]), "epochs": [epoch + 1 for _, epoch in figure.chosen], **details}
+        if settings.grid:
+            chosen |= {"grid": settings.grid, "settings_tried": len(grid)}
+        result = result_of(settings, task, data, seed, metrics, chosen, time.perf_counter() - started)
         write_result(settings.results_dir, result)
         results.append(result)
-        for split in predicted:
-            best = max(outcomes[seed], key=lambda outcome: max(e["metrics"][task.primary_metric] for e in outcome.epochs))
+        if predicted:
             folder = Path(settings.results_dir) / f"predictions-{seed}"
-            write_predictions(folder / task.predictions[split], best.answers[split])
+            best = max(outcomes[seed], key=lambda outcome: best_on_dev([outcome], task.primary_metric))
+            for split in predicted:
+                write_predictions(folder / task.predictions[split], best.answers[split])
             zip_predictions(folder)
     return results
+
+
+def result_of(
+    settings: FineTuningSettings, task: Task, data: Data, seed: int, metrics: Metrics, chosen: dict, seconds: float
+) -> dict:
+    """What the result file of a seed says."""
+    notes = [*(["fine-tuned from random weights"] if settings.random_init else []), *data.notes]
+    if data.chosen_on == "held_out":
+        notes.append(f"{len(data.splits['held_out'])} training examples chose the epoch")
+    digits = 4 if task.kind == "regression" else 2
+    return {
+        "task": data.name,
+        "split": data.split,
+        "model": settings.model,
+        "primary_metric": task.primary_metric,
+        "metrics": {metric: round(value, digits) for metric, value in metrics.items()},
+        "num_examples": len(data.splits[data.split]),
+        "seed": seed,
+        "hyperparameters": {
+            **chosen,
+            **({"script": settings.script} if settings.script else {}),
+            "num_train_examples": len(data.splits["train"]),
+        },
+        "notes": "; ".join(notes),
+        "runtime_seconds": round(seconds, 1),
+    }
 
 
 def summaries(results: list[dict]) -> dict[str, dict]:

@@ -13,6 +13,7 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.kind import Kind, identity
+from zh_modernbert.eval.metrics import cluener
 from zh_modernbert.eval.tasks.forms import PIECE
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.rows import Row
@@ -107,15 +108,9 @@ def score_spans(answers: list[list[Entity]], references: list[list[Entity]]) -> 
 
 
 def score_cluener(answers: list[list[Entity]], references: list[list[Entity]]) -> Metrics:
-    """CLUENER's own: the mean over types of the F1 of the sets of strings found in each text, wherever they stand."""
-    counts = defaultdict(lambda: [0, 0, 0])
-    for answer, right in zip(answers, references, strict=True):
-        found, true = ({(kind, text) for _, _, kind, text in entities} for entities in (answer, right))
-        for column, strings in enumerate((found & true, found, true)):
-            for kind, _ in strings:
-                counts[kind][column] += 1
-    kinds = [kind for kind, (_, _, true) in counts.items() if true]
-    return {"cluener_f1": float(np.mean([f1_of(*counts[kind]) for kind in kinds])) if kinds else 0.0}
+    """CLUENER's own, of strings wherever they stand."""
+    texts = ([cluener.by_type((kind, text) for _, _, kind, text in found) for found in part] for part in (references, answers))
+    return {"cluener_f1": cluener.score(*texts)["f1"]}
 
 
 # --- baseline ---

@@ -1,6 +1,7 @@
 """The splits of a task: from a release's files, or from the Hub; checked, and cut where asked."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import PACKED
 from zh_modernbert.train.common.cli import InputError
 
-HELD_OUT = 10, 2000  # a tenth of training, at most so many, chooses where no other split may
+HELD_OUT = 10  # every tenth example of training chooses, where no other split may,
+MOST_HELD_OUT = 2000  # and no more than these
 CHOOSING = ("dev", "validation")  # splits that choose epoch and setting for themselves and others
 
 
@@ -157,6 +159,38 @@ def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: 
     return rows, notes + (check_defects(rows, release.known_defects, skip_bad_rows) if task.kind == "reading" else [])
 
 
+def readers(
+    name: str, task: Task, data_dir: str, split: str, from_hub: bool, bad_rows: BadRows
+) -> tuple[Release, str, list[str], Callable[[str], list[Row]]]:
+    """The release that is read, the split to score, the splits that are there, and what reads one of them.
+
+    Raises:
+        InputError: the task has no such split, its files are missing, or it has no home on the Hub.
+    """
+    if from_hub:
+        if not task.hub:
+            raise InputError(f"{name}: no home on the Hub is known; give its files as --data_dir")
+        hub, release = task.hub, task.releases[0]
+        return release, split or "dev", list(hub.splits), lambda part: read_hub(hub, part, release, bad_rows)
+    folder = place_of(data_dir, task)
+    release, split = require_release(folder, name, task, split)
+    there = [part for part in release.splits if has(folder, release, part)]
+    return release, split, there, lambda part: read_files(folder, release.splits[part], release, bad_rows)
+
+
+def require_labels(name: str, task: Task, part: str, rows: list[Row], release: Release) -> None:
+    if rows and not is_labelled(rows, task):
+        field = release.columns.get("label", label_field(task))
+        site = "; score dev, and --predictions true writes what the benchmark's site scores"
+        raise InputError(f"{name}: {part} has no labels ({field}){site if part in task.predictions else ''}")
+
+
+def without(rows: list[Row], others: list[Row]) -> list[Row]:
+    """The rows whose texts are not among those of others."""
+    texts = {texts_of(row) for row in others}
+    return [row for row in rows if texts_of(row) not in texts]
+
+
 def load_data(
     name: str,
     task: Task,
@@ -179,35 +213,14 @@ def load_data(
     Raises:
         InputError: files or the split are missing, rows are bad, or what is to be scored has no labels.
     """
-    folder, bad_rows, notes = place_of(data_dir, task), BadRows(), []
-    if from_hub:
-        if not task.hub:
-            raise InputError(f"{name}: no home on the Hub is known; give its files as --data_dir")
-        hub, release, split = task.hub, task.releases[0], split or "dev"
-        there = list(hub.splits)
-
-        def read(part: str) -> list[Row]:
-            return read_hub(hub, part, release, bad_rows)
-    else:
-        release, split = require_release(folder, name, task, split)
-        there = [part for part in release.splits if has(folder, release, part)]
-
-        def read(part: str) -> list[Row]:
-            return read_files(folder, release.splits[part], release, bad_rows)
-
+    bad_rows, notes = BadRows(), []
+    release, split, there, read = readers(name, task, data_dir, split, from_hub, bad_rows)
     chosen_on = split if split in CHOOSING else next((part for part in CHOOSING if part in there), "held_out")
     parts = {"train", split, chosen_on} - {"held_out"}
     parts |= {part for part in task.predictions if part in there} if predicted else set()
     splits = {part: check_rows(read(part), task, bad_rows) for part in sorted(parts)}
     for part in ("train", split, chosen_on):
-        if splits.get(part) and not is_labelled(splits[part], task):
-            field = release.columns.get("label", label_field(task))
-            hint = (
-                "; score dev, and --predictions true writes what the benchmark's site scores"
-                if part in task.predictions
-                else ""
-            )
-            raise InputError(f"{name}: {part} has no labels ({field}){hint}")
+        require_labels(name, task, part, splits.get(part, []), release)
     labels = labels_of(splits["train"], task)
     if task.kind == "classification" and len(labels) < 2:
         raise InputError(f"{name}: training has only the label {', '.join(map(repr, labels))}; it needs two or more")
@@ -219,11 +232,10 @@ def load_data(
         splits = {part: [spaced(row) for row in rows] for part, rows in splits.items()}
     if release.substitute:
         notes.insert(0, f"not the benchmark's score: {release.substitute}")
-        scored = {texts_of(row) for row in (*splits[split], *splits.get(chosen_on, ()))}
-        kept = [row for row in splits["train"] if texts_of(row) not in scored]
-        if dropped := len(splits["train"]) - len(kept):
+        before = len(splits["train"])
+        splits["train"] = without(splits["train"], splits[split] + splits.get(chosen_on, []))
+        if dropped := before - len(splits["train"]):
             notes.append(f"{dropped} training examples left out, for they are scored too")
-        splits["train"] = kept
     if script:
         splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
         notes.append(f"all texts brought into {script} by OpenCC")
@@ -232,9 +244,8 @@ def load_data(
             notes.append(f"only {most} of {len(splits[part])} examples of {part}")
             splits[part] = sample(splits[part], most)
     if chosen_on == "held_out":
-        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT[0], 2), HELD_OUT[1]))
-        held_out = {(row.path, row.number, texts_of(row)) for row in splits["held_out"]}
-        splits["train"] = [row for row in splits["train"] if (row.path, row.number, texts_of(row)) not in held_out]
+        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT, 2), MOST_HELD_OUT))
+        splits["train"] = without(splits["train"], splits["held_out"])
     if not splits["train"]:
         raise InputError(f"{name}: no training examples are left; {'; '.join(notes)}")
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")

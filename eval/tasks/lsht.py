@@ -7,13 +7,12 @@ what an encoder is trained on, and the latter is what it is scored on. So a scor
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from datasets import load_dataset
-
+from zh_modernbert.eval.tasks.hub import download
 from zh_modernbert.eval.tasks.loading import HELD_OUT, Data, sample
 from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import find_file
-from zh_modernbert.train.common.cli import InputError, describe
+from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.lines import read_jsonl
 
 TASK = Task("classification", (), primary_metric="accuracy", max_length=512, num_train_epochs=5, grid=Grid(num_train_epochs=5))
@@ -56,10 +55,7 @@ def load_lsht(data_dir: str, from_hub: bool, skip_bad_rows: bool, max_train_exam
     """
     bad_rows = BadRows()
     if from_hub:
-        try:
-            found = load_dataset("parquet", data_files=ON_HUB, split="train")
-        except Exception as error:  # datasets and huggingface_hub raise many kinds
-            raise InputError(f"{ON_HUB}: cannot be loaded: {describe(error)}") from error
+        found = download(ON_HUB, "parquet", data_files=ON_HUB, split="train")
         entries = [Row("THUDM/LongBench (lsht)", number, dict(values)) for number, values in enumerate(found, 1)]
     else:
         path = find_file(Path(data_dir) / FILE)

@@ -444,7 +444,7 @@ TASKS = {
         (
             Release(CLUE_SPLITS, columns={"text": "keyword", "text_pair": "abst", "label": "label", "id": "id"}),
             Release(
-                splits("fewclue/test_public.json", "fewclue/train_few_all.json fewclue/dev_few_all.json", "fewclue/test.json"),
+                splits("fewclue/test_public.json", "fewclue/train_few_all.json fewclue/dev_few_all.json"),
                 columns={"text": "keyword", "text_pair": "abst", "label": "label"},
                 substitute="training on FewCLUE's test set, scored on its training and dev sets",
             ),

@@ -1,6 +1,7 @@
 """Similarity and retrieval against the definition: the mean over tokens, and its cosine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,33 @@ def test_what_is_wrong_is_named(settings, model_dir, tmp_path):
     refused(settings, "unknown task 'none'")
     settings.task, settings.data_dir = ["simclue"], str(tmp_path / "none")
     refused(settings, "simclue")
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+
+
+def test_retrieval_of_long_documents(settings, tmp_path):
+    """MLDR's files and NanoMLDR's, with the same texts: a document is to be found by what it begins with."""
+    documents = {str(number): f"第{number}篇：" + text * 9 for number, (text, _, _) in enumerate(PAIRS)}
+    queries = {f"q-{number}": text for number, text in documents.items()}
+    write_lines(tmp_path / "mldr-v1.0-zh" / "corpus.jsonl", [{"docid": name, "text": text} for name, text in documents.items()])
+    write_lines(
+        tmp_path / "mldr-v1.0-zh" / "test.jsonl",
+        [
+            {"query_id": name, "query": text, "positive_passages": [{"docid": name[2:], "text": text}]}
+            for name, text in queries.items()
+        ],
+    )
+    for part, texts in (("corpus", documents), ("queries", queries)):
+        write_lines(tmp_path / "nanomldr-zh" / f"{part}.jsonl", [{"_id": name, "text": text} for name, text in texts.items()])
+    write_lines(tmp_path / "nanomldr-zh" / "qrels.jsonl", [{"query-id": name, "corpus-id": name[2:]} for name in queries])
+    changed = replace(settings, pairs_file="", task=["mldr_zh", "nanomldr_zh"], data_dir=str(tmp_path))
+    first, second = sts.main(changed)["results"]
+    assert (first["task"], first["split"], first["num_examples"], second["task"]) == ("mldr_zh", "test", 5, "nanomldr_zh")
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"]["ndcg_10"] == 100
+    write_lines(tmp_path / "nanomldr-zh" / "qrels.jsonl", [{"query-id": "q-0", "corpus-id": "99"}])
+    with pytest.raises(InputError, match="'99'"):
+        sts.main(replace(changed, task=["nanomldr_zh"]))

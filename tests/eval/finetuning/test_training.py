@@ -86,3 +86,13 @@ def test_a_batch_has_equal_parts():
 def test_a_training_that_diverges_is_said(dev):
     with pytest.raises(InputError, match="diverged at learning_rate 1e\\+30"):
         predict(tune(settings={"learning_rate": 1e30}, dev=dev)[0], make_examples(4, 0))
+
+
+def test_one_device_of_one_process(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES"):
+        tune()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="several processes"):
+        tune()
