@@ -1,6 +1,7 @@
 """Tokenizer and model for fine-tuning, through the Auto classes: this project's models, stock ones, any others."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     return tokenizer
 
 
-def load_config(name: str, trust_remote_code: bool, **options):
+def load_config(name: str, trust_remote_code: bool, **options) -> Any:
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except Exception as error:

@@ -56,7 +56,8 @@ def overlapping_span(question: Question) -> str:
 
 def score_texts(scorer: str, texts: Sequence[str], references: Sequence[list[str]]) -> Metrics:
     """The scores of answers, one to each list of references."""
-    return SCORERS[scorer](dict(enumerate(references)), dict(enumerate(texts)))
+    places = [str(place) for place in range(len(texts))]
+    return SCORERS[scorer](dict(zip(places, references, strict=True)), dict(zip(places, texts, strict=True)))
 
 
 def overlap_baseline(questions: Sequence[Question], scorer: str) -> Metrics:

@@ -191,6 +191,12 @@ def without(rows: list[Row], others: list[Row]) -> list[Row]:
     return [row for row in rows if texts_of(row) not in texts]
 
 
+def hold_out(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of training as `train` and `held_out`, which chooses epoch and setting."""
+    held_out = sample(rows, min(max(len(rows) // HELD_OUT, 2), MOST_HELD_OUT))
+    return {"train": without(rows, held_out), "held_out": held_out}
+
+
 def load_data(
     name: str,
     task: Task,
@@ -244,8 +250,7 @@ def load_data(
             notes.append(f"only {most} of {len(splits[part])} examples of {part}")
             splits[part] = sample(splits[part], most)
     if chosen_on == "held_out":
-        splits["held_out"] = sample(splits["train"], min(max(len(splits["train"]) // HELD_OUT, 2), MOST_HELD_OUT))
-        splits["train"] = without(splits["train"], splits["held_out"])
+        splits |= hold_out(splits["train"])
     if not splits["train"]:
         raise InputError(f"{name}: no training examples are left; {'; '.join(notes)}")
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")

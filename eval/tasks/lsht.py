@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zh_modernbert.eval.tasks.hub import download
-from zh_modernbert.eval.tasks.loading import HELD_OUT, Data, sample
+from zh_modernbert.eval.tasks.loading import Data, hold_out, sample
 from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.eval.tasks.tables import find_file
@@ -71,12 +71,6 @@ def load_lsht(data_dir: str, from_hub: bool, skip_bad_rows: bool, max_train_exam
         raise InputError(
             f"lsht: {len(labels)} classes to train on and {len(scored)} articles to score; is it {FILE} of LongBench?"
         )
-    train = sample(train, max_train_examples)
-    chosen = {row.values["text"] for row in sample(train, max(len(train) // HELD_OUT, 2))}
-    splits = {
-        "train": [row for row in train if row.values["text"] not in chosen],
-        "held_out": [row for row in train if row.values["text"] in chosen],
-        "test": sample(scored, max_eval_examples),
-    }
+    splits = {**hold_out(sample(train, max_train_examples)), "test": sample(scored, max_eval_examples)}
     notes = ["trained on the examples of LongBench's prompts", *([note] if note else [])]
     return Data("lsht", "test", splits, "held_out", labels, notes)
