@@ -213,7 +213,8 @@ def run_window(settings: Settings, task: Task, data: Data, tokenizer: PreTrained
         return model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
 
     kind = with_speed(by_length(kind, details["lengths"]), details["lengths"], make_model)
-    named = replace(data, name=f"{data.name}_long_{window}")
+    ending = data.name.removeprefix(settings.task)  # of another script, or of files that stand in
+    named = replace(data, name=f"{settings.task}_long_{window}{ending}")
     return run_kind(settings, replace(task, predictions={}), named, kind, tokenizer, details)
 
 
