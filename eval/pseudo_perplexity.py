@@ -273,6 +273,8 @@ def load(settings: Settings):
         raise InputError(f"{settings.model}: the tokenizer must be a fast one with [MASK] and [PAD]")
     if not settings.random_init:
         model = load_by_auto_class(AutoModelForMaskedLM, settings.model, **remote)
+    if model.get_output_embeddings() is None:
+        raise InputError(f"{settings.model}: a model of type {model.config.model_type!r} names no layer that gives logits")
     if hasattr(model.config, "sparse_prediction"):  # logits at the asked tokens only
         model.config.sparse_prediction = True
         model.sparse_prediction = True  # pyright: ignore[reportArgumentType]  # stock ModernBERT reads a copy

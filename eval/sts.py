@@ -75,8 +75,8 @@ def own_pairs(settings: Settings) -> tuple[str, Task]:
     return settings.name or Path(settings.pairs_file).name.split(".")[0], Task("regression", (release,), folder=".")
 
 
-def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, list[Row], str]:
-    """What the result is called, with `_substitute` where others stand in for official files, the split, pairs, and a note.
+def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, list[Row], list[str]]:
+    """What the result is called, with `_substitute` where others stand in for official files, the split, pairs, and notes.
 
     Raises:
         InputError: no such split is there with labels, or rows are bad or have no number for a label.
@@ -90,16 +90,13 @@ def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, lis
         rows = check_rows(
             read_files(folder, release.splits[split], release, bad_rows), replace(task, kind="regression"), bad_rows
         )
-        note = bad_rows.settle(settings.skip_bad_rows, release.known_defects)
+        notes = [bad_rows.settle(settings.skip_bad_rows, release.known_defects)]
         if rows and "label" in rows[0].values:
             official = release.splits[split] == task.releases[0].splits.get(split)  # though those of training may not be
-            suffix = "" if official else "_substitute"
-            return (
-                f"{name}_{'retrieval' if settings.retrieval else 'similarity'}{suffix}",
-                split,
-                sample(rows, settings.max_examples),
-                note,
-            )
+            name += ("_retrieval" if settings.retrieval else "_similarity") + ("" if official else "_substitute")
+            if 0 < settings.max_examples < len(rows):
+                notes.append(f"only {settings.max_examples} of {len(rows)} examples of {split}")
+            return name, split, sample(rows, settings.max_examples), notes
     raise InputError(
         f"{folder}: no labelled files of {name} for {settings.split or ' or '.join(SPLITS)}; give the folder as --data_dir"
     )
@@ -219,14 +216,14 @@ def main(settings: Settings) -> dict:
         for name, found in long.items():
             metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
             results.append(write(settings, name, split, metrics, len(found.queries), [note], started))
-        for name, split, rows, note in pairs:
+        for name, split, rows, notes in pairs:
             if settings.retrieval:
                 found = of_pairs(rows, settings.min_relevance)
-                metrics, notes = score_retrieval(model, found, settings), [note, f"{len(found.corpus)} documents"]
+                metrics, notes = score_retrieval(model, found, settings), [*notes, f"{len(found.corpus)} documents"]
                 results.append(write(settings, name, split, metrics, len(found.queries), notes, started))
             else:
                 metrics = score_pairs(model, name, split, rows, settings)
-                results.append(write(settings, name, split, metrics, len(rows), [note], started))
+                results.append(write(settings, name, split, metrics, len(rows), notes, started))
     return results[0] if len(results) == 1 else {"results": results}
 
 

@@ -16,11 +16,13 @@ CORRELATIONS = {"pearson", "spearman"}
 SUBSTITUTE = "_substitute"
 # What the name of a result's task says beside the task.
 NAME = re.compile(rf"(?P<task>.+?)(_(?P<script>hans|hant))?(?P<substitute>{SUBSTITUTE})?(_by_(?P<scorer>\w+))?")
+# What its notes say of a split that was not scored as a whole.
+PART = re.compile(r"only \d+ of \d+ examples of (\w+)")
 
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """What may be compared. `max_length` and `examples` are 0 where a source does not state them."""
+    """What compares. `max_length` and `examples` are 0 where a source does not state them. `part`: not all were scored."""
 
     task: str
     split: str
@@ -29,6 +31,7 @@ class Column:
     max_length: int
     metrics: tuple[str, ...]
     examples: int
+    part: bool = False
 
     @property
     def base_task(self) -> str:
@@ -37,10 +40,11 @@ class Column:
     def title(self) -> str:
         parts = [self.task, self.split, self.script, self.scorer, "/".join(self.metrics)]
         parts += [f"{number:,} {unit}" for number, unit in ((self.max_length, "tokens"), (self.examples, "examples")) if number]
-        return ", ".join(part for part in parts if part)
+        parts += ["of more"] if self.part else []
+        return ", ".join(filter(None, parts))
 
     def admits(self, other: "Column") -> bool:
-        """Whether a published score of column `other` may stand in this one: all that is stated agrees."""
+        """Whether a published score of column `other` may stand in this one: all that is stated agrees, of whole splits."""
         stated = {name: getattr(other, name) or getattr(self, name) for name in ("max_length", "examples")}
         return replace(other, **stated) == self
 
@@ -80,7 +84,8 @@ def column_of(result: dict) -> Column:
     shown = metrics if metrics and set(metrics) <= result["metrics"].keys() else (result["primary_metric"],)
     scorer, max_length = detail(result, "scorer", named["scorer"] or ""), int(detail(result, "max_length", 0))
     task = named["task"] + (named["substitute"] or "")
-    return Column(task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"])
+    part = result["split"] in PART.findall(result.get("notes", ""))
+    return Column(task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"], part)
 
 
 def row_of(result: dict) -> str:

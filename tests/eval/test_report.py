@@ -64,6 +64,14 @@ def test_mean_and_deviation_of_seeds_beside_baselines_and_published_scores(write
     assert (tmp_path / "report" / "report-clue.png").exists()
 
 
+def test_a_part_of_a_split_is_beside_nothing_published(write, tmp_path):
+    write("afqmc", {"accuracy": 74.0}, max_length=128, notes="only 100 of 4316 examples of dev")
+    write("afqmc", {"accuracy": 75.0}, model="other", max_length=128, notes="only 100 of 34334 examples of train")
+    found = tables(tmp_path)["CLUE"]
+    assert found["afqmc, dev, accuracy, 128 tokens, 100 examples, of more"].keys() == {"mine"}
+    assert found["afqmc, dev, accuracy, 128 tokens, 100 examples"].keys() > {"other", "BERT-base (CLUE)"}
+
+
 def test_what_never_stands_in_one_column(write, tmp_path):
     """Split, substitute, script, scorer, length, metric and the number of examples each make a column."""
     write("thucnews", {"accuracy": 1.0}, max_length=64)
