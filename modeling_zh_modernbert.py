@@ -11,7 +11,7 @@ Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A hea
 import inspect
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import groupby, pairwise
 
 import torch
@@ -43,6 +43,12 @@ try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
     varlen_attn = None
+try:
+    import triton
+    import triton.language as tl
+    from triton.language import constexpr
+except ImportError:
+    triton = tl = constexpr = None
 if varlen_attn is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
     varlen_attn = None  # the first versions have no window
 
@@ -76,6 +82,20 @@ def check_range(name: str, tensor: torch.Tensor, size: int, advice: str, ignore_
     lowest, highest = (int(bound) for bound in tensor.aminmax()) if tensor.numel() else (0, 0)
     if lowest < 0 or highest >= size:
         raise ValueError(f"{name} must be from 0 to {size - 1}, got {lowest if lowest < 0 else highest}; {advice}")
+
+
+def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`. A copy from CPU to a GPU does not wait for what the GPU still has to do."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def places_of(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """`(count,)`: where the `count` entries of a mask that are set are."""
+    if mask.device.type == "cpu":
+        return mask.nonzero().flatten()
+    return mask.byte().argsort(descending=True, stable=True)[:count]  # `nonzero` would wait for the GPU to count again
 
 
 def unpad_input(tensor: torch.Tensor, indices: torch.Tensor | None) -> torch.Tensor:
@@ -124,14 +144,17 @@ class SequenceLayout:
 
     @classmethod
     def from_padded(cls, attention_mask: torch.Tensor | None, rows: int, width: int, device) -> "SequenceLayout":
-        """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens. Pads may be anywhere."""
+        """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens. Pads may be anywhere.
+
+        How many tokens there are has to be known here. Where the mask is on a GPU, this waits for it, once.
+        """
         exported, lengths = is_exporting(), ()
         if attention_mask is not None:
             advice = "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
             check_shape("attention_mask", attention_mask, (rows, width), advice)
             if attention_mask.is_floating_point() and not exported and (attention_mask < 0).any():
                 raise ValueError("attention_mask is 1 at real tokens and 0 at pads; got an additive mask, with numbers below 0")
-            mask = attention_mask.to(device=device, dtype=torch.bool)
+            mask = attention_mask.to(torch.bool)
             if not exported:
                 lengths = tuple(mask.sum(1).tolist())
         if attention_mask is None or (lengths and min(lengths) == width):
@@ -142,20 +165,28 @@ class SequenceLayout:
         cu_seqlens = F.pad(mask.long().sum(1).cumsum(0, dtype=torch.int32), (1, 0))
         real = mask.flatten()
         if exported:
-            token = torch.arange(rows * width, device=device)
+            token = torch.arange(rows * width, device=mask.device)
             indices = torch.where(real, token, token + rows * width).argsort()  # ONNX has no stable sort
             document_ids = (indices // width).masked_fill(~real[indices], rows)
         else:
-            indices = real.nonzero().flatten()
+            indices = places_of(real, sum(lengths))
             document_ids = indices // width
         # Exported programs count booleans in 8 bits (OpenVINO), or not at all (ONNX Runtime).
         position_ids = (mask.long().cumsum(1) - 1).flatten()[indices]
         longest = width if exported else max(lengths, default=0)
+        cu_seqlens, document_ids, position_ids, indices = (
+            move(part, device) for part in (cu_seqlens, document_ids, position_ids, indices)
+        )
         return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, exported=exported)
 
     @classmethod
-    def from_packed(cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None) -> "SequenceLayout":
-        """Layout of one packed row of `num_tokens` tokens whose documents start at `cu_seqlens`."""
+    def from_packed(
+        cls, cu_seqlens: torch.Tensor, num_tokens: int, max_seqlen: int | None = None, device: torch.device | None = None
+    ) -> "SequenceLayout":
+        """Layout of one packed row of `num_tokens` tokens whose documents start at `cu_seqlens`.
+
+        The bounds are read here. Where they are on a GPU, this waits for it.
+        """
         if cu_seqlens.is_floating_point():
             raise ValueError(f"cu_seqlens must be whole numbers; got {cu_seqlens.dtype}")
         starts = cu_seqlens.flatten().tolist()
@@ -168,7 +199,7 @@ class SequenceLayout:
         longest = max(lengths)
         if max_seqlen is not None and int(max_seqlen) < longest:
             raise ValueError(f"max_seqlen is {int(max_seqlen)}, but cu_seqlens holds a document of {longest} tokens")
-        cu_seqlens = cu_seqlens.to(torch.int32)
+        cu_seqlens = move(cu_seqlens.to(torch.int32), device or cu_seqlens.device)
         token = torch.arange(num_tokens, device=cu_seqlens.device)
         document_ids = torch.searchsorted(cu_seqlens[1:], token, right=True)
         position_ids = token - cu_seqlens[document_ids]
@@ -354,6 +385,12 @@ def sdpa_attention(module, query, key, value, layout, half_window, dropout):
 
 @torch.compiler.disable  # the calls depend on all lengths, so a compiled graph would fit one batch only
 def _attention_by_lengths(module, query, key, value, layout, half_window, dropout):
+    if query.is_cuda:
+        logger.warning_once(
+            "attention goes document by document on this GPU, which is slow. PyTorch's FlashAttention needs half precision "
+            f"(here: {query.dtype}), no attention_dropout ({dropout}), a head size of 8, 16 ... 256 ({query.shape[-1]}), an "
+            f"Ampere GPU or newer, and PyTorch 2.11 ({torch.__version__})"
+        )
     # If every document fits in the window, a window and the whole document are the same. Then the faster way is the one with
     # fewer calls: whole documents if all have one length, else blocks.
     if layout.max_seqlen <= module.half_window + 1:
@@ -450,10 +487,87 @@ def rotary_frequencies(config: ZhModernBertConfig, layer_type: str, device) -> t
 def apply_rotary(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotates queries and keys `(N, 2, A, C)` by the angles of their positions, given as float32 `cos`, `sin` `(N, 1, 1, C)`.
 
-    Dimensions i and i + C / 2 are the two coordinates of a rotation. The first half of `sin` is negated for it.
+    Dimensions i and i + C / 2 are the two coordinates of a rotation. The first half of `sin` is negated for it. On a GPU that
+    is one kernel, where it runs. A compiled model makes its own.
     """
+    if states.is_cuda and not is_exporting() and rotary_kernel_runs(states.device):
+        return FusedRotary.apply(states, cos, sin, 1.0)
+    return rotate(states, cos, sin)
+
+
+def rotate(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """`apply_rotary` in PyTorch's operators, which read and write ten times as many bytes as the kernel."""
     turned = states.float()
     return torch.addcmul(turned * cos, turned.roll(states.shape[-1] // 2, -1), sin).to(states.dtype)
+
+
+def _rotary_kernel(
+    states, cos, sin, output, stride, direction,
+    heads: constexpr, half: constexpr, head_room: constexpr, half_room: constexpr,
+):  # fmt: skip
+    """For Triton: rotates the queries and keys of one token, `heads` times two halves of `half`.
+
+    The rooms are the next powers of two.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    place, head = tl.arange(0, half_room), tl.arange(0, head_room)[:, None]
+    angle = token * 2 * half + place
+    cosine = tl.load(cos + angle, mask=place < half)
+    sine = tl.load(sin + angle + half, mask=place < half) * direction
+    inside = (head < heads) & (place < half)
+    left = head * 2 * half + place
+    first = tl.load(states + token * stride + left, mask=inside).to(tl.float32)
+    second = tl.load(states + token * stride + left + half, mask=inside).to(tl.float32)
+    output += token * 2 * half * heads
+    tl.store(output + left, first * cosine - second * sine, mask=inside)
+    tl.store(output + left + half, second * cosine + first * sine, mask=inside)
+
+
+@cache
+def rotary_kernel():
+    return triton.jit(_rotary_kernel)
+
+
+class FusedRotary(torch.autograd.Function):
+    """`rotate` as one kernel. The gradient is turned the other way: `direction` is 1 or -1."""
+
+    @staticmethod
+    def forward(ctx, states, cos, sin, direction):
+        ctx.save_for_backward(cos, sin)
+        ctx.direction = direction
+        tokens, parts, heads, size = states.shape
+        if states.stride()[1:] != (heads * size, size, 1):
+            states = states.contiguous()
+        output = torch.empty(states.shape, dtype=states.dtype, device=states.device)
+        counts = (parts * heads, size // 2)
+        with torch.cuda.device_of(states):
+            rotary_kernel()[(tokens,)](
+                states, cos, sin, output, states.stride(0), direction, *counts, *map(triton.next_power_of_2, counts)
+            )
+        return output
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return FusedRotary.apply(gradient, *ctx.saved_tensors, -ctx.direction), None, None, None
+
+
+@cache
+def rotary_kernel_runs(device: torch.device) -> bool:
+    """Whether Triton can build the kernel here, for which it needs a C compiler, and the kernel computes what `rotate` does."""
+    if triton is None:
+        return False
+    try:
+        states = torch.linspace(-2, 2, 3 * 2 * 3 * 10, device=device).view(3, 2, 3, 10)
+        angles = torch.arange(15.0, device=device).view(3, 1, 1, 5)
+        cos, sin = angles.cos().repeat(1, 1, 1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+        difference = FusedRotary.apply(states, cos, sin, 1.0) - rotate(states, cos, sin)
+        if difference.abs().max() < 1e-5:
+            return True
+        why = f"it is wrong by {difference.abs().max():.1g}"
+    except Exception as error:  # whatever a compiler, a driver or a new version of Triton raises
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    logger.warning_once(f"rotary positions are computed without a kernel of their own, which takes longer: {why}")
+    return False
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------
@@ -670,7 +784,7 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
             raise ValueError("packed input (cu_seqlens) has no pads; leave attention_mask out or make it all ones")
         else:
             max_seqlen = max_length_q if max_seqlen is None else max_seqlen
-            layout = SequenceLayout.from_packed(torch.as_tensor(cu_seqlens, device=inputs.device), width, max_seqlen)
+            layout = SequenceLayout.from_packed(torch.as_tensor(cu_seqlens), width, max_seqlen, inputs.device)
         if layout.max_seqlen > self.config.max_position_embeddings:
             raise ValueError(
                 f"a document of {layout.max_seqlen} tokens is longer than max_position_embeddings "
@@ -719,7 +833,8 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             attention_mask: `(B, T)`, 1 at real tokens; pads may be anywhere, and come out as zeros.
             position_ids: `(B, T)` or `(1, T)`; by default counted from each document's first real token.
             cu_seqlens, max_seqlen: packed input: the documents' bounds `(D + 1,)` from 0 to N, and the longest. transformers'
-                names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another.
+                names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another. The bounds are read at
+                once. So a GPU has least to wait for if they, or the `attention_mask`, are still on CPU.
             output_attentions: one `(B, A, T, T)` a layer, `(D, A, L, L)` for packed documents, L the longest. Only `eager` has
                 weights, so such a call computes with it.
             layout: what `get_layout` returned of these inputs, for heads; `last_hidden_state` is then `(N, H)`.
@@ -823,9 +938,10 @@ class _HeadModel(ZhModernBertPreTrainedModel):
         self.head = ZhModernBertPredictionHead(config)
         self.drop = nn.Dropout(config.classifier_dropout)
 
-    def encode(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, **kwargs):
+    def encode(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, layout=None, **kwargs):
         """The encoder's outputs with `last_hidden_state` still `(N, H)`, and the layout to pad them with."""
-        layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
+        if layout is None:
+            layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
         recorded = {name: kwargs.get(name) for name in ("output_hidden_states", "output_attentions")}
         return self.model(input_ids, None, position_ids, inputs_embeds, layout=layout, return_dict=True, **recorded), layout
 
@@ -882,15 +998,22 @@ class ZhModernBertForMaskedLM(_HeadModel):
 
         With `config.sparse_prediction` and labels, logits are `(M, V)`: a row for each of the M labels set, in order. Without
         `return_logits` there are `predictions` `(M,)` instead, and memory for the logits of `LOSS_CHUNK` labels is enough.
+
+        Labels of packed documents may be on CPU. Then they are counted there, and nothing waits for the GPU.
         """
-        outputs, layout = self.encode(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
-        hidden_states, ignore_index = outputs.last_hidden_state, self.config.sparse_pred_ignore_index
+        layout = self.get_layout(input_ids, attention_mask, inputs_embeds, **kwargs)
+        device, ignore_index = layout.cu_seqlens.device, self.config.sparse_pred_ignore_index
         if labels is not None:
-            labels = layout.unpad(check_classes(labels, layout.input_shape, self.config.vocab_size, ignore_index))
+            labels = check_classes(labels, layout.input_shape, self.config.vocab_size, ignore_index)
+            labels = layout.unpad(labels if layout.packed else move(labels, device))
         sparse = labels is not None and (self.config.sparse_prediction or not return_logits)
-        if sparse:
+        if sparse:  # before the encoder, since to count labels on a GPU waits for all that it has to do
             asked = (labels != ignore_index).nonzero().flatten()
-            hidden_states, labels = hidden_states[asked], labels[asked]
+            asked, labels = move(asked, device), move(labels[asked], device)
+        outputs, _ = self.encode(input_ids, None, position_ids, inputs_embeds, layout, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        if sparse:
+            hidden_states = hidden_states.index_select(0, asked)
         logits = loss = predictions = None
         if labels is not None and not return_logits:
             loss, predictions = self.chunked_loss(hidden_states, labels, num_items_in_batch)

@@ -20,12 +20,12 @@ is that of those started, or WORLD_SIZE.
 import contextlib
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -48,6 +48,7 @@ from zh_modernbert.train.pretraining.parallel import (
     gather_model,
     on_main_process,
     prepare,
+    recompute_in_backward,
 )
 from zh_modernbert.train.pretraining.plan import plan
 from zh_modernbert.train.pretraining.run_folder import claim_run_folder
@@ -111,7 +112,7 @@ class Settings(BaseSettings):
         ("none", "mlp", "layers"),
         running=True,
     )
-    compile: bool = setting(False, "torch.compile the layers; wants a C compiler")
+    compile: bool = setting(False, "torch.compile the layers; wants a C compiler", running=True)
     num_workers: int = setting(0, "processes that prepare batches", least=0, running=True)
     logging_steps: int = setting(10, "updates between lines of metrics.jsonl", least=1, running=True)
     save_steps: int = setting(500, "updates between checkpoints", least=1, running=True)
@@ -173,6 +174,10 @@ def check(settings: Settings) -> None:
             is_default = getattr(s, name) == Settings.__dataclass_fields__[name].default
             require(schedule == s.schedule or is_default, f"{name} is for schedule {schedule}, not {s.schedule}")
     require(not s.eval_steps or bool(s.validation_dir), "eval_steps needs a validation_dir")
+    require(
+        not s.compile or s.dry_run or any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))),
+        "compile needs a C compiler, and there is none; install gcc, or give --compile false",
+    )
     require(not s.tokens_per_second or s.dry_run, "tokens_per_second is stated for dry_run only")
     require(s.report_to == ["none"] or "none" not in s.report_to, "report_to: 'none' excludes the others")
     check_trackers(s.report_to)
@@ -231,11 +236,7 @@ class Learner:
 
 def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerator: Accelerator) -> Learner:
     model.to(accelerator.device).train()
-    if settings.gradient_checkpointing == "layers":
-        model.gradient_checkpointing_enable()
-    for layer in model.model.layers:
-        mlp: Any = layer.mlp
-        mlp.recompute = settings.gradient_checkpointing == "mlp"
+    recompute_in_backward(model, settings.gradient_checkpointing)
     optimizer = build_optimizer(
         settings.optimizer,
         model,
@@ -348,6 +349,8 @@ def train(
     """
     output_dir, rotation, validation = Path(settings.output_dir), rotation_of(settings), parts.validation
     stream = iter(micro_batches(dataset, position["step"], settings.num_workers))
+    if settings.compile and log:
+        print("compile: the first updates take longer, a minute or more on a GPU", file=sys.stderr)
     skipped_in_a_row, stop = 0, False
     for step in range(position["step"], settings.max_steps):
         if stop:
@@ -356,8 +359,8 @@ def train(
         learning_rate = learner.learning_rate(step)
         for group in learner.optimizer.param_groups:
             group["lr"] = learning_rate
-        batches = [next(stream) for _ in range(dataset.counts[step])]
-        result = update(accelerator, learner.wrapped, batches, list(learner.model.parameters()), settings.max_grad_norm)
+        count, parameters = int(dataset.counts[step]), list(learner.model.parameters())
+        result = update(accelerator, learner.wrapped, stream, count, parameters, settings.max_grad_norm)
         finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
         skip, stop = agree(accelerator, not finite, stopping.received > 0)
         bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
@@ -367,7 +370,7 @@ def train(
         done, tokens, skipped = step + 1, position["tokens"] + result["tokens"], position["skipped"] + skip
         position |= {"step": done, "rows": int(dataset.first_rows[done]), "tokens": tokens, "skipped": skipped}
         if log:
-            log.skip(done, result, bad_rows) if skip else log.add(result, batches)
+            log.skip(done, result, bad_rows) if skip else log.add(result)
         skipped_in_a_row = skipped_in_a_row + 1 if skip else 0
         if skipped_in_a_row == settings.max_skipped_updates:
             raise not_finite(output_dir, done, skipped_in_a_row, bad_rows, learning_rate)

@@ -29,6 +29,7 @@ from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of
 from zh_modernbert.train.rows.row_stream import PackedStream
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
+PATIENCE = 60.0  # seconds that a run is waited for when it was asked to stop
 CLOSING = 5.0  # seconds that a run takes from its last update to its end
 STOPPED = 128 + signal.SIGTERM  # what train/pretrain.py returns after a signal that it was asked to stop by
 
@@ -106,9 +107,12 @@ def run_until(end: float, output_dir: Path, arguments: str, *flags: str) -> tupl
             if (step := updates_done(output_dir)) > (logged[-1][0] if logged else before):
                 logged.append((step, time.monotonic()))
         process.terminate()
-        status = process.wait()
+        status = process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        status = -signal.SIGKILL
     finally:
         process.kill()
+        process.wait()
     if len(logged) < 2:
         return status, None
     (first, then), (last, now) = logged[0], logged[-1]
@@ -142,7 +146,8 @@ def keep(source: Path, output_dir: Path, tokenizer_dir: Path) -> None:
     else:
         config = ZhModernBertConfig(**read_json(source / "state.json")["position"]["made_with"]["config"])
         model = build_model(ZhModernBertForMaskedLM, config, read_weights(source), source)
-    save_model(output_dir / "model", model.to(torch.bfloat16), load_tokenizer(tokenizer_dir), "pretrain")
+    model = model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    save_model(output_dir / "model", model, load_tokenizer(tokenizer_dir), "pretrain")
 
 
 def main(settings: Settings) -> dict:

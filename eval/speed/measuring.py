@@ -1,9 +1,12 @@
 """How speed and memory are measured: texts of real lengths, turns, peaks, and the speed of the device's matrix product."""
 
+import contextlib
+import gc
 import os
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -34,6 +37,35 @@ def lengths_at(kind: str, quantiles: np.ndarray | float) -> np.ndarray:
 def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+def clear(device: str) -> None:
+    """Frees what a side left in memory and in the compiler's state, before another takes its turn."""
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def compiled_graphs() -> int:
+    """How many graphs `torch.compile` has made in this process. It grows in a step that compiles, whose time is no figure."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    return utils.counters["stats"]["unique_graphs"] if utils else 0
+
+
+@contextlib.contextmanager
+def kept_precision() -> Iterator[None]:
+    """Gives float32 products the precision back that they had before: the Trainer sets tf32 for the whole process."""
+    if hasattr(torch.backends, "fp32_precision"):  # from PyTorch 2.9; the older switches must not be read beside it
+        places, name = (torch.backends, torch.backends.cuda.matmul, torch.backends.cudnn), "fp32_precision"
+    else:
+        places, name = (torch.backends.cuda.matmul, torch.backends.cudnn), "allow_tf32"
+    before = [getattr(place, name) for place in places]
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 def peak_memory(function: Callable, device: str) -> int:

@@ -1,5 +1,6 @@
 """Models of the same size with random weights: this encoder, stock ModernBERT, and what else people would take."""
 
+import importlib
 from itertools import pairwise
 from typing import Any
 
@@ -18,10 +19,11 @@ from transformers import (
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 
-# Encoders that are compared layer for layer: the base width at 12 layers, and System A's shape.
+# Encoders that are compared layer for layer: the base width at 12 layers, System A's shape, and the mini model's.
 SHAPES = {
     "12x768": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 1152},
     "28x1024": {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624},
+    "10x384": {"num_hidden_layers": 10, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 576},
 }
 
 # Peers at their published sizes. Where the mapping is empty, transformers' defaults are these sizes.
@@ -54,12 +56,14 @@ OTHER_PEERS = {
     "nomic-embed": ("nomic_bert", {}),
     "jina-embeddings-v3": ("jina_embeddings_v3", {}),
 }
+PACKED_ENCODERS = "modernbert-packed_encoders"
 STOCK = (
     "modernbert-sdpa",
     "modernbert-eager",
     "modernbert-flash_attention_2",
     "modernbert-flex_attention",
     "modernbert-packed",
+    PACKED_ENCODERS,
 )
 PEERS = (*STOCK, *OTHER_PEERS)
 PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
@@ -104,10 +108,19 @@ def packed_attention(module, query, key, value, attention_mask, cu_seqlens, max_
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
+def pack_encoder(model: PreTrainedModel) -> None:
+    """Gives stock ModernBERT the fused kernels of the package packed-encoders (pau-mensa/flash-modernbert), in place.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    importlib.import_module("packed_encoders").pack(model)
+
+
 def build_peer(name: str, shape: dict, longest: int) -> tuple[PreTrainedModel, int]:
     """A peer with random weights, and the most tokens a text of it may have."""
     if name not in OTHER_PEERS:
-        backend = name.removeprefix("modernbert-")
+        backend = "sdpa" if name == PACKED_ENCODERS else name.removeprefix("modernbert-")
         if backend == "packed":
             AttentionInterface.register(backend, packed_attention)
         config = stock_config(shape, 32768, longest, backend)

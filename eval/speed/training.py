@@ -2,11 +2,10 @@
 
 An update is all that train/pretrain.py does for one: it reads and masks rows, computes the mean loss over all masked tokens,
 clips gradients, and steps the optimizer. The peer is stock ModernBERT in transformers' Trainer. The Trainer is set up as a user
-would, with the cheapest choices: it masks tokens and not words, has no document bounds and no attention mask, and uses fused
-AdamW.
+would, with the cheapest choices: it gets rows whose tokens are masked already, no document bounds and no attention mask, and
+fused AdamW.
 """
 
-import gc
 import math
 import statistics
 import time
@@ -28,17 +27,19 @@ from transformers import (
     DataCollatorForLanguageModeling,
     ModernBertForMaskedLM,
     PreTrainedTokenizerFast,
+    default_data_collator,
 )
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.eval.speed.measuring import lengths_at, peak_memory, synchronize, take_turns
+from zh_modernbert.eval.speed.limits import is_out_of_memory
+from zh_modernbert.eval.speed.measuring import clear, compiled_graphs, lengths_at, peak_memory, synchronize, take_turns
 from zh_modernbert.eval.speed.peers import stock_config
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train.common.cli import InputError, one_line
+from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining.flops import training_flops
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
-from zh_modernbert.train.pretraining.parallel import prepare
+from zh_modernbert.train.pretraining.parallel import prepare, recompute_in_backward
 from zh_modernbert.train.pretraining.update import update
 from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
 from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking
@@ -162,25 +163,29 @@ def compare_collators(rows: int, seq_len: int, settings) -> dict:
     }
 
 
-def clear(device: str) -> None:
-    """Frees what one side left in memory and in the libraries' state, before the other takes its turn."""
+def leave(device: str) -> None:
+    """Clears the device, and the state of Accelerate, which is one for the whole process."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.compiler.reset()
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.empty_cache()
+    clear(device)
 
 
 @dataclass(frozen=True)
 class Updates:
-    """Updates of `rows` full rows of `seq_len` tokens. Each update of both sides has the same rows."""
+    """Updates of `rows` full rows of `seq_len` tokens. Each update of both sides has the same rows.
+
+    Args:
+        recompute: whether our side has `gradient_checkpointing: mlp`.
+        compile, peer_compile: of each side.
+    """
 
     seq_len: int
     rows: int
     shape: dict
     device: str
     dtype: str
-    compile: bool
+    compile: bool = False
+    peer_compile: bool = False
+    recompute: bool = False
 
     @cached_property
     def made(self) -> MadeRows:
@@ -195,7 +200,9 @@ class Updates:
     def our_model(self) -> ZhModernBertForMaskedLM:
         torch.manual_seed(0)
         with torch.device(self.device):
-            return ZhModernBertForMaskedLM(self.config).train()
+            model = ZhModernBertForMaskedLM(self.config).train()
+        recompute_in_backward(model, "mlp" if self.recompute else "none")
+        return model
 
     def accelerator(self, mixed_precision: str) -> Accelerator:
         return Accelerator(mixed_precision=mixed_precision, cpu=self.device == "cpu")
@@ -213,7 +220,7 @@ class Updates:
         batches = [dataset[0], dataset[1]]
         model = self.our_model()
         parameters = list(model.parameters())
-        result = update(self.accelerator("no"), model, batches, parameters, MAX_GRAD_NORM)
+        result = update(self.accelerator("no"), model, iter(batches), 2, parameters, MAX_GRAD_NORM)
         found = {"loss": result["loss"] / result["masked"], "gradient": result["grad_norm"]}
         model.zero_grad()
         masked, loss = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in batches), 0.0
@@ -234,7 +241,7 @@ class Updates:
         return differences
 
     def ours(self, rows_at_once: int, count: int) -> list[float]:
-        """Seconds of each of `count` updates as train/pretrain.py makes them.
+        """Seconds of those of `count` updates, as train/pretrain.py makes them, that compile nothing.
 
         Raises:
             InputError: the loss or the gradient of an update is not finite.
@@ -247,24 +254,23 @@ class Updates:
         dataset = self.made.masked(Masking(self.made.vocab_size), count, rows_at_once)
         stream, seconds = iter(micro_batches(dataset, 0, num_workers=0)), []
         for step in range(count):
-            started = time.perf_counter()
-            batches = [next(stream) for _ in range(dataset.counts[step])]
-            result = update(accelerator, wrapped, batches, parameters, MAX_GRAD_NORM)
+            started, graphs = time.perf_counter(), compiled_graphs()
+            result = update(accelerator, wrapped, stream, int(dataset.counts[step]), parameters, MAX_GRAD_NORM)
             if not (math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])):
                 raise InputError(f"pretraining: update {step + 1} has loss {result['loss']}, gradient {result['grad_norm']}")
             optimizer.step()
             optimizer.zero_grad()
             synchronize(self.device)
-            seconds.append(time.perf_counter() - started)
+            if compiled_graphs() == graphs:
+                seconds.append(time.perf_counter() - started)
         return seconds
 
     @cached_property
-    def peer_features(self) -> list[dict]:
-        return [{name: row[name] for name in ("input_ids", "special_tokens_mask")} for row in self.made.features()]
-
-    @cached_property
-    def peer_collator(self) -> DataCollatorForLanguageModeling:
-        return DataCollatorForLanguageModeling(self.made.tokenizer(), mlm_probability=MLM_PROBABILITY)
+    def peer_rows(self) -> list[dict[str, torch.Tensor]]:
+        """The rows as tensors, with the Trainer's masks, so that its time is not that of lists and of masking."""
+        features = [{name: row[name] for name in ("input_ids", "special_tokens_mask")} for row in self.made.features()]
+        batch = DataCollatorForLanguageModeling(self.made.tokenizer(), mlm_probability=MLM_PROBABILITY)(features)
+        return [{name: batch[name][row] for name in ("input_ids", "labels")} for row in range(self.rows)]
 
     def peer(self, backend: str, rows_at_once: int, count: int) -> list[float]:
         """Seconds of the updates of stock ModernBERT in the Trainer, from the end of one to the end of the next."""
@@ -276,8 +282,8 @@ class Updates:
         return time_updates(
             model,
             # Rows for one update more: the loader prepares a batch ahead, even after the last update.
-            self.peer_features * (count + 1),
-            self.peer_collator,
+            self.peer_rows * (count + 1),
+            default_data_collator,
             self.device,
             bf16=self.dtype == "bfloat16",
             per_device_train_batch_size=rows_at_once,
@@ -286,7 +292,8 @@ class Updates:
             learning_rate=LEARNING_RATE,
             weight_decay=WEIGHT_DECAY,
             max_grad_norm=MAX_GRAD_NORM,
-            torch_compile=self.compile,
+            torch_compile=self.peer_compile,
+            tf32=False,  # beside torch_compile it would be on
         )
 
     def most_rows(self, side: Callable) -> tuple[int, int]:
@@ -297,49 +304,55 @@ class Updates:
         choices = (self.rows // parts for parts in range(1, self.rows + 1) if self.rows % parts == 0)
         while True:
             rows_at_once = next(choices)
-            clear(self.device)
+            leave(self.device)
             try:
                 return rows_at_once, peak_memory(partial(side, rows_at_once, 2), self.device)
-            except torch.OutOfMemoryError:
-                if rows_at_once == 1:
+            except Exception as error:
+                if rows_at_once == 1 or not is_out_of_memory(error):
                     raise
 
     def turn(self, side: Callable, rows_at_once: int) -> tuple[float]:
-        """The median seconds of an update, after a warm-up."""
-        clear(self.device)
+        """The median seconds of an update, after a warm-up.
+
+        Raises:
+            InputError: every update compiled something.
+        """
+        leave(self.device)
         warm_up, timed = UPDATES[self.device]
-        return (statistics.median(side(rows_at_once, warm_up + timed)[-timed:]),)
+        seconds = side(rows_at_once, warm_up + timed)[-timed:]
+        if not seconds:
+            raise InputError(f"pretraining: each of {warm_up + timed} updates compiled something, so none can be timed")
+        return (statistics.median(seconds),)
 
 
-def compare_updates(backend: str, seq_len: int, rows: int, dtype: str, shape: dict, settings) -> dict:
+def compare_updates(backend: str, seq_len: int, rows: int, dtype: str, shape: dict, as_preset: bool, settings) -> dict:
     """Time and memory of an update of `rows` rows here, and in the Trainer with stock ModernBERT on `backend`.
 
     Each side takes as many rows at once as fit the device, and accumulates gradients over the rest. Only one side is in memory
     at a time.
 
     Args:
+        as_preset: our side computes as system A's presets say: compiled, and with `gradient_checkpointing: mlp`.
         settings: those of eval/throughput.py.
 
     Raises:
         InputError: as `Updates.check` and `Updates.ours`.
     """
-    task = Updates(seq_len, rows, shape, settings.device, dtype, settings.compile)
+    compiled = (settings.compile or as_preset, settings.compile)
+    task = Updates(seq_len, rows, shape, settings.device, dtype, *compiled, recompute=as_preset)
     ours, peer = task.ours, partial(task.peer, backend)
-    try:
-        peer_rows, peer_memory = task.most_rows(peer)
-    except (ImportError, ValueError) as error:  # the backend does not run here
-        return {"skipped": f"{type(error).__name__}: {one_line(error)[:100]}"}
-    clear(task.device)
+    peer_rows, peer_memory = task.most_rows(peer)
+    leave(task.device)
     checked = task.check()
     our_rows, our_memory = task.most_rows(ours)
     our_seconds, peer_seconds, runs = take_turns(
         partial(task.turn, ours, our_rows), partial(task.turn, peer, peer_rows), settings.repeats, settings.seconds
     )
-    clear(task.device)
+    leave(task.device)
     tokens = rows * seq_len
     shares = [
         masked_share(batch)
-        for batch in (task.made.masked(Masking(task.made.vocab_size), 1, rows)[0], task.peer_collator(task.peer_features))
+        for batch in (task.made.masked(Masking(task.made.vocab_size), 1, rows)[0], default_data_collator(task.peer_rows))
     ]
     return checked | {
         "our_seconds": our_seconds,

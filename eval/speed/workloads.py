@@ -14,7 +14,7 @@ from zh_modernbert.train.pretraining.flops import encoder_flops
 
 WORKLOADS = {
     "cpu": ["64x1", "128x1", "512x1", "512x16", "512x16-questions", "512x16-articles", "8192x1"],
-    "cuda": ["512x32", "512x32-questions", "512x32-articles", "8192x8", "8192x8-documents"],
+    "cuda": ["512x32-questions", "8192x8-documents", "512x32-articles", "512x32", "8192x8"],
 }
 PRETRAINING_WORKLOADS = {"cpu": ["512x4"], "cuda": ["1024x64", "8192x8"]}
 

@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer, ZhModernBertForMaskedLM
 from zh_modernbert.train import pack, pretrain, train_tokenizer
 from zh_modernbert.train.common import cli
 from zh_modernbert.train.common.cli import InputError
@@ -324,7 +324,7 @@ def test_a_finished_run_is_left_alone(make, monkeypatch):
 
 
 def test_how_a_run_is_run_may_change_on_resumption(make, monkeypatch):
-    """Intervals and workers are no part of what is computed."""
+    """Intervals, workers and compilation are no part of what is computed."""
     unbroken, settings, update = make("unbroken"), make(), pretrain.update
     settings.model_config = unbroken.model_config
     pretrain.main(unbroken)
@@ -339,7 +339,8 @@ def test_how_a_run_is_run_may_change_on_resumption(make, monkeypatch):
     with pytest.raises(Killed):
         pretrain.main(settings)
     monkeypatch.setattr(pretrain, "update", update)
-    pretrain.main(dataclasses.replace(settings, save_steps=5, save_total_limit=1, num_workers=1))
+    monkeypatch.setattr(ZhModernBertEncoderLayer, "compile", lambda layer, **options: None)
+    pretrain.main(dataclasses.replace(settings, save_steps=5, save_total_limit=1, num_workers=1, compile=True))
     assert_same_run(settings, unbroken)
 
 
@@ -859,7 +860,7 @@ def test_a_batch_warm_up_is_cut_without_a_trace(make, monkeypatch):
     def cut(*arguments):
         if next(calls, None) is None:
             raise Killed
-        batches.append(len(arguments[2]))
+        batches.append(arguments[3])
         return update(*arguments)
 
     monkeypatch.setattr(pretrain, "update", cut)
@@ -1028,6 +1029,12 @@ def test_contradictory_settings(make, changes, named):
     for field, value in changes.items():
         setattr(settings, field, value)
     assert named in refused(settings)
+
+
+def test_compile_asks_for_a_compiler_first(make, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(InputError, match="compile needs a C compiler, and there is none"):
+        pretrain.main(make(compile=True))
 
 
 def test_init_from_and_a_model_config_of_smaller_sizes(make, finished):

@@ -62,7 +62,7 @@ class Forked:
             self.status = os.waitstatus_to_exitcode(status) if pid else None
         return self.status
 
-    def wait(self) -> int:
+    def wait(self, timeout: float | None = None) -> int:
         return self.poll(0)
 
     def terminate(self):

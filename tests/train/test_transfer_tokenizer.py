@@ -315,7 +315,12 @@ def test_all_stages_take_the_special_tokens_from_it(stages, moved, new, tmp_path
     assert sorted(documents) == sorted(document["text"] for document in read_corpus(stages / "corpus"))
 
     update, given = pretrain.update, []
-    monkeypatch.setattr(pretrain, "update", lambda *arguments: given.extend(arguments[2]) or update(*arguments))
+
+    def noting(accelerator, model, stream, *rest):
+        given.append(next(stream))
+        return update(accelerator, model, iter(given), *rest)
+
+    monkeypatch.setattr(pretrain, "update", noting)
     pretrain.main(
         pretrain.Settings(
             data_dir=str(tmp_path / "packed"),

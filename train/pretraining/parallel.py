@@ -57,6 +57,15 @@ def check_environment(mixed_precision: str) -> None:
             )
 
 
+def recompute_in_backward(model: ZhModernBertForMaskedLM, what: str) -> None:
+    """Lets the backward pass compute again `what` a preset's `gradient_checkpointing` names."""
+    if what == "layers":
+        model.gradient_checkpointing_enable()
+    for layer in model.model.layers:
+        mlp: Any = layer.mlp
+        mlp.recompute = what == "mlp"
+
+
 def prepare(
     accelerator: Accelerator, model: ZhModernBertForMaskedLM, optimizer: torch.optim.Optimizer, compile: bool
 ) -> nn.Module:
@@ -126,9 +135,16 @@ def add_up(accelerator: Accelerator, tensor: torch.Tensor) -> torch.Tensor:
     return accelerator.reduce(tensor, "sum")  # pyright: ignore[reportReturnType]  # of a tensor it is a tensor
 
 
+def add_up_counts(accelerator: Accelerator, *counts: int) -> list[int]:
+    """The sums of the counts of all processes. All get them. One process alone does not ask its device."""
+    if accelerator.num_processes == 1:
+        return list(counts)
+    return add_up(accelerator, torch.tensor(counts, device=accelerator.device)).tolist()
+
+
 def agree(accelerator: Accelerator, *flags: bool) -> list[bool]:
     """For each flag, whether any process has it set. All processes get the same answer."""
-    return [count > 0 for count in add_up(accelerator, torch.tensor(flags, device=accelerator.device).int()).tolist()]
+    return [count > 0 for count in add_up_counts(accelerator, *map(int, flags))]
 
 
 def on_main_process(accelerator: Accelerator, function: Callable) -> Any:

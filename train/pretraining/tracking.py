@@ -22,7 +22,6 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining.checkpoint import writing
 from zh_modernbert.train.pretraining.flops import training_flops
-from zh_modernbert.train.rows.masking import IGNORE_INDEX
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Field -> its name in the progress line.
@@ -155,20 +154,18 @@ class Log:
     def restart_clock(self) -> None:
         self.started, self.timed_tokens, self.timed_flops = time.perf_counter(), 0, 0.0
 
-    def add(self, result: dict, batches: list[dict]) -> None:
+    def add(self, result: dict) -> None:
         """Adds an update to the next line.
 
         Args:
-            result: what `update` gives, sums over all processes.
-            batches: those of this process, for the utilisation of its device.
+            result: what `update` gives.
         """
         for name in ("loss", "correct", "masked", "tokens"):
             self.sums[name] = self.sums.get(name, 0) + result[name]
         self.timed_tokens += result["tokens"]
         if self.peak_flops:
-            for batch in batches:
-                masked = int((batch["labels"] != IGNORE_INDEX).sum())
-                self.timed_flops += training_flops(torch.diff(batch["cu_seqlens"]).cpu(), masked, self.config)
+            for bounds, masked in result["work"]:
+                self.timed_flops += training_flops(torch.diff(bounds), masked, self.config)
         self.progress.update()
 
     def skip(self, step: int, result: dict, rows: list[tuple[int, int]]) -> None:

@@ -2,47 +2,63 @@
 
 import contextlib
 import ctypes
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
-from zh_modernbert.train.pretraining.parallel import add_up
+from zh_modernbert.modeling_zh_modernbert import move
+from zh_modernbert.train.pretraining.parallel import add_up, add_up_counts
 from zh_modernbert.train.rows.dataloader import MicroBatches
 from zh_modernbert.train.rows.masking import IGNORE_INDEX
 
 
-def update(accelerator: Accelerator, model, batches: list[dict], parameters: list, max_grad_norm: float) -> dict:
+def update(accelerator: Accelerator, model, stream: Iterator[dict], count: int, parameters: list, max_grad_norm: float) -> dict:
     """Computes the gradients of one update, and clips them. The loss is the mean over the masked tokens of all processes.
 
+    A micro-batch is computed as soon as it is there, while the next is prepared. How many tokens an update masks is known after
+    its last one. So gradients are of the sum of the losses, and divided by that number at the end. One process waits for its
+    device once, at the end, for the three numbers that say whether the update is good; DDP, which moves bounds and labels to
+    the device, waits for it in each micro-batch.
+
     Args:
-        batches: the micro-batches of this process.
+        stream: has the micro-batches of this process. Those of the update are taken from it.
+        count: how many.
 
     Returns:
         Sums over all processes: `loss` (nats), `correct` (right predictions), `masked` and `tokens` (counts). The norm of the
-        gradients before clipping: `grad_norm`. What each of this process's batches adds to the mean: `losses`,
-        `(accumulation steps,)`.
+        gradients before clipping: `grad_norm`. Of each batch of this process the loss in `losses`, `(count,)`, and in `work`
+        its bounds of documents and its number of masked tokens.
     """
     device = accelerator.device
-    counts = [sum(int((b["labels"] != IGNORE_INDEX).sum()) for b in batches), sum(b["labels"].numel() for b in batches)]
-    masked, tokens = add_up(accelerator, torch.tensor(counts, device=device)).tolist()
-    total, losses = torch.zeros(2, device=device, dtype=torch.float64), []
-    for number, batch in enumerate(batches, 1):
-        batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-        with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
-            with accelerator.autocast():
-                outputs = model(**batch, num_items_in_batch=max(masked, 1), return_logits=False)
-            accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
+    total, losses, work, own_tokens = torch.zeros(2, device=device, dtype=torch.float64), [], [], 0
+    for number, batch in enumerate(itertools.islice(stream, count), 1):
         labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
-        correct = (outputs.predictions == labels).sum()
+        work.append((batch["cu_seqlens"], len(labels)))
+        own_tokens += batch["labels"].numel()
+        # Bounds and labels stay on CPU, where the model reads them.
+        batch = {**batch, "input_ids": batch["input_ids"].to(device, non_blocking=True)}
+        with contextlib.nullcontext() if number == count else accelerator.no_sync(model):
+            with accelerator.autocast():
+                outputs = model(**batch, num_items_in_batch=1, return_logits=False)
+            accelerator.backward(outputs.loss * accelerator.num_processes)  # DDP takes the mean over processes
         losses.append(outputs.loss.detach())
-        total += torch.stack((outputs.loss.detach().double() * max(masked, 1), correct.double()))
-    loss, correct = add_up(accelerator, total).tolist()
+        correct = (outputs.predictions == move(labels, device)).sum()
+        total += torch.stack((losses[-1].double(), correct.double()))
+    masked, tokens = add_up_counts(accelerator, sum(asked for _, asked in work), own_tokens)
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad /= max(masked, 1)
     norm: Any = accelerator.clip_grad_norm_(parameters, max_grad_norm or math.inf)
-    counts = {"masked": masked, "tokens": tokens}
-    return {"loss": loss, "correct": correct, **counts, "grad_norm": float(norm), "losses": torch.stack(losses)}
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    loss, correct, grad_norm = torch.cat((add_up(accelerator, total), norm.double().view(1))).tolist()
+    sums = {"loss": loss, "correct": correct, "masked": masked, "tokens": tokens}
+    return {**sums, "grad_norm": grad_norm, "losses": torch.stack(losses), "work": work}
 
 
 def skipped_rows(accelerator: Accelerator, dataset: MicroBatches, step: int, losses: torch.Tensor) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ whole words. `eval_pseudo_perplexity` (https://arxiv.org/abs/1910.14659) has one
 many times as the document has tokens: that is an unbiased estimate of what eval/pseudo_perplexity.py computes over all tokens.
 """
 
+import contextlib
 import math
 import time
 from itertools import pairwise
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.modeling_zh_modernbert import move
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.pretraining.parallel import add_up
@@ -122,9 +124,8 @@ class Validation:
         size = self.settings.per_device_batch_size
         for first in range(0, len(places), size):
             batch, cells, weights = self.batch(places[first : first + size])
-            batch = {key: value.to(device) if torch.is_tensor(value) else value for key, value in batch.items()}
-            logits = model(**batch).logits
-            labels = batch["labels"][batch["labels"] != IGNORE_INDEX]
+            labels = move(batch["labels"][batch["labels"] != IGNORE_INDEX], device)
+            logits = model(**{**batch, "input_ids": move(batch["input_ids"], device)}).logits
             losses = F.cross_entropy(logits.float(), labels, reduction="none").double().cpu().numpy()
             correct = (logits.argmax(-1) == labels).cpu().numpy()
             for kind, values in enumerate((losses, correct, np.ones(len(cells)))):
@@ -135,7 +136,10 @@ class Validation:
 
     def __call__(self, model, accelerator: Accelerator) -> dict[str, float]:
         started = time.perf_counter()
-        sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
+        # Compiled layers would be compiled once more for evaluation, which takes longer than it saves.
+        plain = torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext()
+        with plain:
+            sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
         sums = add_up(accelerator, sums.to(accelerator.device)).cpu().numpy()
         return summarise(sums) | {"eval_runtime": round(time.perf_counter() - started, 3)}
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from zh_modernbert.eval import throughput
 from zh_modernbert.eval.speed import training as training_speed
 from zh_modernbert.eval.speed.measuring import LENGTHS
 from zh_modernbert.eval.speed.peers import stock_config
-from zh_modernbert.eval.speed.training import MadeRows, Updates, compare_collators, compare_updates
+from zh_modernbert.eval.speed.training import MadeRows, Updates, compare_collators, compare_updates, leave
 from zh_modernbert.eval.throughput import Settings
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer, ZhModernBertForMaskedLM
+from zh_modernbert.train import pretrain
+from zh_modernbert.train.common.cli import InputError, read_yaml
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 48}
-TASK = Updates(seq_len=256, rows=4, shape=SHAPE, device="cpu", dtype="float32", compile=False)
+TASK = Updates(seq_len=256, rows=4, shape=SHAPE, device="cpu", dtype="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +81,8 @@ def test_a_comparison(monkeypatch, tmp_path):
 
 
 def test_operations_are_those_of_a_hand_count():
-    settings = Settings(device="cpu", repeats=1)
-    row = compare_updates("sdpa", 512, 4, "float32", SHAPE, settings)
+    settings = throughput.resolve(Settings(device="cpu", repeats=1))
+    row = compare_updates("sdpa", 512, 4, "float32", SHAPE, False, settings)
     tokens, masked, layers = 4 * 512, row["our_masked_share"] * 4 * 512, 2
     linear = 2 * tokens * layers * (32 * 96 + 32 * 32 + 32 * 2 * 48 + 48 * 32)
     head = 2 * (32 * 32 + 32 * 512)
@@ -126,6 +128,46 @@ def test_an_update_that_is_wrong_is_noticed(monkeypatch):
         TASK.ours(4, 1)
 
 
+def test_as_the_presets_have_it(monkeypatch):
+    made = []
+    monkeypatch.setattr(ZhModernBertEncoderLayer, "compile", lambda layer, **options: made.append(layer.mlp.recompute))
+    row = compare_updates("sdpa", 256, 2, "float32", SHAPE, True, throughput.resolve(Settings(device="cpu", repeats=1)))
+    assert row["ratio"] > 0
+    assert set(made) == {True}
+    presets = [read_yaml(path) for path in sorted(Path(pretrain.__file__).parent.glob("configs/system_a/pretrain*.yaml"))]
+    assert [(preset["compile"], preset["gradient_checkpointing"]) for preset in presets] == [("true", "mlp")] * 2
+
+
+def test_updates_that_compile_are_left_out(monkeypatch):
+    compile_ = ZhModernBertEncoderLayer.compile
+    monkeypatch.setattr(
+        ZhModernBertEncoderLayer, "compile", lambda layer, **options: compile_(layer, backend="eager", **options)
+    )
+    task = replace(TASK, rows=2, shape=SHAPE | {"num_hidden_layers": 1}, compile=True, recompute=True)
+    leave("cpu")
+    assert len(task.ours(2, 3)) in (1, 2), "the first compiles, and the second where a size was taken for fixed"
+    leave("cpu")
+    with pytest.raises(InputError, match="each of 2 updates compiled something"):
+        task.turn(lambda rows_at_once, count: [], 2)
+
+
+def test_the_trainer_leaves_precision_as_it_was(monkeypatch):
+    seen = []
+    original = ModernBertForMaskedLM.forward
+
+    def forward(self, **batch):
+        torch.backends.fp32_precision = "tf32"  # as TrainingArguments(torch_compile=True) does on a GPU
+        seen.append(batch["input_ids"].dtype)
+        return original(self, **batch)
+
+    before = torch.backends.fp32_precision
+    monkeypatch.setattr(ModernBertForMaskedLM, "forward", forward)
+    TASK.peer("sdpa", 4, 1)
+    assert seen
+    assert torch.backends.fp32_precision == before
+    assert torch.backends.cuda.matmul.allow_tf32 is False
+
+
 def test_rows_are_taken_in_parts_where_they_do_not_fit():
     taken = []
 
@@ -140,6 +182,12 @@ def test_rows_are_taken_in_parts_where_they_do_not_fit():
     assert memory > 0
     with pytest.raises(torch.OutOfMemoryError):
         TASK.most_rows(lambda rows_at_once, count: side(9, count))
+
+    def broken(rows_at_once, count):
+        raise RuntimeError("no kernel")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        TASK.most_rows(broken)
 
 
 @pytest.mark.parametrize("rows_at_once", [4, 1])

@@ -131,8 +131,8 @@ def gradients(settings: pretrain.Settings) -> list[torch.Tensor]:
 def noted_gradients(monkeypatch):
     update = pretrain.update
 
-    def noting(accelerator, model, batches, parameters, max_grad_norm):
-        result = update(accelerator, model, batches, parameters, max_grad_norm)
+    def noting(accelerator, model, stream, count, parameters, max_grad_norm):
+        result = update(accelerator, model, stream, count, parameters, max_grad_norm)
         path = Path(f"{accelerator.noted}.pt")
         if accelerator.is_main_process and not path.exists():
             torch.save([parameter.grad.clone() for parameter in parameters], path)

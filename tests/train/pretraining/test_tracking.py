@@ -28,12 +28,6 @@ def accelerate_state():
     PartialState(cpu=True)
 
 
-def batch(lengths: list[int], masked: int) -> dict:
-    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    labels = torch.where(torch.arange(sum(lengths)) < masked, 9, -100)[None]
-    return {"labels": labels, "cu_seqlens": bounds}
-
-
 def start(tmp_path, step=0, sums=(), report_to=("none",), peak_flops=0.0) -> Log:
     settings = SimpleNamespace(max_steps=10, logging_steps=1, report_to=list(report_to), peak_flops=peak_flops)
     return Log(tmp_path, settings, CONFIG, step, dict(sums))
@@ -44,10 +38,10 @@ RESULT = {"loss": 40.0, "correct": 5, "masked": 20, "tokens": 100, "grad_norm": 
 
 def test_a_line_is_the_mean_over_masked_tokens(tmp_path, capsys):
     log = start(tmp_path)
-    log.add(RESULT, [])
-    log.add(RESULT | {"loss": 20.0, "correct": 25, "masked": 40}, [])
+    log.add(RESULT)
+    log.add(RESULT | {"loss": 20.0, "correct": 25, "masked": 40})
     log.write(2, learning_rate=0.5, mlm_probability=0.3)
-    log.add(RESULT, [])
+    log.add(RESULT)
     log.write(3)
     log.close()
     first, second = read_metrics(tmp_path / "metrics.jsonl")
@@ -65,10 +59,10 @@ def test_sums_of_a_checkpoint_go_on(tmp_path):
     for name in ("unbroken", "resumed"):
         (tmp_path / name).mkdir()
     unbroken = start(tmp_path / "unbroken")
-    unbroken.add(RESULT, [])
+    unbroken.add(RESULT)
     resumed = start(tmp_path / "resumed", step=1, sums=unbroken.sums)
     for log in (unbroken, resumed):
-        log.add(RESULT | {"loss": 7.0}, [])
+        log.add(RESULT | {"loss": 7.0})
         log.write(2)
     assert resumed.line | {"tokens_per_second": 0} == unbroken.line | {"tokens_per_second": 0}
 
@@ -77,7 +71,7 @@ def test_utilisation_is_this_device_s_work_by_its_peak(tmp_path, monkeypatch):
     clock = iter([0.0, 4.0, 4.0])
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: next(clock))
     log = start(tmp_path, peak_flops=1e-6)
-    log.add(RESULT, [batch([30, 2], 4), batch([7], 1)])
+    log.add(RESULT | {"work": [(torch.tensor([0, 30, 32]), 4), (torch.tensor([0, 7]), 1)]})
     log.write(1)
     flops = training_flops([30, 2], 4, CONFIG) + training_flops([7], 1, CONFIG)
     assert log.line["utilisation"] == pytest.approx(flops / 4.0 / 1e6, abs=1e-5)
@@ -88,7 +82,7 @@ def test_validation_takes_no_time_from_training(tmp_path, monkeypatch):
     clock = iter([0.0, 10.0, 10.0])
     monkeypatch.setattr(tracking.time, "perf_counter", lambda: next(clock))
     log = start(tmp_path)
-    log.add(RESULT, [])
+    log.add(RESULT)
     log.write_validation(1, {"eval_loss": 3.0, "eval_runtime": 8.0})
     log.write(1)
     assert log.line["tokens_per_second"] == 50.0
@@ -107,7 +101,7 @@ def test_what_a_resumed_run_writes_again_is_dropped(tmp_path):
 
 def test_tensorboard_has_what_the_file_has(tmp_path):
     log = start(tmp_path, report_to=["tensorboard"])
-    log.add(RESULT, [])
+    log.add(RESULT)
     log.write_validation(1, {"eval_loss": 3.0, "eval_runtime": 0.0})
     log.write(1)
     log.close()
@@ -127,7 +121,7 @@ def test_a_tracker_by_name(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, package)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     log = start(tmp_path, report_to=[name])
-    log.add(RESULT, [])
+    log.add(RESULT)
     log.write(1)
     log.close()
     (_, options), (_, values, step), finished = calls

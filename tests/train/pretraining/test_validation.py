@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tiny import TINY
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -32,6 +33,7 @@ def config():
 def make(stages, held_out, config):
     def make(folder=held_out, training=stages / "packed", **changes):
         settings = {"eval_steps": 2, "max_steps": 5, "eval_rows": 9, "per_device_batch_size": 4, "seed": 0}
+        settings["compile"] = False
         rows = PackedStream(training, {})
         settings = SimpleNamespace(validation_dir=str(folder), **settings | changes)
         return Validation(settings, rows, load_tokenizer(rows.tokenizer_dir), config)
@@ -47,6 +49,18 @@ def model(config):
 def test_when(make):
     assert [step for step in range(1, 6) if make().due(step)] == [2, 4, 5]
     assert [step for step in range(1, 6) if make(eval_steps=0).due(step)] == [5]
+
+
+def test_layers_are_not_compiled_for_it(make, model):
+    torch.compiler.reset()
+    compiled, accelerator = [], Accelerator(cpu=True)
+    plain = make()(model, accelerator)
+    model.model.layers[0].compile(backend=lambda graph, inputs: compiled.append(graph) or graph)
+    assert make(compile=True)(model, accelerator) | {"eval_runtime": 0} == plain | {"eval_runtime": 0}
+    assert compiled == []
+    model(input_ids=torch.ones(1, 8, dtype=torch.long))
+    assert compiled, "after it they are compiled as ever"
+    torch.compiler.reset()
 
 
 def test_questions_are_a_function_of_the_seed(make):
