@@ -43,7 +43,9 @@ BENCHMARKS = {
     "Pairs": "xnli snli cinlid lcqmc bq atec paws_x bustm qbqtc",
     "Similarity and retrieval": "sts_b t2ranking",
     "Coreference": "coreference",
+    "Long documents": "lsht mldr_zh nanomldr_zh",
 }
+LONG = "_long_"  # in the names of tasks that eval/long_documents.py makes of shorter ones
 # Kind of task -> its benchmark, and the Hub's name of it.
 KINDS = {
     "classification": ("Texts", "text-classification"),
@@ -70,9 +72,11 @@ class Settings(BaseSettings):
 
 def kind_of(task: str) -> tuple[str, str]:
     """The benchmark that a task belongs to, and what the Hub calls its kind."""
-    suffix = task.rpartition("_")[2]  # of what eval/sts.py scores: similarity, retrieval
-    benchmark, name = KINDS.get(TASKS[task].kind if task in TASKS else suffix, OTHER)
-    return next((title for title, tasks in BENCHMARKS.items() if task in tasks.split()), benchmark), name
+    source, long, _ = task.partition(LONG)
+    suffix = source.rpartition("_")[2]  # of what eval/sts.py scores: similarity, retrieval
+    benchmark, name = KINDS.get(TASKS[source].kind if source in TASKS else suffix, OTHER)
+    named = next((title for title, tasks in BENCHMARKS.items() if source in tasks.split()), benchmark)
+    return "Long documents" if long else named, name
 
 
 def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:

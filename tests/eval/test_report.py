@@ -112,6 +112,23 @@ def test_scorers_of_reading(write, tmp_path):
     }
 
 
+def test_benchmarks(write, tmp_path):
+    for task in ("chnsenticorp", "bq", "cluener", "drcd_long_512_hant", "lsht", "lcqmc_retrieval_substitute", "mine"):
+        write(task, {"accuracy": 1.0})
+    found = {
+        title: {name.partition(",")[0] for name, rows in table.items() if "mine" in rows}
+        for title, table in tables(tmp_path).items()
+    }
+    assert found == {
+        "Texts": {"chnsenticorp"},
+        "Pairs": {"bq"},
+        "Entities and words": {"cluener"},
+        "Long documents": {"drcd_long_512", "lsht"},
+        "Similarity and retrieval": {"lcqmc_retrieval_substitute"},
+        "Other tasks": {"mine"},
+    }
+
+
 def test_best_on_dev_is_a_row_of_its_own(write, tmp_path):
     write("tnews", {"accuracy": 56.0, "best_on_dev": 57.0}, notes="seen | twice")
     write("tnews", {"accuracy": 50.0}, notes="fine-tuned from random weights")
