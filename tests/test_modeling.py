@@ -1098,6 +1098,15 @@ def test_yarn_stretches_slow_dimensions_of_full_layers_only():
     assert sliding_factor == 1.0
 
 
+@pytest.mark.parametrize(("layer_type", "factor"), [("full_attention", 1.5), ("sliding_attention", 1.0)])
+def test_positions_turn_and_lengthen_by_yarn_s_factor(layer_type, factor):
+    """The factor is on cosines and on sines: at every position queries and keys are as many times as long."""
+    model = build(rope_scaling=YARN | {"attention_factor": 1.5})
+    rotary = model.model._rotary(torch.arange(300))[layer_type]
+    states = torch.randn(300, 2, 3, 16)  # (N, 2, A, C)
+    assert_close(modeling.apply_rotary(states, *rotary).norm(dim=-1), factor * states.norm(dim=-1))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_yarn_runs_past_the_original_length(backend):
     model = build(backend=backend, rope_scaling=YARN, max_position_embeddings=256)
