@@ -23,7 +23,7 @@ def test_every_order_is_a_permutation(count):
 
 def test_an_order_never_changes():
     """A run that goes on with a newer release has to read on in the order in which it began."""
-    assert shuffled(np.arange(12), 12, (0, 0, 0)).tolist() == [5, 7, 6, 10, 0, 4, 1, 9, 2, 8, 3, 11]
+    assert shuffled(np.arange(16), 16, (0, 0, 0)).tolist() == [5, 14, 6, 10, 0, 4, 13, 12, 2, 8, 3, 15, 9, 1, 7, 11]
     many = shuffled(np.array([0, 10**9, 10**12 - 1]), 10**12, (5, 1, 0, 2))
     assert many.tolist() == [555217432063, 688464476790, 169514649770]
     # SplitMix64's published first numbers, of seed 1234567.
@@ -90,6 +90,9 @@ def test_any_part_of_the_stream_has_the_shares(mixed):
     folders = np.searchsorted(mixed.first_rows, [row for _, row in mixed.at(np.arange(5 * BLOCK), 0)], side="right") - 1
     for start in (0, BLOCK, 3 * BLOCK):
         assert np.bincount(folders[start : start + BLOCK]).tolist() == [584, 409, 31]
+    for number, rows in enumerate((584, 409, 31)):  # each in the middle of its part of the block
+        middles = (np.arange(rows) + 0.5) * BLOCK / rows
+        assert np.flatnonzero(folders[:BLOCK] == number) == pytest.approx(middles, abs=2)
     for start in range(0, 4 * BLOCK, 97):  # an update of 100 rows, wherever it begins, to a row and a half
         assert np.bincount(folders[start : start + 100], minlength=3) == pytest.approx([57, 40, 3], abs=1.5)
 
@@ -156,6 +159,8 @@ def test_folders_that_do_not_fit(stages, folder, tmp_path):
         ({"a": 1, "./a": 1}, "two of a, ./a are one folder"),
         ({"a": 1, "b": 0}, "b=0: a share is above 0"),
         ({"a": 1, "b": float("nan")}, "b=nan"),
+        ({"a": -0.5}, "a=-0.5"),
+        ({"a": float("inf")}, "a=inf"),
         ({"a": 5000, "b": 1}, "b=1: .*1/1024"),
     ):
         with pytest.raises(InputError, match=said):
