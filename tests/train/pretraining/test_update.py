@@ -71,6 +71,26 @@ def test_an_update_waits_for_its_device_once(asked, on_a_gpu, monkeypatch, optim
     assert len(asked) == 1
 
 
+def test_processes_add_their_gradients_up_once():
+    """With the last micro-batch of an update, and not before."""
+    events = []
+
+    @contextlib.contextmanager
+    def no_sync(model):
+        events.append("alone")
+        yield
+        events.append("end")
+
+    def backward(loss):
+        events.append("backward")
+        loss.backward()
+
+    model = build().train()
+    on_cpu = SimpleNamespace(**vars(ACCELERATOR) | {"device": torch.device("cpu"), "no_sync": no_sync, "backward": backward})
+    update(on_cpu, model, iter([micro_batch([9])] * 3), 3, list(model.parameters()), 1.0)
+    assert events == ["alone", "backward", "end"] * 2 + ["backward"]
+
+
 def test_what_is_not_asked_shows(on_a_gpu):
     """The test above can fail: bounds on the device have to be read, and raise there."""
     model = build().to(META)
