@@ -919,6 +919,7 @@ def bounds(*values):
         ({"input_ids": IDS, "position_ids": (torch.arange(10) % 4)[None]}, "need cu_seqlens"),
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])}, "need cu_seqlens"),
         ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -1e9}, "additive mask"),
+        ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -0.05}, "additive mask"),
         ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds \(batch, tokens, hidden\)"),
     ],
 )
