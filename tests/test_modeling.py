@@ -3,6 +3,7 @@ zeros; half precision stays finite; losses add up over micro-batches."""
 
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -1061,6 +1062,29 @@ def test_flash_attention_without_its_package_says_what_to_do(monkeypatch):
         model(torch.tensor([[8, 9]]))
 
 
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        *(({"shape": (9, 2, size)}, size in (8, 256)) for size in (4, 8, 20, 256, 264)),
+        ({"dtype": torch.float32}, False),
+        ({"is_cuda": False}, False),
+        ({"dropout": 0.1}, False),
+        ({"capability": (7, 5)}, False),
+        ({"capability": (9, 0)}, True),
+        ({"kernel": None}, False),
+    ],
+    ids=str,
+)
+def test_where_the_varlen_kernel_runs(monkeypatch, change, runs):
+    given = {"dtype": torch.bfloat16, "shape": (9, 2, 64), "is_cuda": True, "dropout": 0.0, "capability": (8, 0)} | change
+    monkeypatch.setattr(modeling, "varlen_attn", given.get("kernel", object()))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
+    query = SimpleNamespace(dtype=given["dtype"], shape=given["shape"], is_cuda=given["is_cuda"], device=None)
+    assert modeling._varlen_attention_runs(query, given["dropout"]) == runs
+
+
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
 
@@ -1157,6 +1181,14 @@ def test_initial_weights():
         embeddings = model.get_input_embeddings().weight
         assert (embeddings[config.pad_token_id] == 0).all()
         assert (embeddings[config.pad_token_id + 1 :] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "MaskedLM"])
+def test_a_classifier_s_first_logits_are_about_one(head):
+    config = ZhModernBertConfig(**TINY | {"num_hidden_layers": 1})
+    weights = torch.cat([HEADS[head](config).classifier.weight.detach().flatten() for _ in range(8)])
+    assert weights.abs().max() <= 2 * 32**-0.5
+    assert weights.std().item() == pytest.approx(0.88 * 32**-0.5, rel=0.2)
 
 
 def test_decoder_is_tied():

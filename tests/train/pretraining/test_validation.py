@@ -148,6 +148,10 @@ def test_sums_become_means_by_length():
     }
 
 
+def test_nothing_asked_has_no_loss():
+    assert summarise(np.zeros((2, len(LENGTHS), 3))) == {"eval_masked_accuracy": 0.0}
+
+
 def test_each_length_has_its_name():
     sums = np.zeros((2, len(LENGTHS), 3))
     sums[0, :, 0], sums[0, :, 2] = range(1, len(LENGTHS) + 1), 1
