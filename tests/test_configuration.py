@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
@@ -99,6 +100,17 @@ def test_defaults_fit_the_tokenizer_and_each_other():
     assert config.num_labels == 2
 
 
+def test_defaults_are_stock_s_where_the_documentation_names_no_other():
+    ours, stock = ZhModernBertConfig(), transformers.ModernBertConfig()
+    shared = set(CHANGED) & set(stock.to_dict()) - {name for name in CHANGED if name.endswith("_token_id")}
+    different = {name for name in shared if getattr(ours, name) != getattr(stock, name)}
+    assert len(shared) > 20
+    assert different == {"vocab_size"}
+    for name, layer_type in (("global_rope_theta", FULL), ("local_rope_theta", SLIDING)):
+        assert getattr(ours, name) == stock.rope_parameters[layer_type]["rope_theta"]
+    assert (ours.embedding_initializer_range, ours.tie_word_embeddings) == (None, True)
+
+
 @pytest.mark.parametrize(
     ("layers", "every", "expected"),
     [
@@ -137,7 +149,7 @@ def test_given_layer_types_win(tmp_path):
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "original_max_position_embeddings": "64"}}, "a number above 0"),
         ({"num_hidden_layers": 1, "layer_types": ["global"]}, "layer_types must name one of"),
         ({"global_attn_every_n_layers": 0}, "global_attn_every_n_layers"),
-        ({"local_attention": -2}, "local_attention"),
+        ({"local_attention": -1}, "local_attention"),
         ({"rope_scaling": YARN | {"rope_type": "linear"}}, "needs rope_type 'yarn'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "original_max_position_embeddings"),
         ({"rope_scaling": YARN | {"mscale": 1.0}}, "may have .*attention_factor"),

@@ -3,6 +3,7 @@ zeros; half precision stays finite; losses add up over micro-batches."""
 
 import math
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -919,6 +920,7 @@ def bounds(*values):
         ({"input_ids": IDS, "position_ids": (torch.arange(10) % 4)[None]}, "need cu_seqlens"),
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])}, "need cu_seqlens"),
         ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -1e9}, "additive mask"),
+        ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -0.05}, "additive mask"),
         ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds \(batch, tokens, hidden\)"),
     ],
 )
@@ -1060,6 +1062,29 @@ def test_flash_attention_without_its_package_says_what_to_do(monkeypatch):
         model(torch.tensor([[8, 9]]))
 
 
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        *(({"shape": (9, 2, size)}, size in (8, 256)) for size in (4, 8, 20, 256, 264)),
+        ({"dtype": torch.float32}, False),
+        ({"is_cuda": False}, False),
+        ({"dropout": 0.1}, False),
+        ({"capability": (7, 5)}, False),
+        ({"capability": (9, 0)}, True),
+        ({"kernel": None}, False),
+    ],
+    ids=str,
+)
+def test_where_the_varlen_kernel_runs(monkeypatch, change, runs):
+    given = {"dtype": torch.bfloat16, "shape": (9, 2, 64), "is_cuda": True, "dropout": 0.0, "capability": (8, 0)} | change
+    monkeypatch.setattr(modeling, "varlen_attn", given.get("kernel", object()))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
+    query = SimpleNamespace(dtype=given["dtype"], shape=given["shape"], is_cuda=given["is_cuda"], device=None)
+    assert modeling._varlen_attention_runs(query, given["dropout"]) == runs
+
+
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
 
@@ -1096,6 +1121,15 @@ def test_yarn_stretches_slow_dimensions_of_full_layers_only():
     sliding, sliding_factor = frequencies("sliding_attention", rope_scaling=scaling)
     assert torch.equal(sliding, frequencies("sliding_attention")[0])
     assert sliding_factor == 1.0
+
+
+@pytest.mark.parametrize(("layer_type", "factor"), [("full_attention", 1.5), ("sliding_attention", 1.0)])
+def test_positions_turn_and_lengthen_by_yarn_s_factor(layer_type, factor):
+    """The factor is on cosines and on sines: at every position queries and keys are as many times as long."""
+    model = build(rope_scaling=YARN | {"attention_factor": 1.5})
+    rotary = model.model._rotary(torch.arange(300))[layer_type]
+    states = torch.randn(300, 2, 3, 16)  # (N, 2, A, C)
+    assert_close(modeling.apply_rotary(states, *rotary).norm(dim=-1), factor * states.norm(dim=-1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -1147,6 +1181,14 @@ def test_initial_weights():
         embeddings = model.get_input_embeddings().weight
         assert (embeddings[config.pad_token_id] == 0).all()
         assert (embeddings[config.pad_token_id + 1 :] != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "MaskedLM"])
+def test_a_classifier_s_first_logits_are_about_one(head):
+    config = ZhModernBertConfig(**TINY | {"num_hidden_layers": 1})
+    weights = torch.cat([HEADS[head](config).classifier.weight.detach().flatten() for _ in range(8)])
+    assert weights.abs().max() <= 2 * 32**-0.5
+    assert weights.std().item() == pytest.approx(0.88 * 32**-0.5, rel=0.2)
 
 
 def test_decoder_is_tied():

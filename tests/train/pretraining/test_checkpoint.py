@@ -149,6 +149,18 @@ def test_what_was_being_written_is_ignored(tmp_path, saved):
     load_checkpoint(newer, *make(1))
 
 
+def test_other_names_are_no_checkpoints(tmp_path, saved):
+    for name in ("step-1", "step-00000009.old", "step-final", "other-00000009"):
+        (saved[0].parent / name).mkdir()
+    (saved[0].parent / "step-00000010").write_text("a file")
+    assert checkpoints(tmp_path) == [saved[0]]
+
+
+def test_when_checkpoints_are_due():
+    assert [step for step in range(1, 21) if Rotation(4, 2, 10, 7).due(step)] == [4, 7, 8, 10, 12, 16, 20]
+    assert [step for step in range(1, 21) if Rotation(6, 2).due(step)] == [6, 12, 18]
+
+
 def test_no_checkpoints_in_a_new_folder(tmp_path):
     assert checkpoints(tmp_path) == []
 

@@ -95,6 +95,27 @@ def test_each_part_holds_the_small_one_in_its_middle():
         torch.testing.assert_close(ours[f"{new}.attn.Wo.weight"][middle, :32], theirs[f"{old}.attn.Wo.weight"] * scale)
 
 
+def test_wider_heads_hold_the_small_ones_half_by_half():
+    """2 heads of 16 in 2 of 32. RoPE turns dimension i together with the one half a head on."""
+    small = build()
+    large = tiled_from(small, hidden_size=64)
+    new, old = (model.state_dict()["model.layers.1.attn.Wqkv.weight"] for model in (large, small))
+    halves = new.view(3, 2, 2, 16, 64)[:, :, :, 4:12, 16:48]
+    torch.testing.assert_close(halves, old.view(3, 2, 2, 8, 32) * 32 / 64)
+
+
+def test_the_first_layer_may_be_the_only_one_of_its_kind():
+    pattern = ["full_attention", *["sliding_attention"] * 3]
+    small = build(layer_types=pattern)
+    large = tiled_from(small, num_hidden_layers=6, layer_types=[*pattern, *pattern[2:]])
+    ours, theirs = large.state_dict(), small.state_dict()
+    for index, source in enumerate((0, 1, 1, 2, 2, 3)):
+        name = "model.layers.{}.mlp.Wo.weight".format
+        assert ours[name(index)].equal(theirs[name(source)])
+    with pytest.raises(InputError, match="layer_types"):
+        tiled_from(small, layer_types=[*pattern[:3], "full_attention"])
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -1,16 +1,17 @@
-"""An update asks its device for nothing but three numbers at the end."""
+"""What an update computes; and that it asks its device for nothing but three numbers at the end."""
 
 import contextlib
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from tiny import build, make_documents, pack, pad
+from tiny import assert_same_gradients, build, gradients, make_documents, pack, pad
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer, ZhModernBertForMaskedLM
-from zh_modernbert.train.pretraining.update import update
+from zh_modernbert.train.pretraining.update import seed_update, skipped_rows, update
 
 META = torch.device("meta")
 # One process on a device without values: whatever asks it for one raises.
@@ -69,6 +70,80 @@ def test_an_update_waits_for_its_device_once(asked, on_a_gpu, monkeypatch, optim
     assert next(stream)["max_seqlen"] == 7, "the next update's batch is still there"
     optimizer(model.parameters()).step()
     assert len(asked) == 1
+
+
+ON_CPU = SimpleNamespace(**vars(ACCELERATOR) | {"device": torch.device("cpu"), "gather": lambda tensor: tensor})
+
+
+def test_an_update_is_the_mean_over_its_masked_tokens():
+    """Of micro-batches with more and fewer of them, one with none, as of one batch."""
+    batches = [micro_batch(lengths) for lengths in ([30, 5, 9], [64], [20])]
+    batches[2]["labels"].fill_(-100)
+    model, together = build().train(), build().train()
+    result = update(ON_CPU, model, iter(batches), 3, list(model.parameters()), 0.0)
+    asked = [int((batch["labels"] != -100).sum()) for batch in batches]
+    outputs = [together(**batch) for batch in batches]
+    loss = sum(output.loss * count for output, count in zip(outputs, asked, strict=True))
+    (loss / sum(asked)).backward()
+    assert_same_gradients(gradients(model), gradients(together))
+    norm = torch.stack([gradient.norm() for gradient in gradients(together).values()]).norm()
+    right = [(output.logits.argmax(-1) == batch["labels"]).sum() for output, batch in zip(outputs, batches, strict=True)]
+    assert (result["masked"], result["correct"], result["tokens"]) == (sum(asked), sum(right), 128)
+    assert (result["loss"], result["grad_norm"]) == (pytest.approx(loss.item()), pytest.approx(norm.item(), rel=1e-4))
+    assert [masked for _, masked in result["work"]] == asked
+
+
+def test_gradients_are_clipped_to_a_norm():
+    model = build().train()
+    before = update(ON_CPU, model, iter([micro_batch([30])]), 1, list(model.parameters()), 0.01)["grad_norm"]
+    after = torch.stack([gradient.norm() for gradient in gradients(model).values()]).norm()
+    assert before > 0.1
+    assert after == pytest.approx(0.01, rel=1e-3)
+
+
+def test_an_update_without_masked_tokens_is_one_of_zeros():
+    batch, model = micro_batch([9]), build().train()
+    batch["labels"].fill_(-100)
+    result = update(ON_CPU, model, iter([batch]), 1, list(model.parameters()), 1.0)
+    assert (result["loss"], result["masked"], result["grad_norm"]) == (0.0, 0, 0.0)
+    assert all((gradient == 0).all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize(
+    ("losses", "numbers"), [([1.0, math.inf, 2.0, math.nan], [1, 3]), ([1.0, 2.0, 3.0], [0, 1, 2])], ids=["some", "all"]
+)
+def test_rows_of_a_spoiled_update(losses, numbers):
+    dataset = SimpleNamespace(rows_of=lambda step, number: [(step, number)])
+    assert skipped_rows(ON_CPU, dataset, 7, torch.tensor(losses)) == [(7, number) for number in numbers]
+
+
+def test_the_seed_of_an_update_never_changes():
+    """A run that goes on with a newer release has to draw the dropout that it would have drawn."""
+    seeds = []
+    for given in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (5, 1, 3)):
+        seed_update(*given)
+        seeds.append(torch.initial_seed())
+    assert seeds == [2968811710, 3964924996, 3831201730, 1035894919]
+
+
+def test_processes_add_their_gradients_up_once():
+    """With the last micro-batch of an update, and not before."""
+    events = []
+
+    @contextlib.contextmanager
+    def no_sync(model):
+        events.append("alone")
+        yield
+        events.append("end")
+
+    def backward(loss):
+        events.append("backward")
+        loss.backward()
+
+    model = build().train()
+    accelerator = SimpleNamespace(**vars(ON_CPU) | {"no_sync": no_sync, "backward": backward})
+    update(accelerator, model, iter([micro_batch([9])] * 3), 3, list(model.parameters()), 1.0)
+    assert events == ["alone", "backward", "end"] * 2 + ["backward"]
 
 
 def test_what_is_not_asked_shows(on_a_gpu):

@@ -70,6 +70,14 @@ def test_questions_are_a_function_of_the_seed(make):
     assert not torch.equal(first, other)
 
 
+def test_what_is_asked_is_hidden(make, stages):
+    batch = make().batch(range(9))[0]
+    asked = batch["labels"] != IGNORE_INDEX
+    mask = load_tokenizer(stages / "tokenizer").mask_token_id
+    assert torch.equal(batch["input_ids"] == mask, asked)
+    assert (batch["labels"][asked] >= len(SPECIAL_TOKENS)).all()
+
+
 def test_a_model_is_asked_the_same_however_the_rows_are_shared(make, model):
     """By processes of which one has a row less, and in batches of any size."""
     alone = make(per_device_batch_size=9).sums(model)
@@ -137,6 +145,20 @@ def test_sums_become_means_by_length():
         "eval_loss_1024": 1.0,
         "eval_pseudo_perplexity": math.exp(0.5),
         "eval_pseudo_perplexity_128": math.exp(0.5),
+    }
+
+
+def test_nothing_asked_has_no_loss():
+    assert summarise(np.zeros((2, len(LENGTHS), 3))) == {"eval_masked_accuracy": 0.0}
+
+
+def test_each_length_has_its_name():
+    sums = np.zeros((2, len(LENGTHS), 3))
+    sums[0, :, 0], sums[0, :, 2] = range(1, len(LENGTHS) + 1), 1
+    found = summarise(sums)
+    expected = {128: 1, 512: 2, 1024: 3, 8192: 4, 1048576: 5}
+    assert {name: found[name] for name in found if name.startswith("eval_loss_")} == {
+        f"eval_loss_{length}": loss for length, loss in expected.items()
     }
 
 

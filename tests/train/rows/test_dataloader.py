@@ -113,6 +113,21 @@ def test_the_seed_changes_masks(rows):
     assert not torch.equal(first["labels"], second["labels"])
 
 
+def test_no_mask_has_the_seed_of_an_order(rows, monkeypatch):
+    """NumPy does not see zeros at the end of a seed."""
+    used = {"SeedSequence": set(), "default_rng": set()}  # by the order of rows, and by the masks
+
+    def note(name, make):
+        return lambda seed: (used[name].add(np.trim_zeros(seed, "b")), make(seed))[1]
+
+    for name in used:
+        monkeypatch.setattr(np.random, name, note(name, getattr(np.random, name)))
+    list(micro_batches(dataset(rows, batch=8, seed=3, rate=([0.3], 0, len(rows) // 4)), 0, 0))
+    assert len(used["SeedSequence"]) >= 2, "epochs"
+    assert len(used["default_rng"]) > len(rows)
+    assert used["SeedSequence"].isdisjoint(used["default_rng"])
+
+
 def test_workers_change_nothing(rows):
     alone = list(micro_batches(dataset(rows, accumulation=2), 3, 0))
     with_workers = list(micro_batches(dataset(rows, accumulation=2), 3, 2))

@@ -8,7 +8,7 @@ import pytest
 
 from zh_modernbert.train import pack
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.rows.row_stream import BLOCK, PackedStream, RowStream, rows_of_block, shuffled
+from zh_modernbert.train.rows.row_stream import BLOCK, PackedStream, RowStream, rows_of_block, scramble, shuffled
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 63, 64, 65, 1000, 4097])
@@ -19,6 +19,22 @@ def test_every_order_is_a_permutation(count):
         assert sorted(found) == list(range(count))
         some = places[::-3]  # in any order, any part of it
         assert (shuffled(some, count, (seed,)) == found[some]).all()
+
+
+def test_an_order_never_changes():
+    """A run that goes on with a newer release has to read on in the order in which it began."""
+    assert shuffled(np.arange(16), 16, (0, 0, 0)).tolist() == [5, 14, 6, 10, 0, 4, 13, 12, 2, 8, 3, 15, 9, 1, 7, 11]
+    many = shuffled(np.array([0, 10**9, 10**12 - 1]), 10**12, (5, 1, 0, 2))
+    assert many.tolist() == [555217432063, 688464476790, 169514649770]
+    # SplitMix64's published first numbers, of seed 1234567.
+    states = np.uint64(1234567) + np.arange(1, 6, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    assert scramble(states).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
 
 
 def test_an_order_of_many_rows_needs_no_memory():
@@ -74,6 +90,9 @@ def test_any_part_of_the_stream_has_the_shares(mixed):
     folders = np.searchsorted(mixed.first_rows, [row for _, row in mixed.at(np.arange(5 * BLOCK), 0)], side="right") - 1
     for start in (0, BLOCK, 3 * BLOCK):
         assert np.bincount(folders[start : start + BLOCK]).tolist() == [584, 409, 31]
+    for number, rows in enumerate((584, 409, 31)):  # each in the middle of its part of the block
+        middles = (np.arange(rows) + 0.5) * BLOCK / rows
+        assert np.flatnonzero(folders[:BLOCK] == number) == pytest.approx(middles, abs=2)
     for start in range(0, 4 * BLOCK, 97):  # an update of 100 rows, wherever it begins, to a row and a half
         assert np.bincount(folders[start : start + 100], minlength=3) == pytest.approx([57, 40, 3], abs=1.5)
 
@@ -89,6 +108,14 @@ def test_each_folder_has_epochs_of_its_own(mixed):
         assert all(sorted(order) == list(range(first, end)) for order in orders), name
         assert length == 1 or len({*map(tuple, orders)}) == len(orders) > 5
     assert mixed.at(np.arange(BLOCK), 0) != mixed.at(np.arange(BLOCK), 1)
+
+
+def test_folders_alike_are_not_read_in_one_order():
+    """Else texts that are kept in several folders, as the two scripts of one document, would come together in every epoch."""
+    stream, count = RowStream({"hans": Made(500), "hant": Made(500)}, [1, 1]), 2500
+    read = stream.at(np.arange(2 * count), 0)
+    orders = [[row % 500 for _, row in read if row // 500 == number] for number in range(2)]
+    assert (np.array(orders[0]) == orders[1]).mean() < 0.02
 
 
 def test_a_place_says_all(mixed):
@@ -132,6 +159,8 @@ def test_folders_that_do_not_fit(stages, folder, tmp_path):
         ({"a": 1, "./a": 1}, "two of a, ./a are one folder"),
         ({"a": 1, "b": 0}, "b=0: a share is above 0"),
         ({"a": 1, "b": float("nan")}, "b=nan"),
+        ({"a": -0.5}, "a=-0.5"),
+        ({"a": float("inf")}, "a=inf"),
         ({"a": 5000, "b": 1}, "b=1: .*1/1024"),
     ):
         with pytest.raises(InputError, match=said):
