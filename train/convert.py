@@ -8,10 +8,7 @@ largest entry through rounding alone; then both are compared again in float64. I
     python train/convert.py answerdotai/ModernBERT-base runs/modernbert-base
 """
 
-import inspect
 import shutil
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, ModernBertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ModernBertConfig, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
 from zh_modernbert import modeling_zh_modernbert as modeling
@@ -27,8 +24,7 @@ from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhM
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
 from zh_modernbert.train.common.model_folder import TOKENIZER_FILES, build_model, read_weights, write_model
-
-TOLERANCE = 1e-5
+from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
 
 # transformers' name of each architecture -> our class
 ARCHITECTURES = {
@@ -39,10 +35,6 @@ ARCHITECTURES = {
 
 # Every field that a config may have. SHARED are taken as transformers' class resolves them. CARRIED are taken as the file has
 # them. ROPE are read by `rope_fields`. IRRELEVANT do not change what the model computes.
-SHARED = {"bos_token_id", "eos_token_id", *inspect.signature(ZhModernBertConfig).parameters} - {
-    *("kwargs", "norm_type", "embedding_initializer_range", "global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
-    *("global_rope_theta", "local_rope_theta", "rope_scaling"),
-}
 CARRIED = {
     *("global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
     *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "sentence_transformers"),
@@ -54,8 +46,6 @@ IRRELEVANT = {
     *("gradient_checkpointing", "reference_compile", "repad_logits_with_grad", "_attn_implementation_autoset"),
     *("layer_norm_eps", "position_embedding_type"),  # some files have them; ModernBERT reads norm_eps, and always has RoPE
 }
-
-SAMPLE = "今天天氣很好。The 2 Quick-brown foxes…  ２０２４年，\n\t臺灣／台湾 😀 naïve [MASK] <mask> 鿿𠮷"
 
 
 @dataclass
@@ -175,46 +165,6 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         raise InputError(f"{source}: tokenizer.json alone gives other ids than transformers' AutoTokenizer does")
 
 
-def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Side of the pads, ids `(4, T)` and mask `(4, T)`: rows longer than the window and shorter. Pads hold random tokens."""
-    generator = torch.Generator().manual_seed(0)
-    longest = min(config.local_attention + 33, config.max_position_embeddings)
-    lengths = torch.tensor([longest, (longest + 1) // 2, min(longest, 2), 1])
-    input_ids = torch.randint(config.vocab_size, (len(lengths), longest), generator=generator)
-    mask = (torch.arange(longest) < lengths[:, None]).long()
-    yield "right", input_ids, mask
-    yield "left", input_ids, mask.flip(1)
-
-
-@torch.inference_mode()
-def compare(stock: PreTrainedModel, ours: modeling.ZhModernBertPreTrainedModel) -> dict[str, tuple[float, float]]:
-    """The largest difference of hidden states and of logits: absolute, and relative to the largest entry of the tensor."""
-    architecture, pooling = type(stock).__name__, ours.config.classifier_pooling
-    found = {}
-
-    def record(what, actual, expected):
-        difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
-        found.setdefault(what, []).append((difference, difference / largest if largest else difference))
-
-    for side, input_ids, mask in random_batches(ours.config):
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        if architecture.endswith("MultipleChoice"):
-            inputs = {name: tensor.unflatten(0, (2, -1)) for name, tensor in inputs.items()}
-        expected = stock(**inputs, output_hidden_states=True, return_dict=True)
-        # Ours counts positions so by itself. Stock ModernBERT counts left pads too, so it was given them.
-        del inputs["position_ids"]
-        actual = ours(**inputs, output_hidden_states=True, return_dict=True)
-        real = mask.bool()
-        for pair in zip(actual.hidden_states, expected.hidden_states, strict=True):
-            record("hidden states", *(states[real] for states in pair))
-        if architecture.endswith("SequenceClassification") and pooling == "cls" and side == "left":
-            continue  # stock ModernBERT pools a pad there
-        per_token = architecture.endswith(("MaskedLM", "TokenClassification", "QuestionAnswering"))
-        for name in expected.keys() & {"logits", "start_logits", "end_logits"}:
-            record("logits", *(outputs[name][real] if per_token else outputs[name] for outputs in (actual, expected)))
-    return {what: tuple(torch.tensor(pairs).amax(0).tolist()) for what, pairs in found.items()}  # amax keeps NaN
-
-
 def main(settings: Settings) -> dict:
     output_dir = Path(settings.output_dir).absolute()
     if output_dir.exists():
@@ -234,24 +184,12 @@ def main(settings: Settings) -> dict:
         copy_tokenizer(source, folder)
         write_model(folder, model)
         ours = type(model).from_pretrained(folder, dtype=torch.float32)
-        for dtype in (torch.float32, torch.float64):
-            found = compare(stock.to(dtype), ours.to(dtype))  # pyright: ignore[reportArgumentType]  # `to` hides its `self`
-            if all(relative <= TOLERANCE for _, relative in found.values()):
-                break
-        for what, (difference, relative) in found.items():
-            if not relative <= TOLERANCE:
-                raise InputError(
-                    f"{source}: {what} differ from those of transformers' {architecture} by {difference:.3g}, "
-                    f"{relative:.3g} of the largest entry; {TOLERANCE} is allowed"
-                )
-            print(f"{what}: largest difference {difference:.3g}, {relative:.3g} of the largest entry", file=sys.stderr)
+        differences = require_same(stock, ours, source)
     return {
         "architecture": architecture,
         "num_parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "max_abs_diff": max(difference for difference, _ in found.values()),
-        "max_relative_diff": max(relative for _, relative in found.values()),
-        "compared_in": str(dtype).removeprefix("torch."),
+        **differences,
         "output_dir": settings.output_dir,
     }
 

@@ -1,6 +1,8 @@
 """A pretrained model folder -> the folder to put on the Hub: weights, config, tokenizer, code and model card.
 
-What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed.
+What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed. With
+`--form modernbert` it is a stock ModernBERT, which has no code and loads without `trust_remote_code`, in older tools too. That
+needs a model with `norm_type: layernorm`. It is loaded again and compared.
 Nothing is uploaded; `hf upload NAME FOLDER` does that.
 
     python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-tiny
@@ -17,20 +19,23 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, require_folder
 from zh_modernbert.train.common.model_folder import ROOT_FILES, load_model, write_model
+from zh_modernbert.train.common.stock import write_stock
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 # All that a published folder may hold; a folder with anything else in it is never replaced.
-PUBLISHED = {"config.json", "model.safetensors", "README.md", *(path.name for path in ROOT_FILES)} | {
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
+PUBLISHED = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} | {
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *(path.name for path in ROOT_FILES),
 }
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+FORMS = ("zh_modernbert", "modernbert")
 
 
 @dataclass
 class Settings(BaseSettings):
     model_dir: str = setting(help="model folder to read: what train/pretrain.py left in model/")
     output_dir: str = setting(help="folder to write")
+    form: str = setting("zh_modernbert", "`modernbert` writes a stock ModernBERT, which loads without this code", FORMS)
     name: str = setting("zh-modernbert", "the model's name on the Hub, such as me/zh-modernbert, in its card")
     license: str = setting("apache-2.0", "the Hub's name of the weights' licence, in the card")
     notes: str = setting("", "a Markdown file that goes into the card: data, results, limits")
@@ -58,6 +63,9 @@ model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 outputs = model(**tokenizer(["今天天气很好。", "今天天氣很好。"], padding=True, return_tensors="pt"))
 embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads
 ```
+
+Where `config.json` says `model_type: modernbert`, this is the stock form: the same weights without code. It needs no
+`trust_remote_code`. The first three points below are then not so, and the zeros at pads.
 
 - Pads cost nothing: they are dropped at the model's edge and put back behind it.
 - Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
@@ -125,24 +133,38 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
     )
 
 
+def is_published(name: str) -> bool:
+    """Whether a file's name is one that this script writes."""
+    return name in PUBLISHED or SHARD.fullmatch(name) is not None
+
+
+def check_replaceable(output_dir: Path) -> None:
+    """Raises InputError for a file, and for a folder that holds what this script did not write."""
+    present = [path.name for path in output_dir.iterdir()] if output_dir.is_dir() else []
+    if output_dir.is_file() or (present and not ("README.md" in present and all(map(is_published, present)))):
+        raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
+
+
 def main(settings: Settings) -> dict:
     check_card(settings)
     source = require_folder(settings.model_dir, "config.json")
     output_dir = Path(settings.output_dir).absolute()
-    present = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
-    if output_dir.is_file() or (present and ("README.md" not in present or present - PUBLISHED)):
-        raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
+    check_replaceable(output_dir)
     tokenizer = load_tokenizer(source)
     model = load_model(source)
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
     tokenizer.model_max_length = model.config.max_position_embeddings
     card = model_card(settings, model)
+    result = {"parameters": model.num_parameters(), "vocab_size": model.config.vocab_size, "output_dir": settings.output_dir}
     with replacing(output_dir) as folder:
-        write_model(folder, model)
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return {"parameters": model.num_parameters(), "vocab_size": model.config.vocab_size, "output_dir": settings.output_dir}
+        if settings.form == "modernbert":
+            result |= write_stock(folder, model, source)
+        else:
+            write_model(folder, model)
+    return result
 
 
 if __name__ == "__main__":

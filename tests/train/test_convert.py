@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
 from zh_modernbert.train import convert
 from zh_modernbert.train.common import cli
+from zh_modernbert.train.common import stock as beside_stock
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.model_folder import ROOT_FILES
 
@@ -401,7 +402,7 @@ def test_it_loads_without_this_project(save_stock, tmp_path):
 @pytest.mark.parametrize(("window", "longest"), [(16, 256), (128, 8192), (0, 8192), (128, 20), (128, 1)])
 def test_batches(window, longest):
     config = ZhModernBertConfig(vocab_size=50, local_attention=window, max_position_embeddings=longest)
-    batches = list(convert.random_batches(config))
+    batches = list(beside_stock.random_batches(config))
     assert [side for side, _, _ in batches] == ["right", "left"]
     (_, ids, right), (_, _, left) = batches
     lengths = right.sum(1).tolist()
@@ -455,7 +456,7 @@ def test_a_changed_weight_is_noticed(save_stock, monkeypatch, differs, name, val
 
 def test_what_differs_by_rounding_alone_is_compared_in_float64(save_stock, monkeypatch, tmp_path):
     _, source = save_stock()
-    in_float32, compare = [], convert.compare
+    in_float32, compare = [], beside_stock.compare
 
     def rounded(stock, ours):
         found = compare(stock, ours)
@@ -464,7 +465,7 @@ def test_what_differs_by_rounding_alone_is_compared_in_float64(save_stock, monke
             found = {what: (difference, 2e-5) for what, (difference, _) in found.items()}
         return found
 
-    monkeypatch.setattr(convert, "compare", rounded)
+    monkeypatch.setattr(beside_stock, "compare", rounded)
     result = convert_to(source, tmp_path / "converted")
     assert result["compared_in"] == "float64"
     # Nearer than float32 was, so it was float64 indeed, but for positions, which turn in float32.

@@ -19,12 +19,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    ModernBertForMaskedLM,
 )
 
+from tiny import randomise
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import publish
+from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.model_folder import load_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +43,7 @@ AUTO_CLASSES = [
 ]
 
 
-def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512) -> Path:
+def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512, **changes) -> Path:
     """A model folder as train/pretrain.py leaves it."""
     config = ZhModernBertConfig(
         vocab_size=vocab_size,
@@ -48,6 +52,7 @@ def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=256,
+        **changes,
     )
     ZhModernBertForMaskedLM(config).save_pretrained(folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
@@ -269,3 +274,87 @@ def test_scores_in_the_card(model_dir, tmp_path):
         index.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(InputError, match="model_index"):
             publish.main(settings)
+
+
+# --- as a stock ModernBERT ---
+
+
+@pytest.fixture
+def layernorm(stages, tmp_path) -> publish.Settings:
+    """A model that is stock ModernBERT by another name, with every weight random, and its publishing as one."""
+    folder = save_model(tmp_path / "model", stages / "tokenizer", norm_type="layernorm", local_rope_theta=5000.0)
+    model = randomise(ZhModernBertForMaskedLM.from_pretrained(folder))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return publish.Settings(str(folder), str(tmp_path / "stock"), form="modernbert", name="me/zh-tiny")
+
+
+def test_the_stock_form(layernorm):
+    """It has no code, loads without `trust_remote_code`, gives the same numbers, and has the card of the other form."""
+    result = publish.main(layernorm)
+    assert result["max_relative_diff"] <= 1e-5
+    folder = Path(layernorm.output_dir)
+    assert [path.name for path in folder.iterdir() if path.suffix == ".py"] == []
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("modernbert", ["ModernBertForMaskedLM"])
+    assert "auto_map" not in config
+    older = {"global_attn_every_n_layers": 2, "global_rope_theta": 160000.0, "local_rope_theta": 5000.0}
+    assert config.items() >= older.items(), "what transformers 4 reads"
+    assert {key: value["rope_theta"] for key, value in config["rope_parameters"].items()} == {
+        "full_attention": 160000.0,
+        "sliding_attention": 5000.0,
+    }
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(model).__module__.startswith("transformers.")
+    assert model.dtype == torch.bfloat16
+    text = "今天天气很好。今天天氣很好。"
+    assert tokenizer(text)["input_ids"] == load_tokenizer(layernorm.model_dir)(text)["input_ids"]
+    assert tokenizer.model_max_length == 256
+    layernorm.form, layernorm.output_dir = "zh_modernbert", layernorm.output_dir + "-ours"
+    publish.main(layernorm)
+    assert (folder / "README.md").read_bytes() == (Path(layernorm.output_dir) / "README.md").read_bytes()
+    ours = AutoModelForMaskedLM.from_pretrained(layernorm.output_dir, trust_remote_code=True, dtype=torch.float32)
+    batch = tokenizer([text], return_tensors="pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(model.float()(**batch).logits, ours(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("norm_type", {"norm_type": "rmsnorm"}),
+        ("layer_types", {"layer_types": ["sliding_attention", "full_attention"]}),
+        ("rope_scaling", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+    ],
+)
+def test_what_stock_modernbert_cannot_do(layernorm, field, changes):
+    path = Path(layernorm.model_dir) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    error = refused(layernorm)
+    assert f"config.json: {field} is " in error
+    assert "--form zh_modernbert" in error
+
+
+def test_a_stock_form_that_computes_something_else(layernorm, monkeypatch):
+    tie_weights = ModernBertForMaskedLM.tie_weights
+
+    def spoil(model, *arguments, **options):
+        with torch.no_grad():
+            if not model.decoder.bias.is_meta:
+                model.decoder.bias.add_(1)
+        return tie_weights(model, *arguments, **options)
+
+    monkeypatch.setattr(ModernBertForMaskedLM, "tie_weights", spoil)
+    assert "logits differ from those of transformers' ModernBertForMaskedLM" in refused(layernorm)
+
+
+def test_shards(settings, monkeypatch):
+    monkeypatch.setattr(model_folder, "LARGEST_SHARD", "50KB")
+    publish.main(settings)
+    folder = Path(settings.output_dir)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    before = {name: tensor.clone() for name, tensor in load_model(settings.model_dir).state_dict().items()}
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    monkeypatch.undo()
+    publish.main(settings)  # over the shards
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
