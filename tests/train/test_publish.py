@@ -22,6 +22,7 @@ from transformers import (
     ModernBertForMaskedLM,
 )
 
+from stand_in_hub import TOKEN, serve
 from tiny import randomise
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
@@ -131,7 +132,7 @@ def test_it_computes_what_was_trained(published, model_dir):
 def test_the_card(published):
     _, front_matter, text = (published / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     fields = yaml.safe_load(front_matter)
-    assert fields["language"] == ["zh"]
+    assert (fields["language"], fields["language_bcp47"]) == ("zh", ["zh-Hans", "zh-Hant"])
     assert fields["license"] == "apache-2.0"
     assert (fields["library_name"], fields["pipeline_tag"]) == ("transformers", "fill-mask")
     assert text.strip().startswith("# me/zh-tiny\n")
@@ -246,7 +247,7 @@ def test_a_full_disk(settings, model_dir, tmp_path):
         ("name", "me/[x](y)"),
         ("name", 'me/"); import os; ("'),
         ("name", "<b>"),
-        ("name", ""),
+        ("base_model", "me/x\nlicense: mit"),
         ("license", "mit\nlanguage: en"),
         ("license", "mit: x"),
         ("license", "no licence"),
@@ -358,3 +359,122 @@ def test_shards(settings, monkeypatch):
     monkeypatch.undo()
     publish.main(settings)  # over the shards
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+# --- to the Hub ---
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with serve(monkeypatch) as hub:
+        yield hub
+
+
+def files_in(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_a_folder_on_the_hub(hub, settings, capfd):
+    """The repository ends with the files of the folder, also where an earlier model was in shards. The card has its name."""
+    hub.add("me/zh-tiny", **{"model-00001-of-00002.safetensors": b"", "model.safetensors.index.json": b"{}"})
+    settings.push_to_hub = "me/zh-tiny"
+    hub.fail = lambda method, path: 0 if "/commit/" in path else None
+    with pytest.raises(InputError, match="me/zh-tiny: not sent"):
+        publish.main(settings)
+    before = files_in(settings.output_dir)
+    hub.fail = lambda method, path: None
+    result = publish.main(settings)
+    found = hub.branches["me/zh-tiny"]["main"]
+    assert found.pop(".gitattributes")
+    assert found == files_in(settings.output_dir) == before
+    assert b"\n# me/zh-tiny\n" in found["README.md"]
+    assert result["commit"] == f"{hub.url}/me/zh-tiny/commit/1"
+    assert TOKEN not in "".join(capfd.readouterr()) + str(result)
+    assert not [name for name, content in found.items() if TOKEN.encode() in content]
+
+
+def test_a_dry_run_says_what_would_be_sent(hub, settings):
+    settings.push_to_hub, settings.dry_run, settings.revision = "me/zh-tiny", True, "step-5"
+    result = publish.main(settings)
+    assert result["files"] == {name: len(content) for name, content in files_in(settings.output_dir).items()}
+    assert (result["repository"], result["revision"]) == ("me/zh-tiny", "step-5")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"push_to_hub": "me/z h"}, "push_to_hub is 'me/z h'"),
+        ({"push_to_hub": "me/zh", "revision": "a..b"}, "revision is 'a..b'"),
+        ({"private": True}, "give --push_to_hub"),
+        ({"dry_run": True}, "give --push_to_hub"),
+        ({"revision": "x"}, "give --push_to_hub"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(hub, settings, changes, said):
+    for field, value in changes.items():
+        setattr(settings, field, value)
+    assert said in refused(settings)
+    assert hub.asked == []
+
+
+def test_a_token_in_the_notes(settings, tmp_path):
+    (tmp_path / "notes.md").write_text(f"# Data\n\nHF_TOKEN={TOKEN} hf upload")
+    settings.notes = str(tmp_path / "notes.md")
+    error = refused(settings)
+    assert "notes.md: line 3 holds an access token" in error
+    assert TOKEN not in error
+
+
+def test_what_the_model_was_made_of(settings):
+    settings.base_model, settings.datasets = "answerdotai/ModernBERT-base", ["clue/clue", "wikimedia/wikipedia"]
+    publish.main(settings)
+    data = ModelCard.load(Path(settings.output_dir) / "README.md").data
+    assert (data.base_model, data.datasets) == (settings.base_model, settings.datasets)
+
+
+# --- a clone as a model repository ---
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    folder = tmp_path / "clone"
+    for name in (*ROOT_FILES, "README.md", "pyproject.toml", "train/publish.py", "tests/tiny.py", ".git/config"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes() if name != ".git/config" else b"secret")
+    return folder
+
+
+def test_a_clone_is_a_model_repository(hub, clone, settings, monkeypatch):
+    """It loads as any folder, and nothing of it is sent but what a published folder has."""
+    before = {path.relative_to(clone): path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+    settings.output_dir, settings.push_to_hub = str(clone), "me/zh-tiny"
+    monkeypatch.setattr(model_folder, "LARGEST_SHARD", "50KB")
+    publish.main(settings)
+    monkeypatch.setattr(model_folder, "LARGEST_SHARD", "5GB")
+    publish.main(settings)
+    after = {path.relative_to(clone): path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+    added = {path.name for path in after.keys() - before.keys()}
+    assert {path: after[path] for path in before} == before
+    assert added - {"special_tokens_map.json"} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert not (clone / ".published").exists()
+    model = AutoModel.from_pretrained(clone, trust_remote_code=True)
+    trained = load_model(settings.model_dir).state_dict()
+    assert all(torch.equal(tensor, trained[f"model.{name}"]) for name, tensor in model.state_dict().items())
+    found = hub.branches["me/zh-tiny"]["main"]
+    assert set(found) == added | {"README.md", ".gitattributes", *ROOT_FILES}
+    assert b"\n# me/zh-tiny\n" in found["README.md"]
+
+
+def test_a_clone_with_other_code(clone, settings):
+    settings.output_dir = str(clone)
+    settings.form = "modernbert"
+    assert "a clone of this project" in refused(settings)
+    settings.form = "zh_modernbert"
+    (clone / ROOT_FILES[1]).write_text("other")
+    assert f"{ROOT_FILES[1]}: not the code" in refused(settings)
