@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, ModernBertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ModernBertConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
 from zh_modernbert import modeling_zh_modernbert as modeling
@@ -216,7 +216,7 @@ def load_stock(source: Path, architecture: str, norm_type: str) -> PreTrainedMod
         raise InputError(f"{source}: transformers cannot load it: {describe(error)}") from error
     norms = {name: norm for name, norm in stock.named_modules() if isinstance(norm, torch.nn.LayerNorm)}
     for name, norm in norms.items() if norm_type == "rmsnorm" else ():
-        rmsnorm = torch.nn.RMSNorm(norm.normalized_shape, eps=norm.eps)
+        rmsnorm = torch.nn.RMSNorm(list(norm.normalized_shape), eps=norm.eps)
         rmsnorm.weight = norm.weight
         stock.set_submodule(name, rmsnorm)
     return stock
@@ -233,7 +233,7 @@ def check_code(source: Path, trust_remote_code: bool) -> None:
         )
 
 
-def ids_by_code(source: Path, model_config: ModernBertConfig) -> list[int]:
+def ids_by_code(source: Path, model_config: PretrainedConfig) -> list[int]:
     """What the tokenizer's own code makes of the sample, without what it does to the text before, if it can be told so."""
     tokenizer = AutoTokenizer.from_pretrained(source, config=model_config, trust_remote_code=True)
     methods = [method for _, method in inspect.getmembers(type(tokenizer), inspect.isfunction)]
@@ -241,7 +241,7 @@ def ids_by_code(source: Path, model_config: ModernBertConfig) -> list[int]:
     return tokenizer(SAMPLE, **({AS_GIVEN: False} if told else {}))["input_ids"]
 
 
-def copy_tokenizer(source: Path, folder: Path, model_config: ModernBertConfig) -> None:
+def copy_tokenizer(source: Path, folder: Path, model_config: PretrainedConfig) -> None:
     """Copies the tokenizer's files, and changes only what some version of transformers cannot read. Its code is left out.
 
     Args:
