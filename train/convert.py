@@ -5,13 +5,18 @@ transformers 4 or 5 writes it. The weights keep their names and their dtype, the
 again and compared with transformers' class on random tokens in float32. Large activations can differ by more than 1e-5 of the
 largest entry through rounding alone; then both are compared again in float64. If they differ there too, nothing is written.
 
+A source with RMSNorm, which transformers' class has not, is known by its config, whatever it calls that, or by `--norm_type`.
+It is compared with transformers' class with RMSNorm in it. Code that comes with a model is not run. Code that comes with a
+tokenizer is run only with `--trust_remote_code true`, to see whether tokenizer.json alone gives the same ids; the code is
+left out then.
+
     python train/convert.py answerdotai/ModernBERT-base runs/modernbert-base
 """
 
 import inspect
+import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from transformers import AutoTokenizer, ModernBertConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ModernBertConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
 from zh_modernbert import modeling_zh_modernbert as modeling
@@ -27,8 +32,7 @@ from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhM
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
 from zh_modernbert.train.common.model_folder import TOKENIZER_FILES, build_model, read_weights, write_model
-
-TOLERANCE = 1e-5
+from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
 
 # transformers' name of each architecture -> our class
 ARCHITECTURES = {
@@ -39,10 +43,6 @@ ARCHITECTURES = {
 
 # Every field that a config may have. SHARED are taken as transformers' class resolves them. CARRIED are taken as the file has
 # them. ROPE are read by `rope_fields`. IRRELEVANT do not change what the model computes.
-SHARED = {"bos_token_id", "eos_token_id", *inspect.signature(ZhModernBertConfig).parameters} - {
-    *("kwargs", "norm_type", "embedding_initializer_range", "global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
-    *("global_rope_theta", "local_rope_theta", "rope_scaling"),
-}
 CARRIED = {
     *("global_attn_every_n_layers", "mask_token_id", "unk_token_id"),
     *("id2label", "label2id", "problem_type", "finetuning_task", "task_specific_params", "sentence_transformers"),
@@ -55,21 +55,26 @@ IRRELEVANT = {
     *("layer_norm_eps", "position_embedding_type"),  # some files have them; ModernBERT reads norm_eps, and always has RoPE
 }
 
-SAMPLE = "今天天氣很好。The 2 Quick-brown foxes…  ２０２４年，\n\t臺灣／台湾 😀 naïve [MASK] <mask> 鿿𠮷"
+NORM_TYPES = ("rmsnorm", "layernorm")
+# What the tokenizer of feynmanzhao/chinese-modernbert-large-wwm calls what it does to a text first.
+AS_GIVEN = "do_text_preprocessing"
 
 
 @dataclass
 class Settings(BaseSettings):
     source: str = setting(help="folder or Hub id of a stock ModernBERT", positional=True)
     output_dir: str = setting(help="folder to write; must not exist", positional=True)
+    norm_type: str = setting("", "`rmsnorm` or `layernorm` where the config does not say; empty: as it says", ("", *NORM_TYPES))
+    trust_remote_code: bool = setting(False, "run the code of the source's tokenizer, to compare its ids", running=True)
 
 
-def find_source(source: str) -> Path:
-    """The folder of that name, or the folder of the Hub's model, downloaded unless it is in the cache."""
+def find_source(source: str, trust_remote_code: bool) -> Path:
+    """The folder of that name, or the folder of the Hub's model, downloaded unless it is in the cache; with code if trusted."""
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source, allow_patterns=["config.json", "model*.safetensors*", *TOKENIZER_FILES]))
+        patterns = ["config.json", "model*.safetensors*", *TOKENIZER_FILES, *(["*.py"] if trust_remote_code else [])]
+        return Path(snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
 
@@ -80,13 +85,61 @@ def require(condition: bool, path: Path, name: str, value, what: str) -> None:
         raise InputError(f"{path}: {name} is {value!r}; {what}")
 
 
-def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
+def norm_by_name(name: str, value) -> str | None:
+    """The kind of norm that one field of a config says, whatever it calls it; None if it says none.
+
+    Known are the kind's name (`norm_type: rms_norm`), a switch (`use_rms_norm: true`), and an epsilon (`rms_norm_eps: 1e-6`).
+    """
+    if "norm" not in name or value is None:
+        return None
+    if isinstance(value, str):
+        plain = re.sub(r"[^a-z]", "", value.lower())
+        return {"rms": "rmsnorm", "rmsnorm": "rmsnorm", "layer": "layernorm", "layernorm": "layernorm"}.get(plain)
+    if "rms" not in name:
+        return None
+    return "layernorm" if value is False else "rmsnorm"
+
+
+def read_norm(path: Path, chosen: str = "") -> tuple[dict, str]:
+    """A config as the file has it but in stock ModernBERT's words, and the kind of norm.
+
+    Of a source with RMSNorm, `model_type`, `architectures` and `auto_map` are those of somebody's own class, which has
+    ModernBERT's fields and weights.
+
+    Args:
+        chosen: the kind of norm, where the config does not say.
+
+    Raises:
+        InputError: the config says two things, or another than `chosen`, naming the field.
+    """
+    written = read_json(path)
+    said = {name: kind for name, value in written.items() if (kind := norm_by_name(name, value))}
+    norm_type = chosen or next(iter(said.values()), "layernorm")
+    for name, kind in said.items():
+        require(kind == norm_type, path, name, written[name], f"which is not {norm_type}, that is said elsewhere")
+    if norm_type == "layernorm":
+        return {name: value for name, value in written.items() if name not in said}, norm_type
+    fields = {name: value for name, value in written.items() if name not in {*said, "auto_map"}}
+    for name in said:
+        if name.endswith("eps"):
+            require(written.get("norm_eps") in (None, written[name]), path, name, written[name], "but norm_eps is another")
+            fields["norm_eps"] = written[name]
+    require(not written.get("norm_bias"), path, "norm_bias", written.get("norm_bias"), "RMSNorm has no bias")
+    kind, names = written.get("model_type"), written.get("architectures")
+    if isinstance(kind, str) and kind != ZhModernBertConfig.model_type and "modernbert" in kind.lower():
+        fields["model_type"] = "modernbert"
+    if isinstance(names, list):
+        fields["architectures"] = [re.sub(r"^\w*(?=ModernBert)", "", name) if isinstance(name, str) else name for name in names]
+    return fields, norm_type
+
+
+def read_config(path: Path, norm_type: str = "") -> tuple[str, ZhModernBertConfig]:
     """The name of transformers' class for the model, and its config as ours.
 
     Raises:
         InputError: this is no ModernBERT, or a field has a value that this model cannot have or is unknown, naming the field.
     """
-    written = read_json(path)
+    written, norm_type = read_norm(path, norm_type)
     architecture = check_written(written, path)
     stock = read_stock_config(written, path)
     rope = rope_fields(written, stock, path)
@@ -96,7 +149,7 @@ def read_config(path: Path) -> tuple[str, ZhModernBertConfig]:
             **{name: getattr(stock, name) for name in SHARED},
             **{"mask_token_id": None, "unk_token_id": None} | carried,
             **rope,
-            norm_type="layernorm",
+            norm_type=norm_type,
         )
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: {describe(error)}") from error
@@ -147,111 +200,113 @@ def rope_fields(written: dict, stock: ModernBertConfig, path: Path) -> dict:
     return {**thetas, "rope_scaling": None if full == plain else full}
 
 
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copies the tokenizer's files, and changes only what some version of transformers cannot read.
+def load_stock(source: Path, architecture: str, norm_type: str) -> PreTrainedModel:
+    """The source by transformers' class, in float32, with RMSNorm in the place of its norms if the source has that.
 
     Raises:
-        InputError: the tokenizer needs code of its own, cannot be loaded, or would give other ids.
+        InputError: transformers cannot load it.
+    """
+    written, norm_type = read_norm(source / "config.json", norm_type)
+    config = read_stock_config(written, source / "config.json")
+    try:
+        stock = getattr(transformers, architecture).from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True
+        )
+    except Exception as error:  # transformers raises many kinds
+        raise InputError(f"{source}: transformers cannot load it: {describe(error)}") from error
+    norms = {name: norm for name, norm in stock.named_modules() if isinstance(norm, torch.nn.LayerNorm)}
+    for name, norm in norms.items() if norm_type == "rmsnorm" else ():
+        rmsnorm = torch.nn.RMSNorm(list(norm.normalized_shape), eps=norm.eps)
+        rmsnorm.weight = norm.weight
+        stock.set_submodule(name, rmsnorm)
+    return stock
+
+
+def check_code(source: Path, trust_remote_code: bool) -> None:
+    """Raises InputError if the tokenizer has code of its own, which may not be run."""
+    path = source / "tokenizer_config.json"
+    code = read_json(path).get("auto_map") if path.is_file() else None
+    if code and not trust_remote_code:
+        raise InputError(
+            f"{path}: auto_map is {code!r}: the tokenizer has code of its own; read it, and if you trust it, "
+            "--trust_remote_code true runs it to see whether tokenizer.json alone gives the same ids"
+        )
+
+
+def ids_by_code(source: Path, model_config: PretrainedConfig) -> list[int]:
+    """What the tokenizer's own code makes of the sample, without what it does to the text before, if it can be told so."""
+    tokenizer = AutoTokenizer.from_pretrained(source, config=model_config, trust_remote_code=True)
+    methods = [method for _, method in inspect.getmembers(type(tokenizer), inspect.isfunction)]
+    told = any(AS_GIVEN in inspect.signature(method).parameters for method in methods)
+    return tokenizer(SAMPLE, **({AS_GIVEN: False} if told else {}))["input_ids"]
+
+
+def copy_tokenizer(source: Path, folder: Path, model_config: PretrainedConfig) -> None:
+    """Copies the tokenizer's files, and changes only what some version of transformers cannot read. Its code is left out.
+
+    Args:
+        model_config: of the source, as transformers knows it.
+
+    Raises:
+        InputError: the tokenizer cannot be loaded, or would give other ids.
     """
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     path = source / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
-    if "auto_map" in config:
-        raise InputError(f"{path}: auto_map is {config['auto_map']!r}; a tokenizer with code of its own is not converted")
+    has_code = bool(config.get("auto_map"))
     try:
-        stock = AutoTokenizer.from_pretrained(source)
+        if has_code:
+            config = {name: value for name, value in config.items() if name not in ("auto_map", AS_GIVEN)}
+            expected, names = ids_by_code(source, model_config), ["input_ids", "attention_mask"]
+        else:
+            stock = AutoTokenizer.from_pretrained(source, config=model_config)
+            expected, names = stock(SAMPLE)["input_ids"], stock.model_input_names
         # Of a stock ModernBERT transformers reads tokenizer.json and ignores `tokenizer_class`; of other models it does not.
-        changed = {"model_input_names": stock.model_input_names} | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
+        changed = {"model_input_names": names} | config | {"tokenizer_class": "PreTrainedTokenizerFast"}
         if isinstance(config.get("extra_special_tokens"), list):  # transformers 5's name for them, on which 4 fails
             changed["additional_special_tokens"] = changed.pop("extra_special_tokens")
-        if changed != config:
+        if changed != config or has_code:
             write_json(folder / path.name, changed)
-        same = stock(SAMPLE)["input_ids"] == PreTrainedTokenizerFast.from_pretrained(folder)(SAMPLE)["input_ids"]
+        same = expected == PreTrainedTokenizerFast.from_pretrained(folder)(SAMPLE)["input_ids"]
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise InputError(f"{source}: the tokenizer cannot be loaded: {describe(error)}") from error
+    if not same and has_code:
+        raise InputError(
+            f"{source}: tokenizer.json alone gives other ids than the tokenizer's code does; give the model another tokenizer "
+            "with train/transfer_tokenizer.py, from a copy without auto_map in its tokenizer_config.json"
+        )
     if not same:
         raise InputError(f"{source}: tokenizer.json alone gives other ids than transformers' AutoTokenizer does")
-
-
-def random_batches(config: ZhModernBertConfig) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Side of the pads, ids `(4, T)` and mask `(4, T)`: rows longer than the window and shorter. Pads hold random tokens."""
-    generator = torch.Generator().manual_seed(0)
-    longest = min(config.local_attention + 33, config.max_position_embeddings)
-    lengths = torch.tensor([longest, (longest + 1) // 2, min(longest, 2), 1])
-    input_ids = torch.randint(config.vocab_size, (len(lengths), longest), generator=generator)
-    mask = (torch.arange(longest) < lengths[:, None]).long()
-    yield "right", input_ids, mask
-    yield "left", input_ids, mask.flip(1)
-
-
-@torch.inference_mode()
-def compare(stock: PreTrainedModel, ours: modeling.ZhModernBertPreTrainedModel) -> dict[str, tuple[float, float]]:
-    """The largest difference of hidden states and of logits: absolute, and relative to the largest entry of the tensor."""
-    architecture, pooling = type(stock).__name__, ours.config.classifier_pooling
-    found = {}
-
-    def record(what, actual, expected):
-        difference, largest = (actual - expected).abs().max().item(), expected.abs().max().item()
-        found.setdefault(what, []).append((difference, difference / largest if largest else difference))
-
-    for side, input_ids, mask in random_batches(ours.config):
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        if architecture.endswith("MultipleChoice"):
-            inputs = {name: tensor.unflatten(0, (2, -1)) for name, tensor in inputs.items()}
-        expected = stock(**inputs, output_hidden_states=True, return_dict=True)
-        # Ours counts positions so by itself. Stock ModernBERT counts left pads too, so it was given them.
-        del inputs["position_ids"]
-        actual = ours(**inputs, output_hidden_states=True, return_dict=True)
-        real = mask.bool()
-        for pair in zip(actual.hidden_states, expected.hidden_states, strict=True):
-            record("hidden states", *(states[real] for states in pair))
-        if architecture.endswith("SequenceClassification") and pooling == "cls" and side == "left":
-            continue  # stock ModernBERT pools a pad there
-        per_token = architecture.endswith(("MaskedLM", "TokenClassification", "QuestionAnswering"))
-        for name in expected.keys() & {"logits", "start_logits", "end_logits"}:
-            record("logits", *(outputs[name][real] if per_token else outputs[name] for outputs in (actual, expected)))
-    return {what: tuple(torch.tensor(pairs).amax(0).tolist()) for what, pairs in found.items()}  # amax keeps NaN
+    if has_code:
+        print(f"{path}: the tokenizer's code is left out: it takes every text as it is given, offsets fit", file=sys.stderr)
 
 
 def main(settings: Settings) -> dict:
     output_dir = Path(settings.output_dir).absolute()
     if output_dir.exists():
         raise InputError(f"{output_dir}: exists; choose another output_dir")
-    source = find_source(settings.source)
-    architecture, config = read_config(source / "config.json")
+    source = find_source(settings.source, settings.trust_remote_code)
+    architecture, config = read_config(source / "config.json", settings.norm_type)
     require_file(source / "tokenizer.json")
+    check_code(source, settings.trust_remote_code)
     tensors = read_weights(source)
     if architecture == "ModernBertModel":  # saved by itself, or from within a model with a head
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     model = build_model(ARCHITECTURES[architecture], config, tensors, source)
-    try:
-        stock = getattr(transformers, architecture).from_pretrained(source, dtype=torch.float32, use_safetensors=True)
-    except Exception as error:  # transformers raises many kinds
-        raise InputError(f"{source}: transformers cannot load it: {describe(error)}") from error
+    stock = load_stock(source, architecture, settings.norm_type)
     with replacing(output_dir) as folder:
-        copy_tokenizer(source, folder)
+        copy_tokenizer(source, folder, stock.config)
         write_model(folder, model)
         ours = type(model).from_pretrained(folder, dtype=torch.float32)
-        for dtype in (torch.float32, torch.float64):
-            found = compare(stock.to(dtype), ours.to(dtype))  # pyright: ignore[reportArgumentType]  # `to` hides its `self`
-            if all(relative <= TOLERANCE for _, relative in found.values()):
-                break
-        for what, (difference, relative) in found.items():
-            if not relative <= TOLERANCE:
-                raise InputError(
-                    f"{source}: {what} differ from those of transformers' {architecture} by {difference:.3g}, "
-                    f"{relative:.3g} of the largest entry; {TOLERANCE} is allowed"
-                )
-            print(f"{what}: largest difference {difference:.3g}, {relative:.3g} of the largest entry", file=sys.stderr)
+        differences = require_same(stock, ours, source)
     return {
         "architecture": architecture,
+        "norm_type": config.norm_type,
         "num_parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "max_abs_diff": max(difference for difference, _ in found.values()),
-        "max_relative_diff": max(relative for _, relative in found.values()),
-        "compared_in": str(dtype).removeprefix("torch."),
+        **differences,
         "output_dir": settings.output_dir,
     }
 

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
 from zh_modernbert.train import convert
 from zh_modernbert.train.common import cli
+from zh_modernbert.train.common import stock as beside_stock
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.model_folder import ROOT_FILES
 
@@ -283,6 +284,116 @@ def test_shards(save_stock, tmp_path, refused):
     assert "model.safetensors.index.json" in refused()
 
 
+# --- RMSNorm ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "eps"),
+    [
+        ({"norm_type": "rmsnorm"}, 1e-5),
+        ({"normalization": "RMS_Norm", "norm_eps": 1e-3}, 1e-3),
+        (
+            {
+                "use_rms_norm": True,
+                "model_type": "chinese_modernbert",
+                "architectures": ["ChineseModernBertForMaskedLM"],
+                "auto_map": {"AutoConfig": "mine.Config", "AutoModelForMaskedLM": "mine.Model"},
+            },
+            1e-5,
+        ),
+        ({"rms_norm_eps": 1e-3, "norm_eps": 1e-3, "auto_map": {"AutoModel": "mine.Model"}}, 1e-3),
+        ({}, 1e-5),  # the config says nothing, the user does
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_source_with_rmsnorm(save_stock, tmp_path, changes, eps):
+    stock, source = save_stock()
+    change_config(source, **changes)
+    chosen = "" if changes else "rmsnorm"
+    settings = convert.Settings(source=str(source), output_dir=str(tmp_path / "converted"), norm_type=chosen)
+    assert convert.main(settings)["norm_type"] == "rmsnorm"
+    written = json.loads((tmp_path / "converted" / "config.json").read_text())
+    assert (written["norm_type"], written["norm_eps"], written["model_type"]) == ("rmsnorm", eps, "zh_modernbert")
+    for name, norm in list(stock.named_modules()):
+        if isinstance(norm, torch.nn.LayerNorm):
+            stock.set_submodule(name, RootMeanSquare(norm.weight, eps))
+    assert_same_outputs(stock, tmp_path / "converted")
+
+
+class RootMeanSquare(torch.nn.Module):
+    """RMSNorm by its definition."""
+
+    def __init__(self, weight, eps):
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, states):
+        return states / (states.square().mean(-1, keepdim=True) + self.eps).sqrt() * self.weight
+
+
+def test_a_config_that_says_another_norm_than_the_user(save_stock, tmp_path):
+    _, source = save_stock()
+    change_config(source, norm_type="layernorm")
+    convert_to(source, tmp_path / "converted")
+    with pytest.raises(InputError, match="norm_type is 'layernorm'; which is not rmsnorm"):
+        convert.main(convert.Settings(str(source), str(tmp_path / "other"), norm_type="rmsnorm"))
+
+
+# --- a tokenizer with code of its own ---------------------------------------------------------------------------------
+
+TOKENIZER_CODE = """
+from transformers import PreTrainedTokenizerFast
+
+open(%r, "a").write("run")
+
+
+class Mine(PreTrainedTokenizerFast):
+    def __call__(self, text, do_text_preprocessing=True, **options):
+        return super().__call__(text.replace("２", "2") if do_text_preprocessing else text + %r, **options)
+"""
+
+
+@pytest.fixture
+def with_code(save_stock, tmp_path, monkeypatch):
+    """A source whose tokenizer has code, which leaves a mark when it is run; `added` is what it adds to each text."""
+
+    def save(added=""):
+        _, source = save_stock()
+        (source / "mine.py").write_text(TOKENIZER_CODE % (str(tmp_path / "mark"), added))
+        path = source / "tokenizer_config.json"
+        config = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "mine.Mine"]}, "tokenizer_class": "Mine"}
+        path.write_text(json.dumps(config | {"do_text_preprocessing": True}))
+        return source
+
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    return save
+
+
+def test_code_of_a_tokenizer_is_run_only_when_asked_and_left_out(with_code, refused, tmp_path, capsys):
+    source = with_code()
+    assert "--trust_remote_code true" in refused()
+    assert not (tmp_path / "mark").exists()
+    convert.main(convert.Settings(str(source), str(tmp_path / "converted"), trust_remote_code=True))
+    assert (tmp_path / "mark").read_text().startswith("run")
+    assert "code is left out" in capsys.readouterr().err
+    assert not (tmp_path / "converted" / "mine.py").exists()
+    config = json.loads((tmp_path / "converted" / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not {"auto_map", "do_text_preprocessing"} & set(config)
+    text = "２０２４年，今天"
+    plain = AutoTokenizer.from_pretrained(tmp_path / "converted")(text, return_offsets_mapping=True)
+    assert plain["offset_mapping"][-2][1] == len(text)
+    assert plain["input_ids"] == PreTrainedTokenizerFast.from_pretrained(source)(text)["input_ids"]
+
+
+def test_code_of_a_tokenizer_that_gives_other_ids(with_code, tmp_path):
+    source = with_code("more")
+    with pytest.raises(InputError, match=r"other ids than the tokenizer's code does.*train/transfer_tokenizer\.py"):
+        convert.main(convert.Settings(str(source), str(tmp_path / "converted"), trust_remote_code=True))
+    assert not (tmp_path / "converted").exists()
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
@@ -401,7 +512,7 @@ def test_it_loads_without_this_project(save_stock, tmp_path):
 @pytest.mark.parametrize(("window", "longest"), [(16, 256), (128, 8192), (0, 8192), (128, 20), (128, 1)])
 def test_batches(window, longest):
     config = ZhModernBertConfig(vocab_size=50, local_attention=window, max_position_embeddings=longest)
-    batches = list(convert.random_batches(config))
+    batches = list(beside_stock.random_batches(config))
     assert [side for side, _, _ in batches] == ["right", "left"]
     (_, ids, right), (_, _, left) = batches
     lengths = right.sum(1).tolist()
@@ -455,7 +566,7 @@ def test_a_changed_weight_is_noticed(save_stock, monkeypatch, differs, name, val
 
 def test_what_differs_by_rounding_alone_is_compared_in_float64(save_stock, monkeypatch, tmp_path):
     _, source = save_stock()
-    in_float32, compare = [], convert.compare
+    in_float32, compare = [], beside_stock.compare
 
     def rounded(stock, ours):
         found = compare(stock, ours)
@@ -464,7 +575,7 @@ def test_what_differs_by_rounding_alone_is_compared_in_float64(save_stock, monke
             found = {what: (difference, 2e-5) for what, (difference, _) in found.items()}
         return found
 
-    monkeypatch.setattr(convert, "compare", rounded)
+    monkeypatch.setattr(beside_stock, "compare", rounded)
     result = convert_to(source, tmp_path / "converted")
     assert result["compared_in"] == "float64"
     # Nearer than float32 was, so it was float64 indeed, but for positions, which turn in float32.
@@ -492,8 +603,8 @@ def test_a_changed_field_is_noticed(save_stock, monkeypatch, differs, architectu
     _, source = save_stock(architecture)
     original = convert.read_config
 
-    def read_config(path):
-        name, config = original(path)
+    def read_config(path, norm_type):
+        name, config = original(path, norm_type)
         setattr(config, field, value)
         return name, config
 
@@ -522,7 +633,12 @@ LINEAR = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
         ({"output_attentions": True}, ["output_attentions is True"]),
         ({"use_qk_norm": True}, ["use_qk_norm is True"]),
         ({"head_dim": 16}, ["head_dim is 16"]),
-        ({"norm_type": "rmsnorm"}, ["norm_type is 'rmsnorm'"]),
+        ({"norm_type": "batchnorm"}, ["norm_type is 'batchnorm'"]),
+        ({"norm_type": "rmsnorm", "norm_bias": True}, ["norm_bias is True"]),
+        ({"norm_type": "rmsnorm", "use_rms_norm": False}, ["use_rms_norm is False", "rmsnorm"]),
+        ({"rms_norm_eps": 1e-6, "norm_eps": 1e-5}, ["rms_norm_eps is 1e-06", "norm_eps"]),
+        ({"norm_type": "rmsnorm", "model_type": "llama"}, ["model_type is 'llama'"]),
+        ({"norm_type": "rmsnorm", "model_type": "zh_modernbert"}, ["model_type is 'zh_modernbert'"]),
         ({"auto_map": {"AutoModel": "mine.Model"}}, ["auto_map is {'AutoModel': 'mine.Model'}"]),
         ({"quantization_config": {"bits": 4}}, ["quantization_config is {'bits': 4}"]),
         ({"layer_types": ["full_attention", "chunked_attention"] * 2}, ["layer_types is", "chunked_attention"]),
@@ -630,7 +746,7 @@ def test_a_tokenizer_that_would_give_other_ids_is_refused(save_stock, tmp_path, 
     _, source = save_stock()
     other = AutoTokenizer.from_pretrained(source)
     other.backend_tokenizer.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder: other)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda folder, **options: other)
     with pytest.raises(InputError, match="other ids"):
         convert_to(source, tmp_path / "converted")
 

@@ -19,12 +19,17 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    ModernBertForMaskedLM,
 )
 
+from stand_in_hub import TOKEN, serve
+from tiny import randomise
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train import publish
+from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.model_folder import load_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +44,7 @@ AUTO_CLASSES = [
 ]
 
 
-def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512) -> Path:
+def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512, **changes) -> Path:
     """A model folder as train/pretrain.py leaves it."""
     config = ZhModernBertConfig(
         vocab_size=vocab_size,
@@ -48,6 +53,7 @@ def save_model(folder: Path, tokenizer: Path, vocab_size: int = 512) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=256,
+        **changes,
     )
     ZhModernBertForMaskedLM(config).save_pretrained(folder)
     load_tokenizer(tokenizer).save_pretrained(folder)
@@ -126,7 +132,7 @@ def test_it_computes_what_was_trained(published, model_dir):
 def test_the_card(published):
     _, front_matter, text = (published / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     fields = yaml.safe_load(front_matter)
-    assert fields["language"] == ["zh"]
+    assert (fields["language"], fields["language_bcp47"]) == ("zh", ["zh-Hans", "zh-Hant"])
     assert fields["license"] == "apache-2.0"
     assert (fields["library_name"], fields["pipeline_tag"]) == ("transformers", "fill-mask")
     assert text.strip().startswith("# me/zh-tiny\n")
@@ -241,7 +247,7 @@ def test_a_full_disk(settings, model_dir, tmp_path):
         ("name", "me/[x](y)"),
         ("name", 'me/"); import os; ("'),
         ("name", "<b>"),
-        ("name", ""),
+        ("base_model", "me/x\nlicense: mit"),
         ("license", "mit\nlanguage: en"),
         ("license", "mit: x"),
         ("license", "no licence"),
@@ -269,3 +275,206 @@ def test_scores_in_the_card(model_dir, tmp_path):
         index.write_text(json.dumps(wrong), encoding="utf-8")
         with pytest.raises(InputError, match="model_index"):
             publish.main(settings)
+
+
+# --- as a stock ModernBERT ---
+
+
+@pytest.fixture
+def layernorm(stages, tmp_path) -> publish.Settings:
+    """A model that is stock ModernBERT by another name, with every weight random, and its publishing as one."""
+    folder = save_model(tmp_path / "model", stages / "tokenizer", norm_type="layernorm", local_rope_theta=5000.0)
+    model = randomise(ZhModernBertForMaskedLM.from_pretrained(folder))
+    model.to(torch.bfloat16).save_pretrained(folder)
+    return publish.Settings(str(folder), str(tmp_path / "stock"), form="modernbert", name="me/zh-tiny")
+
+
+def test_the_stock_form(layernorm):
+    """It has no code, loads without `trust_remote_code`, gives the same numbers, and has the card of the other form."""
+    result = publish.main(layernorm)
+    assert result["max_relative_diff"] <= 1e-5
+    folder = Path(layernorm.output_dir)
+    assert [path.name for path in folder.iterdir() if path.suffix == ".py"] == []
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("modernbert", ["ModernBertForMaskedLM"])
+    assert "auto_map" not in config
+    older = {"global_attn_every_n_layers": 2, "global_rope_theta": 160000.0, "local_rope_theta": 5000.0}
+    assert config.items() >= older.items(), "what transformers 4 reads"
+    assert {key: value["rope_theta"] for key, value in config["rope_parameters"].items()} == {
+        "full_attention": 160000.0,
+        "sliding_attention": 5000.0,
+    }
+    model, tokenizer = AutoModelForMaskedLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(model).__module__.startswith("transformers.")
+    assert model.dtype == torch.bfloat16
+    text = "今天天气很好。今天天氣很好。"
+    assert tokenizer(text)["input_ids"] == load_tokenizer(layernorm.model_dir)(text)["input_ids"]
+    assert tokenizer.model_max_length == 256
+    layernorm.form, layernorm.output_dir = "zh_modernbert", layernorm.output_dir + "-ours"
+    publish.main(layernorm)
+    assert (folder / "README.md").read_bytes() == (Path(layernorm.output_dir) / "README.md").read_bytes()
+    ours = AutoModelForMaskedLM.from_pretrained(layernorm.output_dir, trust_remote_code=True, dtype=torch.float32)
+    batch = tokenizer([text], return_tensors="pt")
+    with torch.inference_mode():
+        torch.testing.assert_close(model.float()(**batch).logits, ours(**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("norm_type", {"norm_type": "rmsnorm"}),
+        ("layer_types", {"layer_types": ["sliding_attention", "full_attention"]}),
+        ("rope_scaling", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}}),
+    ],
+)
+def test_what_stock_modernbert_cannot_do(layernorm, field, changes):
+    path = Path(layernorm.model_dir) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    error = refused(layernorm)
+    assert f"config.json: {field} is " in error
+    assert "--form zh_modernbert" in error
+
+
+def test_a_stock_form_that_computes_something_else(layernorm, monkeypatch):
+    tie_weights = ModernBertForMaskedLM.tie_weights
+
+    def spoil(model, *arguments, **options):
+        with torch.no_grad():
+            if not model.decoder.bias.is_meta:
+                model.decoder.bias.add_(1)
+        return tie_weights(model, *arguments, **options)
+
+    monkeypatch.setattr(ModernBertForMaskedLM, "tie_weights", spoil)
+    assert "logits differ from those of transformers' ModernBertForMaskedLM" in refused(layernorm)
+
+
+def test_shards(settings, monkeypatch):
+    monkeypatch.setattr(model_folder, "LARGEST_SHARD", "50KB")
+    publish.main(settings)
+    folder = Path(settings.output_dir)
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    before = {name: tensor.clone() for name, tensor in load_model(settings.model_dir).state_dict().items()}
+    model = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    monkeypatch.undo()
+    publish.main(settings)  # over the shards
+    assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+# --- to the Hub ---
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    with serve(monkeypatch) as hub:
+        yield hub
+
+
+def files_in(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_a_folder_on_the_hub(hub, settings, capfd):
+    """The repository ends with the files of the folder, also where an earlier model was in shards. The card has its name."""
+    hub.add("me/zh-tiny", **{"model-00001-of-00002.safetensors": b"", "model.safetensors.index.json": b"{}"})
+    settings.push_to_hub = "me/zh-tiny"
+    hub.fail = lambda method, path: 0 if "/commit/" in path else None
+    with pytest.raises(InputError, match="me/zh-tiny: not sent"):
+        publish.main(settings)
+    before = files_in(settings.output_dir)
+    hub.fail = lambda method, path: None
+    result = publish.main(settings)
+    found = hub.branches["me/zh-tiny"]["main"]
+    assert found.pop(".gitattributes")
+    assert found == files_in(settings.output_dir) == before
+    assert b"\n# me/zh-tiny\n" in found["README.md"]
+    assert result["commit"] == f"{hub.url}/me/zh-tiny/commit/1"
+    assert TOKEN not in "".join(capfd.readouterr()) + str(result)
+    assert not [name for name, content in found.items() if TOKEN.encode() in content]
+
+
+def test_a_dry_run_says_what_would_be_sent(hub, settings):
+    settings.push_to_hub, settings.dry_run, settings.revision = "me/zh-tiny", True, "step-5"
+    result = publish.main(settings)
+    assert result["files"] == {name: len(content) for name, content in files_in(settings.output_dir).items()}
+    assert (result["repository"], result["revision"]) == ("me/zh-tiny", "step-5")
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"push_to_hub": "me/z h"}, "push_to_hub is 'me/z h'"),
+        ({"push_to_hub": "me/zh", "revision": "a..b"}, "revision is 'a..b'"),
+        ({"private": True}, "give --push_to_hub"),
+        ({"dry_run": True}, "give --push_to_hub"),
+        ({"revision": "x"}, "give --push_to_hub"),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(hub, settings, changes, said):
+    for field, value in changes.items():
+        setattr(settings, field, value)
+    assert said in refused(settings)
+    assert hub.asked == []
+
+
+def test_a_token_in_the_notes(settings, tmp_path):
+    (tmp_path / "notes.md").write_text(f"# Data\n\nHF_TOKEN={TOKEN} hf upload")
+    settings.notes = str(tmp_path / "notes.md")
+    error = refused(settings)
+    assert "notes.md: line 3 holds an access token" in error
+    assert TOKEN not in error
+
+
+def test_what_the_model_was_made_of(settings):
+    settings.base_model, settings.datasets = "answerdotai/ModernBERT-base", ["clue/clue", "wikimedia/wikipedia"]
+    publish.main(settings)
+    data = ModelCard.load(Path(settings.output_dir) / "README.md").data
+    assert (data.base_model, data.datasets) == (settings.base_model, settings.datasets)
+
+
+# --- a clone as a model repository ---
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    folder = tmp_path / "clone"
+    for name in (*ROOT_FILES, "README.md", "pyproject.toml", "train/publish.py", "tests/tiny.py", ".git/config"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes() if name != ".git/config" else b"secret")
+    return folder
+
+
+def test_a_clone_is_a_model_repository(hub, clone, settings, monkeypatch):
+    """It loads as any folder, and nothing of it is sent but what a published folder has."""
+    before = {path.relative_to(clone): path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+    settings.output_dir, settings.push_to_hub = str(clone), "me/zh-tiny"
+    monkeypatch.setattr(model_folder, "LARGEST_SHARD", "50KB")
+    publish.main(settings)
+    monkeypatch.setattr(model_folder, "LARGEST_SHARD", "5GB")
+    publish.main(settings)
+    after = {path.relative_to(clone): path.read_bytes() for path in clone.rglob("*") if path.is_file()}
+    added = {path.name for path in after.keys() - before.keys()}
+    assert {path: after[path] for path in before} == before
+    assert added - {"special_tokens_map.json"} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert not (clone / ".published").exists()
+    model = AutoModel.from_pretrained(clone, trust_remote_code=True)
+    trained = load_model(settings.model_dir).state_dict()
+    assert all(torch.equal(tensor, trained[f"model.{name}"]) for name, tensor in model.state_dict().items())
+    found = hub.branches["me/zh-tiny"]["main"]
+    assert set(found) == added | {"README.md", ".gitattributes", *ROOT_FILES}
+    assert b"\n# me/zh-tiny\n" in found["README.md"]
+
+
+def test_a_clone_with_other_code(clone, settings):
+    settings.output_dir = str(clone)
+    settings.form = "modernbert"
+    assert "a clone of this project" in refused(settings)
+    settings.form = "zh_modernbert"
+    (clone / ROOT_FILES[1]).write_text("other")
+    assert f"{ROOT_FILES[1]}: not the code" in refused(settings)

@@ -22,6 +22,7 @@ from zh_modernbert.train.common.stage import describe_files
 PROJECT = Path(__file__).resolve().parents[2]
 ROOT_FILES = [PROJECT / f"{name}_zh_modernbert.py" for name in ("configuration", "modeling", "tokenization")]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+LARGEST_SHARD = "5GB"
 
 
 # --- reading ---
@@ -184,10 +185,15 @@ def check_output(folder: Path, stage: str) -> None:
         raise InputError(f"{folder}: exists and is not what this script wrote; choose another output_dir")
 
 
+def save_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Weights, in shards if they are large, and config."""
+    model.save_pretrained(folder, max_shard_size=LARGEST_SHARD)
+
+
 def write_model(folder: Path, model: PreTrainedModel) -> None:
     """Weights, config and code: all of a published folder but tokenizer and card."""
     model.config.auto_map = dict(AUTO_MAP)
-    model.save_pretrained(folder)
+    save_weights(folder, model)
     for path in ROOT_FILES:
         shutil.copyfile(path, folder / path.name)
 
