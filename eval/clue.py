@@ -21,8 +21,8 @@ from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
 from zh_modernbert.eval.kinds.tagging import tagging
 from zh_modernbert.eval.tasks.loading import Data, find_release, place_of
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
-from zh_modernbert.eval.tasks.tables import find_file, form_of
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.corpus.tables import find_file, form_of
 from zh_modernbert.train.pretraining.parallel import check_environment
 
 KINDS = ("classification", "regression", "choice", "cloze", "tagging", "segmentation")

@@ -29,10 +29,11 @@ from zh_modernbert.eval.tasks.mldr import SOURCES as LONG
 from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import write_result
-from zh_modernbert.eval.tasks.retrieval import Retrieval, of_pairs, read_retrieval
+from zh_modernbert.eval.tasks.retrieval import of_pairs
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.model_folder import load_by_auto_class
+from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
 
 SPLITS = ("test", "dev")  # what is scored where nothing else is asked for: the first that is there
 TABLES = [name for name, task in TASKS.items() if "text_pair" in task.releases[0].columns]

@@ -17,6 +17,7 @@ ROOMS = {
     "train.common": set(),
     "train.corpus": {"train.common"},
     "train.tokenizer": {"train.common", "train.corpus"},
+    "train.embedding": {"train.common", "train.corpus"},
     "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
     "eval.metrics": set(),

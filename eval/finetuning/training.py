@@ -7,7 +7,6 @@ and a question with four choices one.
 
 import contextlib
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.devices import check_one_device
 
 Metrics = dict[str, float]
 Score = Callable[[list, list], Metrics]  # (answers, references), one of each an example
@@ -68,18 +68,6 @@ def predict(trainer: Trainer, examples: Examples) -> list:
     features: Any = examples.features  # Trainer's annotation means datasets of torch alone
     with contextlib.redirect_stdout(sys.stderr):
         return answers_of(examples, trainer.predict(features).predictions, trainer.args.learning_rate)
-
-
-def check_one_device() -> None:
-    """Several devices would each take a batch, so that the batch would not be what the settings say.
-
-    Raises:
-        InputError: several GPUs are visible, or several processes were started.
-    """
-    if torch.cuda.device_count() > 1:
-        raise InputError("several GPUs are visible, and fine-tuning takes one; set CUDA_VISIBLE_DEVICES=0, or another number")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("several processes were started, and fine-tuning takes one; start it with python, once for each GPU")
 
 
 def score_halves(score: Score, answers: list, references: list) -> list[Metrics]:

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zh_modernbert.eval.tasks.rows import BadRows, Row
-from zh_modernbert.eval.tasks.tables import find_file, form_of
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.lines import read_jsonl, read_lines
+from zh_modernbert.train.corpus.tables import find_file, form_of
 
 BEGIN = re.compile(r"#begin document \((.*?)\);?(?: part (\d+))?")
 WORD = 3  # the column of CoNLL-2012 that holds it; clusters are in the last

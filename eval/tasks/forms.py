@@ -21,9 +21,9 @@ from pathlib import Path
 from zh_modernbert.eval.tasks.reading import read_passages, shape_reading
 from zh_modernbert.eval.tasks.registry import Release
 from zh_modernbert.eval.tasks.rows import BadRows, Row
-from zh_modernbert.eval.tasks.tables import find_file, form_of, read_table
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.lines import read_jsonl, read_lines
+from zh_modernbert.train.corpus.tables import find_file, form_of, read_table
 
 Numbered = Iterator[tuple[int, dict]]
 MARK = re.compile(r"#idiom\d*#")

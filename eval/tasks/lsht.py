@@ -11,9 +11,9 @@ from zh_modernbert.eval.tasks.hub import download
 from zh_modernbert.eval.tasks.loading import Data, hold_out, sample
 from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
-from zh_modernbert.eval.tasks.tables import find_file
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.lines import read_jsonl
+from zh_modernbert.train.corpus.tables import find_file
 
 TASK = Task("classification", (), primary_metric="accuracy", max_length=512, num_train_epochs=5, grid=Grid(num_train_epochs=5))
 FILE = "lsht.jsonl"

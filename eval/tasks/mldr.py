@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zh_modernbert.eval.tasks.hub import download
-from zh_modernbert.eval.tasks.retrieval import Retrieval, with_answers
-from zh_modernbert.eval.tasks.tables import find_file
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.lines import read_jsonl
+from zh_modernbert.train.corpus.retrieval import Retrieval, with_answers
+from zh_modernbert.train.corpus.tables import find_file
 
 
 class Source(NamedTuple):

@@ -9,9 +9,9 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 
 from zh_modernbert.eval import sts
-from zh_modernbert.eval.tasks.retrieval import read_retrieval
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.retrieval import read_retrieval
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")

@@ -6,8 +6,8 @@ import zlib
 import pytest
 import zstandard
 
-from zh_modernbert.eval.tasks.tables import find_file, read_table
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.tables import find_file, read_table
 
 
 def read_error(path, columns=("text", "label")) -> str:

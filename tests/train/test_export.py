@@ -1,0 +1,70 @@
+"""ONNX files beside the weights: names, numbers, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+
+import onnxruntime
+
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForSequenceClassification
+from zh_modernbert.train import export
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.model_folder import load_model
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def folder(publish_random, tmp_path) -> Path:
+    published = publish_random("exported", num_hidden_layers=1, initializer_range=0.2)
+    return Path(shutil.copytree(published, tmp_path / "published"))
+
+
+def test_files_beside_the_weights(folder):
+    result = export.main(export.Settings(model_dir=str(folder)))
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"] == [*result["bytes"]]
+    assert result["int8_cosine"] > 0.98
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == ["input_ids", "attention_mask"]
+    assert [given.name for given in session.get_outputs()] == ["last_hidden_state"]
+    model, batch = load_model(folder).model, {"input_ids": torch.arange(4, 22).view(2, 9)}
+    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+    found = session.run(None, {name: tensor.numpy() for name, tensor in batch.items()})[0]
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(found), model(**batch).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier(folder, monkeypatch):
+    """Its graph is written in the tests of exported programs."""
+    monkeypatch.setattr(export, "write_onnx", lambda model, output, path: path.write_bytes(output.encode()))
+    monkeypatch.setattr(export, "compare", lambda model, path: (0.0, 1.0))
+    config = load_model(folder).config
+    config.num_labels = 3
+    ZhModernBertForSequenceClassification(config).save_pretrained(folder)
+    result = export.main(export.Settings(model_dir=str(folder), int8=False))
+    assert (result["output"], result["bytes"]) == ("logits", {"model.onnx": len("logits")})
+
+
+def test_what_is_wrong_is_named(folder, monkeypatch):
+    def refused(said: str, **changes):
+        with pytest.raises(InputError, match=said) as error:
+            export.main(export.Settings(model_dir=str(folder), **changes))
+        assert "\n" not in str(error.value)
+        assert not (folder / "onnx").exists()
+
+    monkeypatch.setattr(export, "compare", lambda model, path: (1.0, 0.5))
+    monkeypatch.setattr(export, "write_onnx", lambda model, output, path: path.write_bytes(b""))
+    refused("differs from it by 1")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["ZhModernBertModel"]}), encoding="utf-8")
+    refused("must be one of", output="logits")
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["Other"]}), encoding="utf-8")
+    refused("Other")
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "bert"}), encoding="utf-8")
+    refused("'bert'")

@@ -1,0 +1,19 @@
+"""What training runs on."""
+
+import os
+
+import torch
+
+from zh_modernbert.train.common.cli import InputError
+
+
+def check_one_device() -> None:
+    """Several devices would each take a batch, so that the batch would not be what the settings say.
+
+    Raises:
+        InputError: several GPUs are visible, or several processes were started.
+    """
+    if torch.cuda.device_count() > 1:
+        raise InputError("several GPUs are visible, and this training takes one; set CUDA_VISIBLE_DEVICES=0, or another number")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("several processes were started, and this training takes one; start it with python, once for each GPU")
