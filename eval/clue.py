@@ -51,11 +51,11 @@ def own_task(settings: Settings) -> tuple[str, Task]:
     form = FORMS.get(settings.kind, "table")
     if settings.kind == "tagging":
         form = "spans" if form_of(find_file(settings.train_file)) in (".jsonl", ".json") else "tagged"
-    columns = {"text": settings.text_column, "label": settings.label_column}
+    columns = {"id": "id", "text": settings.text_column, "label": settings.label_column}
     columns |= {"text_pair": settings.text_pair_column} if settings.text_pair_column else {}
     files = {
-        "train": (str(Path(settings.train_file).resolve()),),
-        "validation": (str(Path(settings.validation_file).resolve()),),
+        "train": (str(find_file(settings.train_file).resolve()),),
+        "validation": (str(find_file(settings.validation_file).resolve()),),
     }
     release = Release(files, form=form, columns=columns)
     task = Task(settings.kind, (release,), primary_metric=PRIMARY.get(settings.kind, "accuracy"), folder=".")

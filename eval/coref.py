@@ -18,9 +18,9 @@ from zh_modernbert.eval.kinds.coreference import coreference_kind, lost_mentions
 from zh_modernbert.eval.kinds.running import run_kind, summaries
 from zh_modernbert.eval.metrics import coreference
 from zh_modernbert.eval.tasks.coreference import read_documents
-from zh_modernbert.eval.tasks.loading import Data
+from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import Grid, Task
-from zh_modernbert.eval.tasks.results import write_result
+from zh_modernbert.eval.tasks.results import check_name, write_result
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.pretraining.parallel import check_environment
@@ -49,12 +49,12 @@ class Settings(FineTuningSettings):
     split: str = setting("dev", "what validation_file is", choices=("dev", "test"))
 
 
-def read(path: str, settings: Settings, most: int = 0) -> tuple[list[Row], list[str]]:
-    """The documents of a file, or the first `most`, and what there is to say of its bad rows."""
+def read(path: str, settings: Settings) -> tuple[list[Row], list[str]]:
+    """The documents of a file, and what there is to say of its bad rows."""
     bad_rows = BadRows()
     rows = read_documents(path, bad_rows)
     note = bad_rows.settle(settings.skip_bad_rows, {})
-    return rows[: most or None], [note] if note else []
+    return rows, [note] if note else []
 
 
 def score_predictions(settings: Settings) -> dict:
@@ -91,21 +91,24 @@ def score_predictions(settings: Settings) -> dict:
 
 def train(settings: Settings) -> dict:
     """The result of a seed, or of several, their summary."""
-    training, notes = read(settings.train_file, settings, settings.max_train_examples)
-    scored, more = read(settings.validation_file, settings, settings.max_eval_examples)
+    (training, notes), (scored, more) = (read(path, settings) for path in (settings.train_file, settings.validation_file))
+    notes += more
+    training = cut(training, settings.max_train_examples, "train", notes)
+    scored = cut(scored, settings.max_eval_examples, settings.split, notes)
+    data = Data(settings.name, settings.split, {"train": training, settings.split: scored}, settings.split, [], notes)
     tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
     max_length = settings.max_length or TASK.max_length
     check_max_length(load_config(settings.model, settings.trust_remote_code), max_length)
     kind = coreference_kind(tokenizer, max_length)
     if lost := lost_mentions(kind.encode(scored)):
-        more.append(f"mentions that no model can find, within tokens, in two parts or too wide: {lost}")
-    data = Data(settings.name, settings.split, {"train": training, settings.split: scored}, settings.split, [], notes + more)
+        notes.append(f"mentions that no model can find, within tokens, in two parts or too wide: {lost}")
     results = run_kind(settings, TASK, data, kind, tokenizer, {"max_length": max_length})
     return results[0] if len(results) == 1 else {"results": summaries(results)}
 
 
 def main(settings: Settings) -> dict:
     check_environment(mixed_precision="no")
+    check_name(settings.name)
     if not settings.validation_file:
         raise InputError("coref: no documents to score; give --validation_file FILE")
     if bool(settings.predictions_file) == bool(settings.model and settings.train_file):

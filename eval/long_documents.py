@@ -29,7 +29,7 @@ from zh_modernbert.eval.kinds.reading import leave_out_unanswerable, questions_o
 from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
 from zh_modernbert.eval.tasks import lsht
 from zh_modernbert.eval.tasks.haystack import Passage, hide_all, passages_of
-from zh_modernbert.eval.tasks.loading import Data, sample
+from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import run, setting
@@ -76,15 +76,17 @@ def lengthen(data: Data, settings: Settings, tokenizer: PreTrainedTokenizerBase)
     """Reading on long documents. In training each question has one of the lengths in turn, in other splits it has all."""
     lengths = sorted(settings.lengths)
 
+    notes = list(data.notes)
+
     def make(split: str, rows: list[Row]) -> list[Row]:
         passages = passages_of(questions_of(rows), partial(count_tokens, tokenizer))
-        rows = sample(rows, settings.max_train_examples if split == "train" else settings.max_eval_examples)
+        rows = cut(rows, settings.max_train_examples if split == "train" else settings.max_eval_examples, split, notes)
         each = [[lengths[place % len(lengths)] for place in range(len(rows))]]
         if split != "train":
             each = [[length] * len(rows) for length in lengths]
         return [row for chosen in each for row in long_rows(rows, passages, chosen, tokenizer, settings.seed)]
 
-    return replace(data, splits={split: make(split, rows) for split, rows in data.splits.items()})
+    return replace(data, splits={split: make(split, rows) for split, rows in data.splits.items()}, notes=notes)
 
 
 def measured(data: Data, lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> Data:
@@ -198,14 +200,13 @@ def load_long(settings: Settings, task: Task, tokenizer: PreTrainedTokenizerBase
 
 def run_window(settings: Settings, task: Task, data: Data, tokenizer: PreTrainedTokenizerBase, window: int) -> list[dict]:
     """The results of one window, one a seed, which are written too."""
-    config = load_config(settings.model, settings.trust_remote_code)
-    check_max_length(config, window)
     details: dict = {"max_length": window, "lengths": sorted(settings.lengths)}
     if task.kind == "reading":
         reads = {name: getattr(settings, name) for name in ("stride", "n_best", "max_answer_characters")}
         details |= {**reads, "scorer": task.scorer}
         kind = in_right_passage(reading(tokenizer, window, **reads, scorer=task.scorer))
     else:
+        config = load_config(settings.model, settings.trust_remote_code)
         kind = classification(task, tokenizer, window, in_order_of(config.label2id, data.labels))
 
     def make_model() -> torch.nn.Module:
@@ -221,6 +222,7 @@ def run_window(settings: Settings, task: Task, data: Data, tokenizer: PreTrained
 def main(settings: Settings) -> dict:
     check_environment(mixed_precision="no")
     task, tokenizer = LONG[settings.task], load_tokenizer(settings.model, settings.trust_remote_code)
+    check_max_length(load_config(settings.model, settings.trust_remote_code), max(settings.windows))
     data = load_long(settings, task, tokenizer)
     windows = {str(window): task for window in settings.windows}
     return run_tasks(settings, windows, lambda window, task: run_window(settings, task, data, tokenizer, int(window)))

@@ -24,8 +24,10 @@ from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.rows import NAMED
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.corpus.tables import find_file
 from zh_modernbert.train.pretraining.parallel import check_environment
 
+NOT_OF_ANSWERS = ("script", "from_hub", "max_eval_examples", "max_train_examples", "grid", "predictions", "output_dir")
 NAMES = [name for name, task in TASKS.items() if task.kind == "reading"]
 
 
@@ -45,7 +47,7 @@ class Settings(FineTuningSettings):
 def own_task(settings: Settings) -> Task:
     """The row of a task whose files the user names. Its settings are those of CMRC2018."""
     files = {"train": settings.train_file, "validation": settings.validation_file}
-    release = Release({split: (str(Path(path).resolve()),) for split, path in files.items() if path}, form="reading")
+    release = Release({split: (str(find_file(path).resolve()),) for split, path in files.items() if path}, form="reading")
     return replace(TASKS["cmrc2018"], releases=(release,), folder=".", predictions={}, hub=None)
 
 
@@ -116,6 +118,8 @@ def score_answers(settings: Settings, name: str, task: Task) -> list[dict]:
 def main(settings: Settings) -> dict:
     if bool(settings.model) == bool(settings.predictions_file):
         raise InputError("mrc: give either model, to be fine-tuned, or predictions_file, with answers to score")
+    if settings.predictions_file and (given := [name for name in NOT_OF_ANSWERS if getattr(settings, name)]):
+        raise InputError(f"mrc: {given[0]} means nothing beside predictions_file; leave it out")
     check_environment(mixed_precision="no")
     do = score_answers if settings.predictions_file else run_task
     return run_tasks(settings, tasks_of(settings), lambda name, task: do(settings, name, task))

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -29,10 +30,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, set_seed
+from transformers import AutoModelForMaskedLM, set_seed
 
-from zh_modernbert.eval.tasks.results import write_result
-from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
+from zh_modernbert.eval.finetuning.loading import check_max_length, load_tokenizer, load_with_head
+from zh_modernbert.eval.tasks.results import check_name, results_folder, write_result
+from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.model_folder import load_by_auto_class
 from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
 from zh_modernbert.train.corpus.source import Source, read_source
@@ -260,28 +262,21 @@ def encode(tokenizer, document: dict, max_length: int, unit: str) -> Text:
 
 
 def load(settings: Settings):
-    remote = {"trust_remote_code": settings.trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, **remote)
-        if settings.random_init:
-            set_seed(settings.seed)
-            config = AutoConfig.from_pretrained(settings.model, **remote)
-            model = AutoModelForMaskedLM.from_config(config, **remote)
-    except Exception as error:  # transformers and tokenizers raise many kinds
-        raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
-    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None or not tokenizer.is_fast:
-        raise InputError(f"{settings.model}: the tokenizer must be a fast one with [MASK] and [PAD]")
-    if not settings.random_init:
-        model = load_by_auto_class(AutoModelForMaskedLM, settings.model, **remote)
+    tokenizer = load_tokenizer(settings.model, settings.trust_remote_code)
+    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError(f"{settings.model}: the tokenizer must have [MASK] and [PAD]")
+    if settings.random_init:
+        set_seed(settings.seed)
+        model: Any = load_with_head(AutoModelForMaskedLM, settings.model, settings.trust_remote_code, random_init=True)
+    else:
+        model = load_by_auto_class(AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code)
     if model.get_output_embeddings() is None:
         raise InputError(f"{settings.model}: a model of type {model.config.model_type!r} names no layer that gives logits")
     if hasattr(model.config, "sparse_prediction"):  # logits at the asked tokens only
         model.config.sparse_prediction = True
-        model.sparse_prediction = True  # pyright: ignore[reportArgumentType]  # stock ModernBERT reads a copy
-    longest = getattr(model.config, "max_position_embeddings", settings.max_length)
-    if settings.max_length > longest:
-        raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]  # transformers' `to` hides its `self`
+        model.sparse_prediction = True  # stock ModernBERT reads a copy
+    check_max_length(model.config, settings.max_length)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return tokenizer, model.eval()
 
 
@@ -355,6 +350,7 @@ def main(settings: Settings) -> dict:
     started = time.perf_counter()
     if not settings.input:
         raise InputError("pseudo_perplexity: no input; give --input FILE ...")
+    check_name(settings.name)
     documents = read_held_out(settings.input, settings.held_out)
     tokenizer, model = load(settings)
     cells: dict[tuple[str, int], list[Text]] = defaultdict(list)
@@ -369,6 +365,7 @@ def main(settings: Settings) -> dict:
         training = (document for path in settings.unigram_input for document in read_source(Source(path=path)))
         known = (document["text"] for document in training if not is_held_out(document["id"], settings.held_out))
         counts = unigram_counts(tokenizer, known)
+    results_folder(settings.results_dir)
     scorer = Scorer(model, tokenizer, settings)
     tallies = {cell: tally(scorer, spread(cells[cell], settings.max_documents), settings) for cell in sorted(cells)}
     total = together(list(tallies.values()))

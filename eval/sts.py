@@ -21,19 +21,21 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import AutoModel
 
+from zh_modernbert.eval.finetuning.loading import check_max_length, check_vocabulary
 from zh_modernbert.eval.kinds.classification import overlap, score_numbers
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.forms import read_files
-from zh_modernbert.eval.tasks.loading import has, place_of, sample
+from zh_modernbert.eval.tasks.loading import cut, has, place_of
 from zh_modernbert.eval.tasks.mldr import SOURCES as LONG
 from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
-from zh_modernbert.eval.tasks.results import write_result
+from zh_modernbert.eval.tasks.results import check_name, results_folder, write_result
 from zh_modernbert.eval.tasks.retrieval import of_pairs
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.model_folder import load_by_auto_class
 from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
+from zh_modernbert.train.corpus.tables import find_file
 
 SPLITS = ("test", "dev")  # what is scored where nothing else is asked for: the first that is there
 TABLES = [name for name, task in TASKS.items() if "text_pair" in task.releases[0].columns]
@@ -72,7 +74,7 @@ class Settings(BaseSettings):
 
 def own_pairs(settings: Settings) -> tuple[str, Task]:
     columns = {"text": settings.text_column, "text_pair": settings.text_pair_column, "label": settings.label_column}
-    release = Release({"test": (str(Path(settings.pairs_file).resolve()),)}, columns=columns)
+    release = Release({"test": (str(find_file(settings.pairs_file).resolve()),)}, columns=columns)
     return settings.name or Path(settings.pairs_file).name.split(".")[0], Task("regression", (release,), folder=".")
 
 
@@ -95,9 +97,7 @@ def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, lis
         if rows and "label" in rows[0].values:
             official = release.splits[split] == task.releases[0].splits.get(split)  # though those of training may not be
             name += ("_retrieval" if settings.retrieval else "_similarity") + ("" if official else "_substitute")
-            if 0 < settings.max_examples < len(rows):
-                notes.append(f"only {settings.max_examples} of {len(rows)} examples of {split}")
-            return name, split, sample(rows, settings.max_examples), notes
+            return name, split, cut(rows, settings.max_examples, split, notes), notes
     raise InputError(
         f"{folder}: no labelled files of {name} for {settings.split or ' or '.join(SPLITS)}; give the folder as --data_dir"
     )
@@ -120,9 +120,8 @@ def load(settings: Settings):
         )
     except Exception as error:  # it raises many kinds
         raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
-    longest = getattr(getattr(model[0], "auto_model", model[0]).config, "max_position_embeddings", settings.max_length)
-    if settings.max_length > longest:
-        raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
+    check_vocabulary(model.tokenizer, settings.model)
+    check_max_length(getattr(model[0], "auto_model", model[0]).config, settings.max_length)
     model.max_seq_length = settings.max_length
     return model
 
@@ -132,6 +131,8 @@ def load(settings: Settings):
 
 def score_pairs(model, name: str, split: str, rows: list[Row], settings: Settings) -> dict[str, float]:
     labels = [float(row.values["label"]) for row in rows]
+    if len(set(labels)) < 2:
+        raise InputError(f"{rows[0].path}: all labels are {labels[0]:g}; a correlation needs two different ones")
     if settings.through == "mteb":
         try:
             from zh_modernbert.eval.kinds.local_mteb import evaluate_pairs
@@ -200,11 +201,14 @@ def main(settings: Settings) -> dict:
     for name in settings.task:
         if name not in (*TABLES, *LONG):
             raise InputError(f"sts: unknown task {name!r}; known are {', '.join((*TABLES, *LONG))}")
+    check_name(settings.name)
     started, results = time.perf_counter(), []
     with contextlib.redirect_stdout(sys.stderr):
         if all(files):
             found = read_retrieval(settings.queries_file, settings.corpus_file, settings.qrels_file, settings.min_relevance)
-            metrics = score_retrieval(load(settings), found, settings)
+            model = load(settings)
+            results_folder(settings.results_dir)
+            metrics = score_retrieval(model, found, settings)
             note = f"{len(found.corpus)} documents"
             name = settings.name or Path(settings.queries_file).name.split(".")[0]
             return write(settings, name, settings.split or "dev", metrics, len(found.queries), [note], started)
@@ -214,6 +218,7 @@ def main(settings: Settings) -> dict:
         long = {name: read_mldr(name, settings.data_dir, split, settings.from_hub) for name in settings.task if name in LONG}
         pairs = [read_pairs(settings, name, task) for name, task in tasks.items()]
         model = load(settings)
+        results_folder(settings.results_dir)
         for name, found in long.items():
             metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
             results.append(write(settings, name, split, metrics, len(found.queries), [note], started))

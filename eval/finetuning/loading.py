@@ -18,7 +18,20 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
         raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer gives no character offsets; a fast one (tokenizer.json) is needed")
+    check_vocabulary(tokenizer, name)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """transformers makes a tokenizer that knows special tokens alone, without a word, where the files of one are missing.
+
+    Raises:
+        InputError: it has made one.
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise InputError(
+            f"{name}: its tokenizer knows no tokens but special ones; are tokenizer.json and the like in the folder?"
+        )
 
 
 def load_config(name: str, trust_remote_code: bool, **options) -> Any:

@@ -1,7 +1,8 @@
 """A grid of settings times seeds: each run is done once and kept, and what is reported was not chosen on what it scores.
 
 A run leaves one file in `<results_dir>/runs/`, named after its task, split, seed and the hash of all that decides its outcome.
-A run whose file is there is not repeated, so a killed grid goes on where it was.
+A run whose file is there is not repeated, so a killed grid goes on where it was. A model that is to be saved
+is always trained.
 
 Each run scores dev after each epoch. A candidate is a setting of the grid and an epoch. The best score of all candidates is
 `best_on_dev`, the figure that papers give: it is too high, as it was chosen on the examples that it scores. The score of a seed
@@ -16,6 +17,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from zh_modernbert.eval.finetuning.training import Hyperparameters, Metrics
+from zh_modernbert.eval.tasks.results import results_folder
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import hash_json, read_json, write_json
 
@@ -44,20 +46,25 @@ def run_all(
     grid: list[Hyperparameters],
     seeds: list[int],
     run_one: Callable[[Hyperparameters, int], Outcome],
+    repeat: bool = False,
 ) -> dict[int, list[Outcome]]:
     """The outcomes of each seed, in the order of the grid.
 
     Args:
         name: of the task and its split, with which the files begin.
         recipe: all that decides an outcome but setting and seed: hashes of model and data, lengths, what is scored.
+        repeat: runs that are there are done again, for what else they leave.
+
+    Raises:
+        InputError: there can be no files in `results_dir`, or one is not what a run left.
     """
-    folder = Path(results_dir) / "runs"
+    folder = results_folder(Path(results_dir) / "runs")
     outcomes = {seed: [] for seed in seeds}
     for number, (setting, seed) in enumerate(((setting, seed) for setting in grid for seed in seeds), 1):
         whole = {**recipe, **asdict(setting), "seed": seed}
         path = folder / f"{name}-{seed}-{hash_json(whole)[:16]}.json"
         progress = f"{name}: run {number} of {len(grid) * len(seeds)}"
-        if path.is_file():
+        if path.is_file() and not repeat:
             print(f"{progress}: done before, {path}", file=sys.stderr)
             kept = read_json(path)
             if kept.get("recipe") != whole or not isinstance(kept.get("outcome"), dict):
@@ -66,7 +73,6 @@ def run_all(
             continue
         print(f"{progress}: {asdict(setting)}, seed {seed}", file=sys.stderr)
         outcome = run_one(setting, seed)
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(path, {"recipe": whole, "outcome": asdict(outcome)})
         outcomes[seed].append(outcome)
     return outcomes

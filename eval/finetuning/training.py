@@ -131,6 +131,7 @@ def fine_tune(
             metric_for_best_model=primary_metric if dev else None,
             greater_is_better=True if dev else None,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=max(updates // 10, 1),
             report_to="none",
             seed=seed,

@@ -9,7 +9,7 @@ from transformers import AutoModelForQuestionAnswering, DataCollatorWithPadding
 
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.kind import Kind
-from zh_modernbert.eval.kinds.spans import answer_all, edge_counts, make_windows, window_labels, windows_dataset
+from zh_modernbert.eval.kinds.spans import answer_all, check_stride, edge_counts, make_windows, window_labels, windows_dataset
 from zh_modernbert.eval.metrics import cmrc2018, drcd
 from zh_modernbert.eval.tasks.loading import Data
 from zh_modernbert.eval.tasks.reading import Question
@@ -87,7 +87,11 @@ def reading(tokenizer, max_length: int, stride: int, n_best: int, max_answer_cha
         max_length: tokens of a window. A passage that is longer is several, `stride` tokens of which overlap.
         n_best, max_answer_characters: as of `answer_all`.
         scorer: a name in `SCORERS`.
+
+    Raises:
+        InputError: as of `check_stride`.
     """
+    check_stride(tokenizer, max_length, stride)
 
     def encode(rows: list[Row]) -> Examples:
         questions = questions_of(rows)

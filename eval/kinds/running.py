@@ -64,11 +64,13 @@ def run_kind(
         "random_init": settings.random_init,
         "data": hash_json({split: [row.values for row in rows] for split, rows in data.splits.items()}),
         "predictions": predicted,
-        "output_dir": settings.output_dir,
+        "kind": task.kind,
         **details,
     }
     grid, seeds = grid_of(settings, task), seeds_of(settings)
-    outcomes = run_all(settings.results_dir, f"{data.name}-{data.split}", recipe, grid, seeds, run_one)
+    outcomes = run_all(
+        settings.results_dir, f"{data.name}-{data.split}", recipe, grid, seeds, run_one, bool(settings.output_dir)
+    )
     if data.split == data.chosen_on:
         figures = figures_on_dev(outcomes, task.primary_metric)
     else:

@@ -50,16 +50,23 @@ def shorten(tokenizer: PreTrainedTokenizerBase, texts: list[str], most_tokens: i
     return [text[: place[-1][1]] if len(place) == most_tokens else text for text, place in zip(texts, places, strict=True)]
 
 
+def check_stride(tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int) -> None:
+    """Checks that windows go on: `stride` is at most half of `max_length`, and less than what that leaves to the passage.
+
+    Raises:
+        InputError: it is not.
+    """
+    room = max_length - max_length // 4 - tokenizer.num_special_tokens_to_add(pair=True)
+    if room < 1:
+        raise InputError(f"max_length is {max_length}, which leaves nothing to the passage")
+    if stride > (most := min(max_length // 2, room - 1)):
+        raise InputError(f"stride is {stride}; with max_length {max_length} it must be at most {most}")
+
+
 def make_windows(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int
 ) -> tuple[list[Window], dict[str, list]]:
-    """The windows of all questions, and the model's inputs, one a window. Questions are cut to a quarter of `max_length`.
-
-    Raises:
-        InputError: `stride` is more than half of `max_length`.
-    """
-    if 2 * stride > max_length:
-        raise InputError(f"stride is {stride}; it must be at most half of max_length, {max_length}")
+    """The windows of all questions, and the model's inputs, one a window. Questions are cut to a quarter of `max_length`."""
     tokenizer.padding_side = "right"  # places in a window are counted from its left
     windows: list[Window] = []
     inputs: dict[str, list] = {}

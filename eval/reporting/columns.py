@@ -64,7 +64,7 @@ def read_results(folders: Iterable[str]) -> tuple[list[dict], list[str]]:
             raise InputError(f"{folder}: no such folder")
         for path in sorted(Path(folder).glob("*.json")):
             result = read_json(path)
-            is_result = isinstance(result, dict) and result.keys() >= FIELDS
+            is_result = result.keys() >= FIELDS and bool(result["task"]) and result["primary_metric"] in result["metrics"]
             found += [{**result, "file": str(path)}] if is_result else []
             others += [] if is_result else [str(path)]
     if not found:

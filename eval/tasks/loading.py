@@ -40,6 +40,17 @@ class Data:
     labels: list[str]
     notes: list[str]
 
+    def __post_init__(self):
+        """Each half of the split that chooses has to have an example: see `eval/finetuning/runs.py`.
+
+        Raises:
+            InputError: a split has too few examples.
+        """
+        for split, least in {"train": 1, self.split: 1, self.chosen_on: 2}.items():
+            if (count := len(self.splits[split])) < least:
+                said = "".join(f"; {note}" for note in self.notes)
+                raise InputError(f"{self.name}: {count} examples of {split} are left, and {least} or more are needed{said}")
+
 
 # --- finding files ---
 
@@ -118,6 +129,13 @@ def sample(rows: list[Row], count: int) -> list[Row]:
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
 
 
+def cut(rows: list[Row], most: int, split: str, notes: list[str]) -> list[Row]:
+    """As `sample`, with a note on what it leaves of the split."""
+    if 0 < most < len(rows):
+        notes.append(f"only {most} of {len(rows)} examples of {split}")
+    return sample(rows, most)
+
+
 def labels_of(train: list[Row], task: Task) -> list[str]:
     names = set(task.labels.values())
     if task.kind == "classification":
@@ -131,10 +149,13 @@ def without_new_labels(rows: list[Row], task: Task, labels: list[str], bad_rows:
     """The rows of a task without fixed labels whose classes training has."""
     if task.kind != "classification" or task.labels:
         return rows
+    kept = []
     for row in rows:
-        if row.values.get("label", labels[0]) not in labels:
-            bad_rows.report(row.path, row.number, f"label {row.values['label']!r} does not occur in training")
-    return [row for row in rows if row.values.get("label", labels[0]) in labels]
+        if (label := row.values.get("label")) is None or label in labels:
+            kept.append(row)
+        else:
+            bad_rows.report(row.path, row.number, f"label {label!r} does not occur in training")
+    return kept
 
 
 def texts_of(row: Row) -> tuple:
@@ -153,9 +174,9 @@ def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: 
     if not release:
         raise InputError(f"{folder}: no files of {name}, {split}; give the folder as --data_dir")
     rows = check_rows(read_files(folder, release.splits[split], release, bad_rows), task, bad_rows)
+    notes = [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
     if not is_labelled(rows, task):
         raise InputError(f"{name}: {split} has no labels ({label_field(task)})")
-    notes = [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
     return rows, notes + (check_defects(rows, release.known_defects, skip_bad_rows) if task.kind == "reading" else [])
 
 
@@ -228,8 +249,8 @@ def load_data(
     for part in ("train", split, chosen_on):
         require_labels(name, task, part, splits.get(part, []), release)
     labels = labels_of(splits["train"], task)
-    if task.kind == "classification" and len(labels) < 2:
-        raise InputError(f"{name}: training has only the label {', '.join(map(repr, labels))}; it needs two or more")
+    if task.kind == "classification" and len(labels) == 1:
+        raise InputError(f"{name}: training has only the label {labels[0]!r}; it needs two or more")
     splits = {part: without_new_labels(rows, task, labels, bad_rows) for part, rows in splits.items()}
     notes += [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
     if task.kind == "reading":
@@ -246,12 +267,9 @@ def load_data(
         splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
         notes.append(f"all texts brought into {script} by OpenCC")
     for part, most in {"train": max_train_examples, split: max_eval_examples, chosen_on: max_eval_examples}.items():
-        if part in splits and 0 < most < len(splits[part]):
-            notes.append(f"only {most} of {len(splits[part])} examples of {part}")
-            splits[part] = sample(splits[part], most)
+        if part in splits:
+            splits[part] = cut(splits[part], most, part, notes)
     if chosen_on == "held_out":
         splits |= hold_out(splits["train"])
-    if not splits["train"]:
-        raise InputError(f"{name}: no training examples are left; {'; '.join(notes)}")
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
     return Data(name, split, splits, chosen_on, labels, notes)

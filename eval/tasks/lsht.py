@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from zh_modernbert.eval.tasks.hub import download
-from zh_modernbert.eval.tasks.loading import Data, hold_out, sample
+from zh_modernbert.eval.tasks.loading import Data, cut, hold_out
 from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import InputError
@@ -71,6 +71,7 @@ def load_lsht(data_dir: str, from_hub: bool, skip_bad_rows: bool, max_train_exam
         raise InputError(
             f"lsht: {len(labels)} classes to train on and {len(scored)} articles to score; is it {FILE} of LongBench?"
         )
-    splits = {**hold_out(sample(train, max_train_examples)), "test": sample(scored, max_eval_examples)}
     notes = ["trained on the examples of LongBench's prompts", *([note] if note else [])]
+    train, scored = cut(train, max_train_examples, "train", notes), cut(scored, max_eval_examples, "test", notes)
+    splits = {**hold_out(train), "test": scored}
     return Data("lsht", "test", splits, "held_out", labels, notes)

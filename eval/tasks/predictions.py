@@ -16,6 +16,8 @@ def write_predictions(path: Path, entries: list[dict] | dict) -> Path:
 def zip_predictions(folder: Path) -> None:
     """All official files of predictions in `folder`, if there are any, in `folder`.zip, without folders."""
     if files := sorted(folder.glob("*_predict.json")):
-        with zipfile.ZipFile(folder.with_name(f"{folder.name}.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+        path, temporary = (folder.with_name(f"{folder.name}{ending}") for ending in (".zip", ".zip.tmp"))
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for file in files:
                 archive.write(file, file.name)
+        temporary.replace(path)

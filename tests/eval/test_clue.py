@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -69,6 +70,25 @@ def test_it_learns_what_is_plain_to_see(settings, random_init):
     assert result["metrics"]["macro_f1"] > 90
     assert result["metrics"]["majority_class"] == 60.0
     assert ("random" in result["notes"]) == random_init
+
+
+def test_a_finished_run_of_another_kind_is_another_run(settings, tmp_path):
+    table = tmp_path / "numbers.tsv"
+    table.write_text("label\ttext\n" + "".join(f"{i % 2}\t{'好' * (i + 1)}\n" for i in range(4)), encoding="utf-8")
+    settings.train_file = settings.validation_file = str(table)
+    settings.num_train_epochs = 1
+    assert clue.main(settings)["primary_metric"] == "accuracy"
+    settings.kind = "regression"
+    assert "spearman" in clue.main(settings)["metrics"]
+
+
+def test_a_model_is_saved_though_its_run_was_done_before(settings, tmp_path):
+    settings.num_train_epochs, settings.max_train_examples, settings.max_eval_examples = 1, 4, 4
+    settings.output_dir = str(tmp_path / "fine-tuned")
+    clue.main(settings)
+    shutil.rmtree(settings.output_dir)
+    clue.main(settings)
+    assert (tmp_path / "fine-tuned" / "model.safetensors").is_file()
 
 
 def test_the_result_file(settings, tmp_path):

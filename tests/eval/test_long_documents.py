@@ -59,6 +59,8 @@ def test_reading_by_length_and_window(settings):
         result = results(settings)[f"drcd_long_{window}-dev-42.json"]
         metrics = result["metrics"]
         assert result["hyperparameters"]["max_length"] == window
+        assert "only 8 of 24 examples of train" in result["notes"]
+        assert "only 4 of 24 examples of dev" in result["notes"]
         assert (result["num_examples"], metrics["examples_64"], metrics["examples_128"]) == (8, 4, 4)
         for name in ("em", "f1", "in_passage"):
             assert metrics[name] == pytest.approx((metrics[f"{name}_64"] + metrics[f"{name}_128"]) / 2, abs=0.02)
@@ -85,6 +87,7 @@ def test_classification_by_length(settings, tmp_path):
 
 
 def test_a_window_that_the_model_cannot_read(settings):
-    settings.windows = [512]
+    settings.windows = [48, 512]
     with pytest.raises(InputError, match=r"max_position_embeddings \(256\)"):
         long_documents.main(settings)
+    assert not Path(settings.results_dir).exists()  # nor was the other window's model trained

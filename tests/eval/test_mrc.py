@@ -148,6 +148,7 @@ def refused(settings: mrc.Settings) -> str:
         ({"train_file": ""}, "together"),
         ({"model": ""}, "either model"),
         ({"predictions_file": "a.json"}, "either model"),
+        ({"model": "", "predictions_file": "a.json", "script": "hans"}, "script means nothing"),
         ({"train_file": "nowhere.json"}, "nowhere.json"),
         ({"stride": 40}, "stride"),
         ({"max_length": 129}, "max_position_embeddings (128)"),

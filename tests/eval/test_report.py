@@ -180,6 +180,15 @@ def test_the_model_index(write, tmp_path):
         report.main(settings(tmp_path, model="none"))
 
 
+def test_a_result_without_its_score_is_none(write, tmp_path):
+    write("afqmc", {"accuracy": 70.0})
+    (tmp_path / "results" / "cut.json").write_text(
+        (tmp_path / "results" / "0.json").read_text(encoding="utf-8").replace('"accuracy": 70.0', ""), encoding="utf-8"
+    )
+    found = report.main(settings(tmp_path))
+    assert (found["results"], found["other_files"]) == (1, [str(tmp_path / "results" / "cut.json")])
+
+
 def test_no_results(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         report.main(settings(tmp_path))

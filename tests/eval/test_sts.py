@@ -167,8 +167,12 @@ def test_what_is_wrong_is_named(settings, model_dir, tmp_path):
     refused(settings, "max_position_embeddings")
     settings.max_length, settings.label_column = 128, "b"
     refused(settings, r"mine\.jsonl, line 1: .*no number")
-    settings.model = str(tmp_path)
     settings.label_column = "score"
+    rows = Path(settings.pairs_file).read_text(encoding="utf-8").splitlines()
+    (tmp_path / "one.jsonl").write_text(rows[0] + "\n", encoding="utf-8")
+    refused(replace(settings, pairs_file=str(tmp_path / "one.jsonl")), "a correlation needs two different")
+    refused(replace(settings, name="a/b"), "part of a file's name")
+    settings.model = str(tmp_path)
     refused(settings, "no model.safetensors")
     settings.task = ["none"]
     refused(settings, "give either")

@@ -90,5 +90,7 @@ def read_table(
         else:
             rows.append((number, values))
     if empty:
-        raise InputError(f"{path}: no rows in it")
+        raise InputError(
+            f"{path}: no rows in it{', which are JSON objects, one a line' if form in ('.jsonl', '.json') else ''}"
+        )
     return rows

@@ -90,6 +90,18 @@ def test_a_file_that_is_no_runs(tmp_path):
         run_all(tmp_path, "task-dev", {}, GRID[:1], [1], lambda *_: outcome(1))
 
 
+def test_a_run_is_done_again_where_more_than_its_file_is_wanted(tmp_path):
+    for score in (1, 2):
+        outcomes = run_all(tmp_path, "task-dev", {}, GRID[:1], [1], lambda *_, score=score: outcome(score), repeat=True)
+        assert outcomes[1][0].epochs[0]["metrics"]["f1"] == score
+
+
+def test_nothing_runs_where_its_file_could_not_be_written(tmp_path):
+    (tmp_path / "results").write_text("")
+    with pytest.raises(InputError, match="give another --results_dir"):
+        run_all(tmp_path / "results", "task-dev", {}, GRID[:1], [1], lambda *_: pytest.fail("it ran"))
+
+
 def test_mean_deviation_and_best():
     assert summary([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5), "best": 3.0}
     assert summary([5.0])["std"] == 0

@@ -9,6 +9,7 @@ from zh_modernbert.eval.kinds.spans import (
     Window,
     answer_all,
     best_spans,
+    check_stride,
     edge_counts,
     make_windows,
     tokens_of,
@@ -61,8 +62,13 @@ def test_a_long_question_is_cut(tokenizer):
     windows, inputs = make_windows([ask(PASSAGE, question="为什么" * 200)], tokenizer, 64, 16)
     assert max(map(len, inputs["input_ids"])) == 64
     assert windows[0].first == 64 // 4 + 2
-    with pytest.raises(InputError, match="stride"):
-        make_windows([ask(PASSAGE)], tokenizer, 64, 33)
+
+
+@pytest.mark.parametrize(("max_length", "stride"), [(64, 33), (10, 5), (4, 0)])
+def test_windows_that_would_not_go_on(tokenizer, max_length, stride):
+    with pytest.raises(InputError, match=r"stride is|nothing to the passage"):
+        check_stride(tokenizer, max_length, stride)
+    assert make_windows([ask(PASSAGE)], tokenizer, 10, 4)[0]
 
 
 def test_labels_point_to_the_answer_where_a_window_has_it(tokenizer):

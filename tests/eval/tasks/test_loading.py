@@ -74,12 +74,25 @@ def test_what_cannot_be_scored(tmp_path, split, said):
 def test_labels_that_training_has_not(tmp_path):
     free = dataclasses.replace(TASK, labels={})
     write(tmp_path / "task", "train.tsv", "0a", "1b")
-    write(tmp_path / "task", "dev.tsv", "0a", "2b")
+    write(tmp_path / "task", "dev.tsv", "0a", "2b", "1c")
     with pytest.raises(InputError, match=r"dev.tsv, line 3: label '2' does not occur in training"):
         load_data("task", free, str(tmp_path))
     data = load_data("task", free, str(tmp_path), skip_bad_rows=True)
-    assert texts(data, "dev") == ["0a"]
+    assert texts(data, "dev") == ["0a", "1c"]
     assert "bad rows left out: 1" in data.notes[0]
+
+
+def test_a_split_of_which_too_little_is_left(tmp_path):
+    write(tmp_path / "task", "train.tsv", "0a", "1b")
+    write(tmp_path / "task", "dev.tsv", "0a", "7b")
+    with pytest.raises(InputError, match="1 examples of dev are left, and 2 or more are needed; bad rows left out: 1"):
+        load_data("task", TASK, str(tmp_path), skip_bad_rows=True)  # one half of dev chooses what the other scores
+    write(tmp_path / "task", "dev.tsv", "7a", "7b")
+    with pytest.raises(InputError, match="0 examples of dev are left"):
+        load_data("task", TASK, str(tmp_path), skip_bad_rows=True)
+    write(tmp_path / "task", "train.tsv", "7a", "7b")
+    with pytest.raises(InputError, match=r"train\.tsv, line 2: unknown label '7'"):
+        load_data("task", TASK, str(tmp_path))
 
 
 def test_parts_are_drawn_the_same_way_and_keep_their_order():

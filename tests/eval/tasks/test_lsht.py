@@ -37,7 +37,7 @@ def test_examples_and_articles(tmp_path):
 
 
 def test_what_is_no_lsht(tmp_path):
-    shown = (("比赛", "体育"), ("涨价", "财经"))
+    shown = (("比赛", "体育"), ("涨价", "财经"), ("大赛", "体育"))
     write(tmp_path, {"input": "又一场"}, entry("又一场", "体育", *shown), entry("又一天", "军事", *shown))
     with pytest.raises(InputError, match="line 1: not an entry of LSHT") as error:
         load_lsht(str(tmp_path), False, False, 0, 0)

@@ -3,6 +3,8 @@
 import json
 import zipfile
 
+import pytest
+
 from zh_modernbert.eval.tasks.predictions import write_predictions, zip_predictions
 
 
@@ -16,6 +18,21 @@ def test_lines_one_object_and_one_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "predictions-1.zip") as archive:
         assert archive.namelist() == ["afqmc_predict.json", "chid11_predict.json"]
         assert json.loads(archive.read("chid11_predict.json")) == {"#idiom623377#": 3}
+
+
+def test_a_zip_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    folder = tmp_path / "predictions-1"
+    write_predictions(folder / "afqmc_predict.json", [{"id": 0, "label": "0"}])
+    zip_predictions(folder)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        zip_predictions(folder)
+    with zipfile.ZipFile(tmp_path / "predictions-1.zip") as archive:
+        assert archive.namelist() == ["afqmc_predict.json"]
 
 
 def test_without_official_files_there_is_no_zip(tmp_path):

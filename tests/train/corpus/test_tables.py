@@ -6,6 +6,7 @@ import zlib
 import pytest
 import zstandard
 
+from zh_modernbert.eval.tasks.rows import BadRows
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.tables import find_file, read_table
 
@@ -173,3 +174,10 @@ def test_compressed_parts_behind_one_another_are_one_file(tmp_path, compression)
 def test_another_form_is_an_error(tmp_path, name):
     (tmp_path / name).write_bytes(b"text\n")
     assert ".tsv" in read_error(tmp_path / name)
+
+
+def test_an_array_is_no_table(tmp_path):
+    """Its line is reported as a bad row, and what a row would be is said."""
+    (tmp_path / "train.json").write_text('[{"text": "a", "label": 1}]')
+    with pytest.raises(InputError, match="no rows in it, which are JSON objects, one a line"):
+        read_table(tmp_path / "train.json", ["text"], bad_lines=BadRows())
