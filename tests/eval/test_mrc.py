@@ -101,7 +101,7 @@ def test_a_task_in_the_other_script_and_its_official_predictions(settings, tmp_p
     assert (Path(settings.results_dir) / "predictions-42.zip").is_file()
     # What is scored from its file is what was scored.
     answers = str(folder / "cmrc2018_dev_answers.json")
-    scored = mrc.main(change(task, model="", script="", predictions_file=answers, scorer="drcd"))
+    scored = mrc.main(change(task, model="", script="", predictions=False, predictions_file=answers, scorer="drcd"))
     assert (scored["task"], scored["model"]) == ("cmrc2018_by_drcd", answers)
     best = json.loads((folder / "cmrc2018_dev_answers.json").read_text(encoding="utf-8"))
     assert all("台" not in text or "湾" not in text for text in best.values())  # it is 台灣 or 臺灣 now
