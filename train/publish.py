@@ -26,14 +26,21 @@ from zh_modernbert.train.common.files import read_json, replacing, require_file,
 from zh_modernbert.train.common.hub import check_card, check_no_token, check_repository, push
 from zh_modernbert.train.common.model_folder import ROOT_FILES, load_model, write_model
 from zh_modernbert.train.common.stock import write_stock
+from zh_modernbert.train.pretraining.tracking import read_metrics
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 # All that a published folder may hold; a folder with anything else in it is never replaced.
-PUBLISHED = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} | {
+PUBLISHED = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md", "metrics.png"} | {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *(path.name for path in ROOT_FILES),
 }
 SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+# What the card says of the run that left the model: settings of train/pretrain.py, and fields of its metrics.
+RECIPE = (
+    *("max_steps", "tokens_per_update", "seq_len", "masking", "mlm_probability", "optimizer", "learning_rate", "schedule"),
+    *("weight_decay", "global_rope_theta", "mixed_precision"),
+)
+MEASURED = ("step", "loss", "masked_accuracy", "eval_loss", "eval_masked_accuracy")
 FORMS = ("zh_modernbert", "modernbert")
 
 
@@ -88,7 +95,13 @@ Where `config.json` says `model_type: modernbert`, this is the stock form: the s
   has no space inside for one word, which is a Chinese sentence. Answers, with transformers 4: `align_to_words=False`.
 - Late interaction: let the query's [MASK]s be attended to (`"attend": True` in sentence-transformers' `query_expansion`,
   `attend_to_expansion_tokens=True` in PyLate), or they come out as zeros.
-{notes}"""
+
+## Intended use and limits
+
+It is to be fine-tuned: for classification, tagging, extractive question answering, choice, and embeddings. As it is, it fills
+masks. It writes no text. It repeats what its corpus says, right or wrong, and its judgements should not stand alone where they
+decide about people.
+{training}{notes}"""
 
 
 def check_settings(settings: Settings) -> None:
@@ -127,7 +140,26 @@ def model_index(settings: Settings) -> str:
     return f"model-index: {json.dumps(index, ensure_ascii=False)}\n"
 
 
-def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
+def run_of(model_dir: Path) -> Path | None:
+    """The folder of the run that left a model in its `model/`, or None."""
+    run_dir = model_dir.absolute().parent
+    return run_dir if (run_dir / "settings.json").is_file() and (run_dir / "metrics.jsonl").is_file() else None
+
+
+def training(run_dir: Path | None) -> str:
+    """The card's lines on the run that made the model: its recipe, what it measured last, and its plots."""
+    if run_dir is None:
+        return ""
+    settings, measured = read_json(run_dir / "settings.json"), {}
+    for line in read_metrics(run_dir / "metrics.jsonl"):
+        measured |= line
+    table = [f"| {name} | {settings[name]} |" for name in RECIPE if settings.get(name) not in (None, 0, "")]
+    table += [f"| {name}, at the end | {measured[name]:.6g} |" for name in MEASURED if measured.get(name) is not None]
+    plots = "\n![Loss, rates and speed over the updates](metrics.png)\n" if (run_dir / "metrics.png").is_file() else ""
+    return "\n## How it was made\n\nThe last stage of pretraining:\n\n| | |\n|---|---|\n" + "\n".join(table) + "\n" + plots
+
+
+def model_card(settings: Settings, model: ZhModernBertForMaskedLM, model_dir: Path) -> str:
     notes = ""
     if settings.notes:
         try:
@@ -150,6 +182,7 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
         base_model=f"base_model: {json.dumps(settings.base_model)}\n" if settings.base_model else "",
         datasets=f"datasets: {json.dumps(settings.datasets)}\n" if settings.datasets else "",
         model_index=model_index(settings),
+        training=training(run_of(model_dir)),
         notes=notes,
     )
 
@@ -192,7 +225,8 @@ def lay_into(clone: Path, folder: Path) -> None:
     """Moves what was written in `folder` beside the root files of a clone, in the place of an earlier model."""
     of_the_clone = {"README.md", *(path.name for path in ROOT_FILES)}
     for path in clone.iterdir():
-        if is_published(path.name) and path.name not in of_the_clone and not (folder / path.name).exists():
+        is_weights = is_published(path.name) and ".safetensors" in path.name
+        if is_weights and not (folder / path.name).exists():
             path.unlink()
     for path in folder.iterdir():
         if path.name not in of_the_clone:
@@ -211,13 +245,15 @@ def main(settings: Settings) -> dict:
     if len(tokenizer) > model.config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {model.config.vocab_size}")
     tokenizer.model_max_length = model.config.max_position_embeddings
-    card = model_card(settings, model)
+    card, run_dir = model_card(settings, model, source), run_of(source)
     check_card(card, "the card")
     result = {"parameters": model.num_parameters(), "vocab_size": model.config.vocab_size, "output_dir": settings.output_dir}
     written = output_dir / ".published" if is_clone(output_dir) else output_dir
     with replacing(written) as folder:
         tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        if run_dir and (run_dir / "metrics.png").is_file():
+            shutil.copyfile(run_dir / "metrics.png", folder / "metrics.png")
         if settings.form == "modernbert":
             result |= write_stock(folder, model, source)
         else:

@@ -361,6 +361,31 @@ def test_shards(settings, monkeypatch):
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
 
 
+def test_the_run_in_the_card(settings, model_dir, tmp_path):
+    """The recipe without places, what was measured last, and the plots, where the model lies in the folder of its run."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(model_dir, run_dir / "model")
+    recipe = {"max_steps": 40, "learning_rate": 8e-4, "mlm_probability": [0.3, 0.15], "data_dir": "/home/me/data", "seed": 0}
+    (run_dir / "settings.json").write_text(json.dumps(recipe))
+    lines = [{"step": 20, "loss": 5.0}, {"step": 40, "loss": 4.25}, {"step": 40, "eval_loss": 4.5}]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run_dir / "metrics.png").write_bytes(b"\x89PNG")
+    settings.model_dir = str(run_dir / "model")
+    publish.main(settings)
+    card = (Path(settings.output_dir) / "README.md").read_text(encoding="utf-8")
+    for line in (
+        "| max_steps | 40 |",
+        "| learning_rate | 0.0008 |",
+        "| loss, at the end | 4.25 |",
+        "| eval_loss, at the end | 4.5 |",
+    ):
+        assert line in card.splitlines()
+    assert "](metrics.png)" in card
+    assert "/home/me" not in card
+    assert (Path(settings.output_dir) / "metrics.png").read_bytes() == b"\x89PNG"
+    publish.main(settings)  # over a folder with plots
+
+
 # --- to the Hub ---
 
 
