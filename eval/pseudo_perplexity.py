@@ -1,83 +1,283 @@
-"""Pseudo-perplexity of a masked language model on text (https://arxiv.org/abs/1910.14659), exact: every token is masked once.
+"""Pseudo-perplexity of a masked language model on text (https://arxiv.org/abs/1910.14659), exact or estimated.
 
-Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over all tokens. Bits per character come from the
-same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
+Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over all tokens. Exact, every token is masked once,
+in a copy of its document. Many copies of many documents go through the model at once, sorted by length. Bits per character
+come from the same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
 
-    python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \
+What is masked beside the token that is asked for (`unit`): nothing (token), its whole word (word), or what follows of its word
+(word_l2r, https://arxiv.org/abs/2305.10588). Only the last is log P of the whole word, by the chain rule, so that it depends
+least on how finely a tokenizer cuts. Words are found by rjieba.
+
+With `mask_share`, a document is passed a few times, each time with that share of its tokens masked. That alone is too high, for
+lack of context. So some tokens are also masked alone, and their mean difference corrects the estimate without bias.
+
+    python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \\
         --input runs/quickstart/held_out_hans.jsonl --unigram_input runs/quickstart/dedup
 """
 
 import math
 import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, set_seed
 
 from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.model_folder import load_by_auto_class
+from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
 from zh_modernbert.train.corpus.source import Source, read_source
+
+# Upper bounds of the length classes, in tokens, special ones included.
+LENGTHS = (128, 512, 1024, 2048, 4096, 8192, 1 << 20)
 
 
 @dataclass
 class Settings(BaseSettings):
     model: str = setting(help="model folder or Hub id")
     trust_remote_code: bool = setting(False, "run the code that the model's folder brings")
+    random_init: bool = setting(False, "take random weights of the same architecture: the model before training")
     input: list[str] = setting([], "text files or folders, as for train/sources.py")
-    unigram_input: list[str] = setting([], "text that the unigram model is fitted on; the scored text itself where empty")
+    unigram_input: list[str] = setting(
+        [], "text that unigrams are counted in, but what is held out; what is scored where empty"
+    )
     name: str = setting("pseudo_perplexity", "what the result is called")
     max_length: int = setting(128, "documents are cut to so many tokens, with the special ones", least=3)
-    max_documents: int = setting(0, "score only so many, the first; 0 scores all", least=0)
+    held_out: float = setting(0.0, "score only what this share held out of training; 0 scores all", least=0, most=0.5)
+    max_documents: int = setting(0, "score only so many of each script and length, spread evenly; 0 scores all", least=0)
+    unit: str = setting("token", "what is masked at once; see above", ("token", "word", "word_l2r"))
+    mask_share: float = setting(
+        0.0, "share of a document's tokens to mask in a pass; 0 masks one unit: exact", least=0, most=0.5
+    )
+    exact_units: int = setting(256, "with mask_share, so many units of each script and length are masked alone too", least=2)
+    dtype: str = setting("", "of the computation; on a GPU bfloat16 where empty", ("", "float32", "bfloat16"))
     batch_tokens: int = setting(8192, "tokens computed at once", least=1)
+    seed: int = setting(0, "of random weights, and of what is masked together", least=0, most=2**32 - 1)
     results_dir: str = setting("results", "where the result file goes")
 
 
+@dataclass(frozen=True, eq=False)
+class Text:
+    """A document of T tokens, of which P are scored: all but the special ones.
+
+    Args:
+        ids: `(T,)`.
+        places: `(P,)`, rising: where the scored tokens stand.
+        words: `(P,)`, rising: the number of each scored token's word.
+    """
+
+    ids: np.ndarray
+    places: np.ndarray
+    words: np.ndarray
+    characters: int
+    script: str
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return self.ids[self.places]
+
+    @property
+    def cell(self) -> tuple[str, int]:
+        """The row of the table that the document belongs to."""
+        return self.script, LENGTHS[bisect_left(LENGTHS, len(self.ids))]
+
+
+# --- what is masked, and what is asked ---
+
+
+def units_of(words: np.ndarray, unit: str) -> np.ndarray:
+    """`(U, 3)`: begin, end, last. Tokens from begin to end are asked for, while those from begin to last are masked."""
+    tokens = np.arange(len(words))
+    if unit == "token":
+        return np.stack([tokens, tokens + 1, tokens + 1], axis=1)
+    if unit == "word_l2r":
+        return np.stack([tokens, tokens + 1, np.searchsorted(words, words, side="right")], axis=1)
+    begins, ends = (np.searchsorted(words, np.unique(words), side=side) for side in ("left", "right"))
+    return np.stack([begins, ends, ends], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Copy:
+    """A copy of a document, in which units `(U, 3)` are masked and asked for."""
+
+    text: Text
+    units: np.ndarray
+
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where tokens are masked, and where they are asked for, in rising order."""
+        masked, asked = np.zeros((2, len(self.text.places)), dtype=bool)
+        for begin, end, last in self.units:
+            masked[begin:last] = True
+            asked[begin:end] = True
+        return self.text.places[masked], self.text.places[asked]
+
+
+def copies_of(text: Text, unit: str, share: float, generator: np.random.Generator) -> Iterator[Copy]:
+    """Copies that ask for every token once: one a unit, or 1 / `share` with as many units each, drawn at random."""
+    units = units_of(text.words, unit)
+    if not share:
+        return (Copy(text, units[i : i + 1]) for i in range(len(units)))
+    return (Copy(text, part) for part in np.array_split(generator.permutation(units), min(math.ceil(1 / share), len(units))))
+
+
+# --- the model's answers ---
+
+
+def asked_logits(model, ids: torch.Tensor, attention_mask: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """`(M, V)`: the logits at the M places of `asked` `(B, T)`, in order; the model computes no others where it can."""
+    if getattr(model.config, "sparse_prediction", False):
+        return model(input_ids=ids, attention_mask=attention_mask, labels=ids.masked_fill(~asked, -100)).logits
+    # Of other models, the last matrix is by far the largest of the head.
+    with model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0][asked],)):
+        return model(input_ids=ids, attention_mask=attention_mask).logits
+
+
 @torch.inference_mode()
-def log_probabilities(model, ids: torch.Tensor, positions: torch.Tensor, mask_id: int, batch_tokens: int) -> torch.Tensor:
-    """`(P,)` float64: log P of the token at each of P positions of a document `(T,)`, with that token alone masked."""
-    results = []
-    for part in positions.split(max(batch_tokens // len(ids), 1)):
-        rows = torch.arange(len(part), device=ids.device)
-        masked = ids.repeat(len(part), 1)
-        masked[rows, part] = mask_id
-        labels = torch.full_like(masked, -100)
-        labels[rows, part] = ids[part]
-        logits = model(input_ids=masked, attention_mask=torch.ones_like(masked), labels=labels).logits
-        if logits.ndim == 3:  # a model without sparse_prediction gives logits everywhere
-            logits = logits[rows, part]
-        results.append(logits.double().log_softmax(-1)[rows, ids[part]])
-    return torch.cat(results)
+def log_probabilities(model, batch: list[Copy], mask_id: int, pad_id: int, bf16: bool = False) -> list[np.ndarray]:
+    """For each copy, log P of the tokens that it asks for, in order."""
+    places = [copy.places() for copy in batch]
+    shape = len(batch), max(len(copy.text.ids) for copy in batch)
+    ids, mask, asked = np.full(shape, pad_id), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    for row, (copy, (masked, wanted)) in enumerate(zip(batch, places, strict=True)):
+        ids[row, : len(copy.text.ids)], mask[row, : len(copy.text.ids)] = copy.text.ids, 1
+        ids[row, masked] = mask_id
+        asked[row, wanted] = True
+    targets = np.concatenate([copy.text.ids[wanted] for copy, (_, wanted) in zip(batch, places, strict=True)])
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        logits = asked_logits(model, *(torch.from_numpy(array).to(device) for array in (ids, mask, asked)))
+    losses = F.cross_entropy(logits.float(), torch.from_numpy(targets).to(device), reduction="none")
+    return np.split(-losses.double().cpu().numpy(), np.cumsum([len(wanted) for _, wanted in places])[:-1])
 
 
-def unigram_perplexity(tokens: np.ndarray, fitted_on: np.ndarray | None = None, vocab_size: int = 0) -> float:
+def batches(copies: Iterator[Copy], batch_tokens: int) -> Iterator[list[Copy]]:
+    """Copies whose documents come in order of their length, in lists of at most `batch_tokens` with pads, or one."""
+    batch: list[Copy] = []
+    for copy in copies:
+        if batch and (len(batch) + 1) * len(copy.text.ids) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(copy)
+    if batch:
+        yield batch
+
+
+class Scorer:
+    """A model that tells the log-probabilities of asked tokens."""
+
+    def __init__(self, model, tokenizer, settings: Settings):
+        self.model, self.mask_id, self.pad_id = model, tokenizer.mask_token_id, tokenizer.pad_token_id
+        self.batch_tokens, self.unit, self.share = settings.batch_tokens, settings.unit, settings.mask_share
+        self.bf16 = (settings.dtype or ("bfloat16" if model.device.type == "cuda" else "float32")) == "bfloat16"
+
+    def ask(self, copies: Iterator[Copy]) -> Iterator[tuple[Copy, np.ndarray]]:
+        for batch in batches(copies, self.batch_tokens):
+            answers = log_probabilities(self.model, batch, self.mask_id, self.pad_id, self.bf16)
+            yield from zip(batch, answers, strict=True)
+
+    def score(self, texts: list[Text], seed: int = 0) -> list[np.ndarray]:
+        """For each text, log P of its P tokens."""
+        generator, order = np.random.default_rng(seed), sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
+        results = {id(text): np.zeros(len(text.ids)) for text in texts}
+        copies = (copy for i in order for copy in copies_of(texts[i], self.unit, self.share, generator))
+        with tqdm(total=sum(len(text.places) for text in texts), desc="tokens", unit=" tokens") as progress:
+            for copy, answers in self.ask(copies):
+                results[id(copy.text)][copy.places()[1]] = answers
+                progress.update(len(answers))
+        return [results[id(text)][text.places] for text in texts]
+
+    def correction(self, texts: list[Text], estimates: list[np.ndarray], count: int, seed: int = 0) -> tuple[float, float]:
+        """What to add to the estimates' mean, and its standard error, from `count` units of all texts masked alone."""
+        units = [units_of(text.words, self.unit) for text in texts]
+        ends = np.cumsum([len(each) for each in units])
+        drawn = np.sort(np.random.default_rng(seed).choice(ends[-1], min(count, ends[-1]), replace=False))
+        owners = np.searchsorted(ends, drawn, side="right")
+        chosen = [(i, units[i][place - ends[i]]) for i, place in zip(owners, drawn, strict=True)]  # counted from the end
+        chosen.sort(key=lambda choice: len(texts[choice[0]].ids))
+        exact = self.ask(Copy(texts[i], unit[None]) for i, unit in chosen)
+        pairs = list(zip(chosen, exact, strict=True))
+        differences = np.array([answers.sum() - estimates[i][begin:end].sum() for (i, (begin, end, _)), (_, answers) in pairs])
+        sizes = np.array([len(answers) for _, (_, answers) in pairs])
+        mean = differences.sum() / sizes.sum()
+        # Of a ratio, by linearisation; nothing is left to chance where all units were drawn.
+        spread = ((differences - mean * sizes) ** 2).sum() / max(len(drawn) - 1, 1)
+        return float(mean), float(math.sqrt(spread / len(drawn) * (1 - len(drawn) / ends[-1])) / sizes.mean())
+
+
+# --- texts ---
+
+
+def unigram_perplexity(tokens: np.ndarray, counts: np.ndarray | None = None) -> float:
     """The perplexity of `tokens` under a unigram model.
 
-    The model has the frequencies of `fitted_on`, with one added for each of `vocab_size` entries. Without `fitted_on` it has
-    the frequencies of `tokens` themselves. Then no unigram model has a lower perplexity, and for short texts it is far too low.
+    The model has the frequencies of `counts` `(V,)`, with one added for each entry. Without them it has the frequencies of
+    `tokens` themselves. Then no unigram model has a lower perplexity, and for short texts it is far too low.
     """
-    counts = np.bincount(tokens) if fitted_on is None else np.bincount(fitted_on, minlength=vocab_size) + 1
+    counts = np.bincount(tokens) if counts is None else counts + 1
     return float(np.exp(-np.log(counts[tokens] / counts.sum()).mean()))
 
 
-def token_ids(tokenizer, paths: list[str]) -> np.ndarray:
-    """All token ids of the documents in `paths`, without special tokens."""
-    texts = [document["text"] for path in paths for document in read_source(Source(path=path))]
-    return np.array([token for ids in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in ids], dtype=np.int64)
+def unigram_counts(tokenizer, texts: Iterable[str]) -> np.ndarray:
+    """`(V,)`: how often each token stands in the texts."""
+    counts, texts = np.zeros(len(tokenizer), dtype=np.int64), iter(texts)
+    while batch := list(islice(texts, 1000)):
+        for ids in tokenizer(batch, add_special_tokens=False)["input_ids"]:
+            counts += np.bincount(np.array(ids, dtype=np.int64), minlength=len(counts))
+    return counts
+
+
+def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
+    """`(P,)`: the number of each token's word, for `offsets` `(P, 2)` in characters. A part of a character starts no word."""
+    try:
+        from zh_modernbert.train.tokenizer.segment import word_boundaries
+    except ImportError as error:
+        raise InputError(
+            f"pseudo_perplexity: a unit of words needs the segmenter: pip install '.[corpus]' ({error})"
+        ) from error
+    starts = word_boundaries(text)[offsets[:, 0]]
+    starts[1:] &= offsets[1:, 0] >= offsets[:-1, 1]
+    return np.cumsum(starts)
+
+
+def encode(tokenizer, document: dict, max_length: int, unit: str) -> Text:
+    text = document["text"]
+    encoded = tokenizer(
+        text, truncation=True, max_length=max_length, return_offsets_mapping=True, return_special_tokens_mask=True
+    )
+    ids, offsets = np.array(encoded["input_ids"]), np.array(encoded["offset_mapping"])
+    places = np.flatnonzero(np.array(encoded["special_tokens_mask"]) == 0)
+    words = np.arange(len(places)) if unit == "token" else word_numbers(text, offsets[places])
+    return Text(ids, places, words, int(offsets[:, 1].max(initial=0)), document.get("script", ""))
 
 
 def load(settings: Settings):
+    remote = {"trust_remote_code": settings.trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=settings.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, **remote)
+        if settings.random_init:
+            set_seed(settings.seed)
+            config = AutoConfig.from_pretrained(settings.model, **remote)
+            model = AutoModelForMaskedLM.from_config(config, **remote)
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
-    model = load_by_auto_class(AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code)
-    if hasattr(model.config, "sparse_prediction"):
-        model.config.sparse_prediction = True  # logits at the masked token only
+    if tokenizer.mask_token_id is None or tokenizer.pad_token_id is None or not tokenizer.is_fast:
+        raise InputError(f"{settings.model}: the tokenizer must be a fast one with [MASK] and [PAD]")
+    if not settings.random_init:
+        model = load_by_auto_class(AutoModelForMaskedLM, settings.model, **remote)
+    if model.get_output_embeddings() is None:
+        raise InputError(f"{settings.model}: a model of type {model.config.model_type!r} names no layer that gives logits")
+    if hasattr(model.config, "sparse_prediction"):  # logits at the asked tokens only
+        model.config.sparse_prediction = True
+        model.sparse_prediction = True  # pyright: ignore[reportArgumentType]  # stock ModernBERT reads a copy
     longest = getattr(model.config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
@@ -85,52 +285,117 @@ def load(settings: Settings):
     return tokenizer, model.eval()
 
 
+# --- the table ---
+
+
+def spread(texts: list[Text], count: int) -> list[Text]:
+    """`count` of the texts, or all where there are fewer or `count` is 0."""
+    count = min(count, len(texts)) or len(texts)
+    return [texts[place * len(texts) // count] for place in range(count)]
+
+
+@dataclass
+class Tally:
+    """What is known of some documents.
+
+    Args:
+        log_probability: the sum over all tokens.
+        error: its standard error; None where it is exact.
+        uncorrected: the same sum before its correction.
+    """
+
+    log_probability: float
+    error: float | None
+    uncorrected: float
+    tokens: np.ndarray
+    characters: int
+    documents: int
+
+    def metrics(self, counts: np.ndarray | None) -> dict:
+        perplexity = math.exp(-self.log_probability / len(self.tokens))
+        estimate = {}
+        if self.error is not None:
+            estimate["standard_error"] = round(perplexity * self.error / len(self.tokens), 3)
+            estimate["uncorrected"] = round(math.exp(-self.uncorrected / len(self.tokens)), 3)
+        return {
+            "pseudo_perplexity": round(perplexity, 3),
+            **estimate,
+            "unigram_perplexity": round(unigram_perplexity(self.tokens, counts), 3),
+            "bits_per_character": round(-self.log_probability / math.log(2) / self.characters, 4),
+            "tokens": len(self.tokens),
+            "characters": self.characters,
+        }
+
+
+def tally(scorer: Scorer, texts: list[Text], settings: Settings) -> Tally:
+    """The documents of one script and length; of an estimate, corrected."""
+    answers = scorer.score(texts, settings.seed)
+    tokens = np.concatenate([text.tokens for text in texts])
+    total, shift, error = float(sum(each.sum() for each in answers)), 0.0, None
+    if settings.mask_share:
+        shift, error = scorer.correction(texts, answers, settings.exact_units, settings.seed)
+        shift, error = shift * len(tokens), error * len(tokens)
+    return Tally(total + shift, error, total, tokens, sum(text.characters for text in texts), len(texts))
+
+
+def together(tallies: list[Tally]) -> Tally:
+    """All documents of some tallies, whose errors are independent."""
+    errors = [each.error for each in tallies if each.error is not None]
+    return Tally(
+        log_probability=sum(each.log_probability for each in tallies),
+        error=math.hypot(*errors) if errors else None,
+        uncorrected=sum(each.uncorrected for each in tallies),
+        tokens=np.concatenate([each.tokens for each in tallies]),
+        characters=sum(each.characters for each in tallies),
+        documents=sum(each.documents for each in tallies),
+    )
+
+
 def main(settings: Settings) -> dict:
     started = time.perf_counter()
     if not settings.input:
         raise InputError("pseudo_perplexity: no input; give --input FILE ...")
-    documents = [document for path in settings.input for document in read_source(Source(path=path))]
-    documents = documents[: settings.max_documents or None]
-    if not documents:
-        raise InputError(f"{', '.join(settings.input)}: no text in it")
+    documents = read_held_out(settings.input, settings.held_out)
     tokenizer, model = load(settings)
-    fitted_on = token_ids(tokenizer, settings.unigram_input) if settings.unigram_input else None
-    log_probability, characters, tokens, documents_scored = 0.0, 0, [], 0
-    with tqdm(documents, desc=settings.name, unit=" documents") as progress:
-        for document in progress:
-            encoded = tokenizer(
-                document["text"],
-                truncation=True,
-                max_length=settings.max_length,
-                return_offsets_mapping=True,
-                return_special_tokens_mask=True,
-            )
-            ids = torch.tensor(encoded["input_ids"], device=model.device)
-            positions = (torch.tensor(encoded["special_tokens_mask"]) == 0).nonzero().flatten().to(model.device)
-            if not len(positions):
-                continue
-            scored = log_probabilities(model, ids, positions, tokenizer.mask_token_id, settings.batch_tokens)
-            log_probability += float(scored.sum())
-            tokens.extend(ids[positions].tolist())
-            characters += max(end for _, end in encoded["offset_mapping"])
-            documents_scored += 1
-            progress.set_postfix(perplexity=f"{math.exp(-log_probability / len(tokens)):.1f}")
+    cells: dict[tuple[str, int], list[Text]] = defaultdict(list)
+    for document in documents:
+        text = encode(tokenizer, document, settings.max_length, settings.unit)
+        if len(text.places):
+            cells[text.cell].append(text)
+    if not cells:
+        raise InputError(f"{', '.join(settings.input)}: no text in it")
+    counts = None
+    if settings.unigram_input:
+        training = (document for path in settings.unigram_input for document in read_source(Source(path=path)))
+        known = (document["text"] for document in training if not is_held_out(document["id"], settings.held_out))
+        counts = unigram_counts(tokenizer, known)
+    scorer = Scorer(model, tokenizer, settings)
+    tallies = {cell: tally(scorer, spread(cells[cell], settings.max_documents), settings) for cell in sorted(cells)}
+    total = together(list(tallies.values()))
+    unknown = int((total.tokens == tokenizer.unk_token_id).sum())
+    notes = ["random weights"] if settings.random_init else []
+    if unknown:
+        notes.append(f"{unknown} tokens are {tokenizer.unk_token}: what they stand for is not predicted")
     result = {
         "task": settings.name,
         "split": "all",
         "model": settings.model,
         "primary_metric": "pseudo_perplexity",
-        "metrics": {
-            "pseudo_perplexity": round(math.exp(-log_probability / len(tokens)), 3),
-            "unigram_perplexity": round(unigram_perplexity(np.array(tokens), fitted_on, len(tokenizer)), 3),
-            "bits_per_character": round(-log_probability / math.log(2) / characters, 4),
-            "tokens": len(tokens),
-            "characters": characters,
+        "metrics": total.metrics(counts),
+        "cells": [
+            {"script": script, "max_tokens": length, **each.metrics(counts), "documents": each.documents}
+            for (script, length), each in tallies.items()
+        ],
+        "num_examples": total.documents,
+        "seed": settings.seed,
+        "hyperparameters": {
+            "max_length": settings.max_length,
+            "unit": settings.unit,
+            "mask_share": settings.mask_share,
+            "random_init": settings.random_init,
+            "dtype": "bfloat16" if scorer.bf16 else "float32",
         },
-        "num_examples": documents_scored,
-        "seed": 0,
-        "hyperparameters": {"max_length": settings.max_length},
-        "notes": "",
+        "notes": "; ".join(notes),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }
     write_result(settings.results_dir, result)

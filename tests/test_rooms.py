@@ -19,7 +19,11 @@ ROOMS = {
     "train.tokenizer": {"train.common", "train.corpus"},
     "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
+    "eval.metrics": set(),
     "eval.tasks": {"train.common", "train.corpus"},
+    "eval.finetuning": {"train.common", "eval.tasks"},
+    "eval.reporting": {"train.common"},
+    "eval.kinds": {"train.common", "eval.metrics", "eval.tasks", "eval.finetuning"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
 }
 # Scripts that run other scripts, and which.

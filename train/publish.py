@@ -6,13 +6,16 @@ Nothing is uploaded; `hf upload NAME FOLDER` does that.
     python train/publish.py --model_dir runs/tiny/pretrain_8k/model --output_dir runs/tiny/published --name me/zh-tiny
 """
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, run, setting
-from zh_modernbert.train.common.files import replacing, require_folder
+from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, describe, run, setting
+from zh_modernbert.train.common.files import read_json, replacing, require_file, require_folder
 from zh_modernbert.train.common.model_folder import ROOT_FILES, load_model, write_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -31,6 +34,7 @@ class Settings(BaseSettings):
     name: str = setting("zh-modernbert", "the model's name on the Hub, such as me/zh-modernbert, in its card")
     license: str = setting("apache-2.0", "the Hub's name of the weights' licence, in the card")
     notes: str = setting("", "a Markdown file that goes into the card: data, results, limits")
+    model_index: str = setting("", "the model_index.json that eval/report.py left: scores that the Hub shows beside the card")
 
 
 CARD = """---
@@ -39,7 +43,7 @@ license: {license}
 library_name: transformers
 pipeline_tag: fill-mask
 tags: [fill-mask, modernbert, chinese, simplified-chinese, traditional-chinese]
----
+{model_index}---
 
 # {name}
 
@@ -80,6 +84,23 @@ def check_card(settings: Settings) -> None:
         raise InputError(f"publish: license is {settings.license!r}; it must be the Hub's name of one, such as apache-2.0")
 
 
+def model_index(settings: Settings) -> str:
+    """The lines of the card's header that hold scores, or nothing. JSON is YAML, too.
+
+    Raises:
+        InputError: the file holds no scores of the form that the Hub takes.
+    """
+    if not settings.model_index:
+        return ""
+    path = require_file(settings.model_index)
+    index = [{"name": settings.name.rpartition("/")[2], "results": read_json(path).get("results")}]
+    try:
+        model_index_to_eval_results(index)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not what eval/report.py leaves: {describe(error)}") from error
+    return f"model-index: {json.dumps(index, ensure_ascii=False)}\n"
+
+
 def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
     notes = ""
     if settings.notes:
@@ -99,6 +120,7 @@ def model_card(settings: Settings, model: ZhModernBertForMaskedLM) -> str:
         longest=config.max_position_embeddings,
         every=config.global_attn_every_n_layers,
         window=config.local_attention,
+        model_index=model_index(settings),
         notes=notes,
     )
 

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
+from transformers import PreTrainedModel
 
 from zh_modernbert.eval import pseudo_perplexity
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
+from zh_modernbert.train.tokenizer.segment import split_words
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,35 +45,147 @@ def settings(model_dir, tmp_path) -> pseudo_perplexity.Settings:
 
 
 @torch.inference_mode()
-def by_definition(model: ZhModernBertForMaskedLM, ids: list[int]) -> list[float]:
-    """log P of each token between [CLS] and [SEP], from one forward pass and all logits each."""
+def by_definition(
+    model: PreTrainedModel, ids: list[int], masked: list[list[int]] | None = None, mask_id: int = 4
+) -> list[float]:
+    """log P of each token between [CLS] and [SEP], from one forward pass and all logits each; with those of `masked` masked."""
     results = []
     for position in range(1, len(ids) - 1):
-        masked = torch.tensor([ids])
-        masked[0, position] = model.config.mask_token_id
-        logits = model(input_ids=masked).logits[0, position].double()
+        inputs = torch.tensor([ids])
+        inputs[0, masked[position - 1] if masked else position] = mask_id
+        logits = model(input_ids=inputs).logits[0, position].double()
         results.append(float(logits[ids[position]] - logits.logsumexp(0)))
     return results
 
 
-@pytest.mark.parametrize("sparse", [True, False])
+def scored(settings: pseudo_perplexity.Settings) -> tuple[list[pseudo_perplexity.Text], list[np.ndarray], PreTrainedModel]:
+    tokenizer, model = pseudo_perplexity.load(settings)
+    documents = [{"text": text} for text in TEXTS]
+    texts = [pseudo_perplexity.encode(tokenizer, document, settings.max_length, settings.unit) for document in documents]
+    answers = pseudo_perplexity.Scorer(model, tokenizer, settings).score(texts)
+    model.config.sparse_prediction = model.sparse_prediction = False
+    return texts, answers, model
+
+
 @pytest.mark.parametrize("batch_tokens", [1, 50, 100_000])
-def test_log_probabilities(model, model_dir, monkeypatch, sparse, batch_tokens):
-    monkeypatch.setattr(model.config, "sparse_prediction", sparse)
-    tokenizer = load_tokenizer(model_dir)
-    for text in TEXTS:
-        ids = tokenizer(text)["input_ids"]
-        positions = torch.arange(1, len(ids) - 1)
-        scored = pseudo_perplexity.log_probabilities(model, torch.tensor(ids), positions, 4, batch_tokens)
-        assert scored.dtype == torch.float64
-        np.testing.assert_allclose(scored.numpy(), by_definition(model, ids), rtol=1e-5, atol=1e-5)
+def test_log_probabilities(settings, batch_tokens):
+    settings.batch_tokens = batch_tokens
+    texts, answers, model = scored(settings)
+    for text, found in zip(texts, answers, strict=True):
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, by_definition(model, text.ids.tolist()), rtol=1e-5, atol=1e-5)
 
 
-def test_only_the_positions_asked_for(model, model_dir):
-    ids = load_tokenizer(model_dir)(TEXTS[1])["input_ids"]
-    scored = pseudo_perplexity.log_probabilities(model, torch.tensor(ids), torch.tensor([5, 2]), 4, 8192)
-    expected = by_definition(model, ids)
-    np.testing.assert_allclose(scored.numpy(), [expected[4], expected[1]], rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "ModernBertForMaskedLM"])
+def test_models_of_other_kinds(kind, settings, model_dir, tmp_path):
+    """Whose pads go through the model, and whose head gives logits everywhere."""
+    shape = {"vocab_size": 512, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, kind).config_class(
+        **shape, max_position_embeddings=128, pad_token_id=0, initializer_range=0.3
+    )
+    getattr(transformers, kind)(config).save_pretrained(tmp_path / "model")
+    load_tokenizer(model_dir).save_pretrained(tmp_path / "model")
+    settings.model, settings.trust_remote_code = str(tmp_path / "model"), False
+    texts, answers, model = scored(settings)
+    for text, found in zip(texts, answers, strict=True):
+        np.testing.assert_allclose(found, by_definition(model, text.ids.tolist()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", ["word", "word_l2r"])
+def test_words(settings, model_dir, unit):
+    """What is masked beside a token: its word, or what follows of its word."""
+    settings.unit = unit
+    texts, answers, model = scored(settings)
+    tokenizer, several = load_tokenizer(model_dir), 0
+    for text, content, found in zip(texts, TEXTS, answers, strict=True):
+        encoding = tokenizer(content)
+        tokens = range(1, len(text.ids) - 1)
+        spans = [encoding.token_to_chars(i) for i in tokens]
+        edges = np.cumsum([len(word) for word in split_words(content)])
+        words = [int(np.searchsorted(edges, span.start, side="right")) for span in spans]
+        masked = [[j for j in tokens if words[j - 1] == words[i - 1] and (unit == "word" or j >= i)] for i in tokens]
+        several += sum(len(places) > 1 for places in masked)
+        np.testing.assert_allclose(found, by_definition(model, text.ids.tolist(), masked), rtol=1e-5, atol=1e-5)
+    assert several > 5
+
+
+def test_units():
+    """Two words, of one token and of two."""
+    words = np.array([1, 2, 2])
+    assert pseudo_perplexity.units_of(words, "token").tolist() == [[0, 1, 1], [1, 2, 2], [2, 3, 3]]
+    assert pseudo_perplexity.units_of(words, "word").tolist() == [[0, 1, 1], [1, 3, 3]]
+    assert pseudo_perplexity.units_of(words, "word_l2r").tolist() == [[0, 1, 1], [1, 2, 3], [2, 3, 3]]
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.3, 4), (0.5, 2), (0.01, 20)])
+def test_a_share_a_pass(share, passes):
+    """Every token is asked for once, and each pass masks about as many."""
+    text = pseudo_perplexity.Text(np.arange(22), np.arange(1, 21), np.arange(20), 20, "")
+    copies = list(pseudo_perplexity.copies_of(text, "token", share, np.random.default_rng(0)))
+    asked = [copy.places()[1].tolist() for copy in copies]
+    assert sorted(place for places in asked for place in places) == list(range(1, 21))
+    assert {len(places) for places in asked} == {20 // passes}
+
+
+def test_a_corrected_estimate(settings):
+    """With all tokens masked alone too it is exact; with some it is within its error, and nearer than without."""
+    exact = pseudo_perplexity.main(settings)["metrics"]["pseudo_perplexity"]
+    settings.mask_share, settings.exact_units = 0.25, 10_000
+    corrected = pseudo_perplexity.main(settings)["metrics"]
+    assert corrected["pseudo_perplexity"] == pytest.approx(exact, rel=1e-4)
+    assert corrected["standard_error"] == 0
+    assert corrected["uncorrected"] != pytest.approx(exact, rel=0.01)
+
+
+def test_the_error_of_an_estimate():
+    """The corrections of many draws spread as the standard error says, around what would be right."""
+    lengths, generator = [50, 80, 30], np.random.default_rng(1)
+    texts = [pseudo_perplexity.Text(np.arange(n), np.arange(n), np.arange(n) // 3, n, "") for n in lengths]
+    truth, estimates = ([generator.normal(size=n) for n in lengths] for _ in range(2))
+
+    class Oracle(pseudo_perplexity.Scorer):
+        unit = "word"
+
+        def __init__(self):
+            pass
+
+        def ask(self, copies):
+            for copy in copies:
+                number = next(i for i, text in enumerate(texts) if text is copy.text)
+                yield copy, truth[number][copy.places()[1]]
+
+    right = np.mean(np.concatenate(truth) - np.concatenate(estimates))
+    shifts, errors = zip(*(Oracle().correction(texts, estimates, 25, seed) for seed in range(200)), strict=True)
+    assert np.mean(shifts) == pytest.approx(right, abs=0.02)
+    assert np.mean(errors) == pytest.approx(np.std(shifts), rel=0.15)
+    assert Oracle().correction(texts, estimates, 1000) == (pytest.approx(right), 0)
+
+
+def test_cells(settings, tmp_path):
+    """A row for each script and length class; together they are the whole."""
+    documents = [{"text": TEXTS[i % 2] * (1 + 9 * (i > 1)), "script": ("hans", "hant")[i % 2]} for i in range(4)]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(json.dumps(document) for document in documents), encoding="utf-8")
+    settings.input = [str(path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pseudo_perplexity, "LENGTHS", (40, 128))
+        result = pseudo_perplexity.main(settings)
+    rows = {(row["script"], row["max_tokens"]): row for row in result["cells"]}
+    assert rows.keys() == {("hans", 40), ("hans", 128), ("hant", 40), ("hant", 128)}
+    assert sum(row["tokens"] for row in rows.values()) == result["metrics"]["tokens"]
+    mean = sum(math.log(row["pseudo_perplexity"]) * row["tokens"] for row in rows.values()) / result["metrics"]["tokens"]
+    assert math.exp(mean) == pytest.approx(result["metrics"]["pseudo_perplexity"], rel=1e-4)
+
+
+def test_before_training(settings):
+    settings.random_init, settings.dtype = True, "bfloat16"
+    first, again = (pseudo_perplexity.main(settings)["metrics"]["pseudo_perplexity"] for _ in range(2))
+    assert first == again
+    settings.seed = 1
+    result = pseudo_perplexity.main(settings)
+    assert result["metrics"]["pseudo_perplexity"] != first
+    assert result["hyperparameters"]["random_init"]
+    assert result["notes"] == "random weights"
 
 
 @pytest.mark.parametrize("max_length", [128, 8])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -249,3 +250,22 @@ def test_a_full_disk(settings, model_dir, tmp_path):
 def test_names_and_licences_that_the_hub_would_not_take(settings, field, value):
     setattr(settings, field, value)
     assert f"publish: {field} is {value!r}" in refused(settings)
+
+
+def test_scores_in_the_card(model_dir, tmp_path):
+    """As huggingface_hub reads them back; the file's own text stays data."""
+    index = tmp_path / "model_index.json"
+    entry = {
+        "task": {"type": "text-classification"},
+        "dataset": {"name": "tnews, dev: 甲 # no comment", "type": "clue/clue", "split": "dev"},
+        "metrics": [{"type": "accuracy", "value": 56.2}],
+    }
+    index.write_text(json.dumps({"results": [entry]}), encoding="utf-8")
+    settings = publish.Settings(str(model_dir), str(tmp_path / "out"), name="me/zh-tiny", model_index=str(index))
+    publish.main(settings)
+    (result,) = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert (result.dataset_name, result.metric_value) == (entry["dataset"]["name"], 56.2)
+    for wrong in ({"results": [{"task": {}}]}, {"results": 7}, {}):
+        index.write_text(json.dumps(wrong), encoding="utf-8")
+        with pytest.raises(InputError, match="model_index"):
+            publish.main(settings)

@@ -150,8 +150,9 @@ def load_by_auto_class(auto_class, name: str, new_head: bool = False, **options)
     except Exception as error:  # transformers raises many kinds
         raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
     encoder = f"{model.base_model_prefix}."
+    within = encoder if hasattr(model, model.base_model_prefix) else ""  # what the names of its own weights begin with
     # A pooler belongs to the head, although it is within the encoder. Old files have position_ids, which is no weight.
-    outside = [key for key in report["missing_keys"] if "pooler" in key or not key.startswith(encoder)]
+    outside = [key for key in report["missing_keys"] if "pooler" in key or not key.startswith(within)]
     missing = sorted(set(report["missing_keys"]) - set(outside if new_head else ()))
     extra = sorted(
         key

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM
 
 from tiny import TINY, build
 from zh_modernbert.train.common.cli import InputError
@@ -88,13 +88,15 @@ def test_what_is_wrong_is_named(saved, tmp_path, what):
 
 
 @pytest.mark.parametrize("what", WRONG)
-@pytest.mark.parametrize("auto", [AutoModelForMaskedLM, AutoModelForSequenceClassification], ids=lambda auto: auto.__name__)
+@pytest.mark.parametrize(
+    "auto", [AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModel], ids=lambda a: a.__name__
+)
 def test_so_it_is_by_an_auto_class(publish_random, tmp_path, what, auto):
     folder = shutil.copytree(publish_random("auto-class", local_attention=8), tmp_path / "spoilt")
     (folder / "manifest.json").touch()
     spoil, _ = WRONG[what]
     spoil(folder)
-    new_head = auto is AutoModelForSequenceClassification
+    new_head = auto is not AutoModelForMaskedLM
     refused(lambda path: load_by_auto_class(auto, str(path), new_head, trust_remote_code=True), folder)
 
 
@@ -118,12 +120,13 @@ def test_shards(saved, tmp_path):
     assert "no such file" in refused(load_model, folder)
 
 
-def test_a_model_of_another_kind_may_lack_what_only_pretraining_needs(tmp_path):
+@pytest.mark.parametrize("auto", [AutoModelForSequenceClassification, AutoModel], ids=lambda a: a.__name__)
+def test_a_model_of_another_kind_may_lack_what_only_pretraining_needs(tmp_path, auto):
     """BERT's masked language model is saved without a pooler, and its classifier has one."""
     sizes = {name: TINY[name] for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads")}
     BertForMaskedLM(BertConfig(**sizes, num_hidden_layers=1)).save_pretrained(tmp_path)
-    model = load_by_auto_class(AutoModelForSequenceClassification, str(tmp_path), new_head=True)
-    assert model.bert.pooler is not None
+    model = load_by_auto_class(auto, str(tmp_path), new_head=True)
+    assert getattr(model, "bert", model).pooler is not None
 
 
 def test_files_have_the_permissions_of_the_umask(saved, stages, tmp_path):

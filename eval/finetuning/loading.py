@@ -1,0 +1,64 @@
+"""Tokenizer and model for fine-tuning, through the Auto classes: this project's models, stock ones, any others."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from zh_modernbert.train.common.cli import InputError, describe
+from zh_modernbert.train.common.files import hash_file, sha256
+from zh_modernbert.train.common.model_folder import load_by_auto_class, weight_files
+
+
+def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
+    if not tokenizer.is_fast:
+        raise InputError(f"{name}: its tokenizer gives no character offsets; a fast one (tokenizer.json) is needed")
+    return tokenizer
+
+
+def load_config(name: str, trust_remote_code: bool, **options) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:
+        raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
+
+
+def load_with_head(auto_class, name: str, trust_remote_code: bool, random_init: bool = False, **options) -> PreTrainedModel:
+    """A model in fp32 with the head of `auto_class`, whose weights are new where the model has none.
+
+    Args:
+        random_init: all weights are new; only the architecture is read.
+        options: of the config, as `num_labels`.
+
+    Raises:
+        InputError: the model cannot be loaded, or there is no such head for its kind.
+    """
+    config = load_config(name, trust_remote_code, **options)
+    if type(config) not in auto_class._model_mapping and auto_class.__name__ not in getattr(config, "auto_map", {}):
+        raise InputError(f"{name}: a model of type {config.model_type!r} has no head that {auto_class.__name__} loads")
+    if not random_init:
+        loading = {"trust_remote_code": trust_remote_code, "dtype": torch.float32}
+        return load_by_auto_class(auto_class, name, new_head=True, **loading, **options)
+    try:
+        return auto_class.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32)
+    except Exception as error:
+        raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
+
+
+def check_max_length(config, max_length: int) -> None:
+    longest = getattr(config, "max_position_embeddings", max_length)
+    if max_length > longest:
+        raise InputError(f"max_length is {max_length}, longer than the model's max_position_embeddings ({longest})")
+
+
+def fingerprint(name: str, random_init: bool = False) -> str:
+    """What a run's file says of the model: a hash of the files in its folder; of a model on the Hub, the name."""
+    if not Path(name).is_dir():
+        return name
+    files = sorted(Path(name).glob("*.json")) + ([] if random_init else weight_files(Path(name)))
+    return sha256(*(f"{path.name} {hash_file(path)}\n".encode() for path in files))[:16]

@@ -1,0 +1,196 @@
+"""Results in columns of what may be compared, and what stands beside them there: baselines and published scores."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+from zh_modernbert.eval.reporting.published import METRICS, PUBLISHED, Published
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json
+
+FIELDS = {"task", "split", "model", "primary_metric", "metrics", "num_examples", "seed", "hyperparameters"}
+CORRELATIONS = {"pearson", "spearman"}
+SUBSTITUTE = "_substitute"
+# What the name of a result's task says beside the task.
+NAME = re.compile(rf"(?P<task>.+?)(_(?P<script>hans|hant))?(?P<substitute>{SUBSTITUTE})?(_by_(?P<scorer>\w+))?")
+# What its notes say of a split that was not scored as a whole.
+PART = re.compile(r"only \d+ of \d+ examples of (\w+)")
+
+
+@dataclass(frozen=True, order=True)
+class Column:
+    """What compares. `max_length` and `examples` are 0 where a source does not state them. `part`: not all were scored."""
+
+    task: str
+    split: str
+    script: str
+    scorer: str
+    max_length: int
+    metrics: tuple[str, ...]
+    examples: int
+    part: bool = False
+
+    @property
+    def base_task(self) -> str:
+        return self.task.removesuffix(SUBSTITUTE)
+
+    def title(self) -> str:
+        parts = [self.task, self.split, self.script, self.scorer, "/".join(self.metrics)]
+        parts += [f"{number:,} {unit}" for number, unit in ((self.max_length, "tokens"), (self.examples, "examples")) if number]
+        parts += ["of more"] if self.part else []
+        return ", ".join(filter(None, parts))
+
+    def admits(self, other: "Column") -> bool:
+        """Whether a published score of column `other` may stand in this one: all that is stated agrees, of whole splits."""
+        stated = {name: getattr(other, name) or getattr(self, name) for name in ("max_length", "examples")}
+        return replace(other, **stated) == self
+
+
+# --- result files ---
+
+
+def read_results(folders: Iterable[str]) -> tuple[list[dict], list[str]]:
+    """The results in folders, each with its `file`, and the names of other JSON files there.
+
+    Raises:
+        InputError: a folder or a file cannot be read, or there is no result at all.
+    """
+    found, others = [], []
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise InputError(f"{folder}: no such folder")
+        for path in sorted(Path(folder).glob("*.json")):
+            result = read_json(path)
+            is_result = isinstance(result, dict) and result.keys() >= FIELDS
+            found += [{**result, "file": str(path)}] if is_result else []
+            others += [] if is_result else [str(path)]
+    if not found:
+        raise InputError(f"{', '.join(folders)}: no result file there")
+    return found, others
+
+
+def detail(result: dict, name: str, default):
+    """What a result says of itself, in its own right or among its hyperparameters."""
+    return result.get(name) or result["hyperparameters"].get(name) or default
+
+
+def column_of(result: dict) -> Column:
+    named = NAME.fullmatch(result["task"])
+    assert named  # any text that is not empty
+    metrics = METRICS.get(named["task"], ())
+    shown = metrics if metrics and set(metrics) <= result["metrics"].keys() else (result["primary_metric"],)
+    scorer, max_length = detail(result, "scorer", named["scorer"] or ""), int(detail(result, "max_length", 0))
+    task = named["task"] + (named["substitute"] or "")
+    part = result["split"] in PART.findall(result.get("notes", ""))
+    return Column(task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"], part)
+
+
+def row_of(result: dict) -> str:
+    random = detail(result, "random_init", False) or "random weights" in result.get("notes", "")
+    return f"{result['model']}{' (random weights)' if random else ''}"
+
+
+# --- cells ---
+
+
+@dataclass
+class Cell:
+    """The scores of a row in a column: for each metric, the scores of the seeds."""
+
+    scores: tuple[list[float], ...]
+    mark: str = ""
+
+    def text(self, metrics: tuple[str, ...]) -> str:
+        return " / ".join(map(score_text, self.scores, metrics)) + self.mark
+
+
+def score_text(values: list[float], metric: str) -> str:
+    digits = 4 if metric in CORRELATIONS else 2
+    spread = f" ± {stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+Cells = dict[str, dict[Column, Cell]]  # row -> column -> cell
+
+
+def own_cells(results: list[dict]) -> Cells:
+    """A row a model, over all seeds.
+
+    Raises:
+        InputError: two results are of the same model, column and seed.
+    """
+    grouped: dict[tuple[str, Column], dict[int, dict]] = defaultdict(dict)
+    for result in results:
+        seeds = grouped[row_of(result), column_of(result)]
+        if (other := seeds.setdefault(result["seed"], result)) is not result:
+            raise InputError(f"{other['file']} and {result['file']}: two results of one model, task and seed; leave one out")
+    cells: Cells = defaultdict(dict)
+    for (row, column), seeds in grouped.items():
+        metrics = [result["metrics"] for result in seeds.values()]
+        cells[row][column] = Cell(tuple([each[name] for each in metrics] for name in column.metrics))
+        if all("best_on_dev" in each for each in metrics):
+            cells[f"{row}, best on dev"][column] = Cell(([each["best_on_dev"] for each in metrics],))
+    return cells
+
+
+def baseline_cells(results: list[dict]) -> Cells:
+    """What is possible without a model: the majority class and, of pairs, the overlap of characters."""
+    cells: Cells = defaultdict(dict)
+    for result in results:
+        column = column_of(result)
+        found = {
+            "majority class": [result["metrics"].get("majority_class")] if column.metrics == ("accuracy",) else [None],
+            "character overlap": [result["metrics"].get(f"overlap_{name}") for name in column.metrics],
+        }
+        for row, values in found.items():
+            if all(value is not None for value in values):
+                cells[row][column] = Cell(tuple([value] for value in values))
+    return cells
+
+
+def published_columns(published: Published) -> dict[Column, Cell]:
+    columns = {}
+    for task, score in published.scores.items():
+        values = score if isinstance(score, tuple) else (score,)
+        metrics = published.metrics.get(task) or METRICS.get(task, ("accuracy",))
+        told = published.script, published.scorers.get(task, ""), published.lengths.get(task, 0)
+        columns[Column(task, published.split, *told, metrics, 0)] = Cell(tuple([value] for value in values))
+    return columns
+
+
+def published_cells(columns: set[Column]) -> Cells:
+    """Published scores in the columns that admit them, and else in their own, where there are results of the task at all."""
+    tasks, cells = {column.base_task for column in columns}, defaultdict(dict)
+    for published in PUBLISHED:
+        for column, cell in published_columns(published).items():
+            if column.task not in tasks:
+                continue
+            places = [place for place in columns if place.admits(column)]
+            for place in places or [column]:
+                unstated = bool(places) and not column.max_length
+                cells[published.model][place] = replace(cell, mark="\\*" if unstated else "")
+    return cells
+
+
+def markdown_table(header: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """The lines of a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def table(columns: list[Column], cells: Cells) -> list[str]:
+    """The lines of a table with a row for each row of `cells`."""
+    rows = (
+        [row, *(found[column].text(column.metrics) if column in found else "–" for column in columns)]
+        for row, found in cells.items()
+    )
+    return markdown_table(["Model", *(column.title() for column in columns)], rows)
+
+
+def within(cells: Cells, columns: Iterable[Column]) -> Cells:
+    """The rows that have something in `columns`."""
+    kept = set(columns)
+    return {row: found for row, found in cells.items() if kept & found.keys()}

@@ -1,0 +1,231 @@
+"""How well a model's embeddings tell what is alike: similarity of pairs, and retrieval. Nothing is trained.
+
+A model is a folder of sentence-transformers, or a bare encoder, whose embedding is the mean over its tokens. Similarity is the
+cosine's correlation with the labels. Beside it stands that of the share of common characters. Retrieval finds a query's
+documents among all. Needs `pip install '.[embeddings]'`, and `--through mteb` needs `.[mteb]`.
+
+    python eval/sts.py --model runs/published --trust_remote_code true --task simclue sts_b --data_dir DIR
+    python eval/sts.py --model runs/published --trust_remote_code true --pairs_file mine.csv --label_column score
+    python eval/sts.py --model runs/published --trust_remote_code true --name t2ranking --queries_file queries.dev.tsv \\
+        --corpus_file collection.tsv --qrels_file qrels.retrieval.dev.tsv
+    python eval/sts.py --model runs/published --trust_remote_code true --task mldr_zh --data_dir DIR --max_length 8192
+"""
+
+import contextlib
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
+
+from transformers import AutoModel
+
+from zh_modernbert.eval.kinds.classification import overlap, score_numbers
+from zh_modernbert.eval.tasks.checks import check_rows
+from zh_modernbert.eval.tasks.forms import read_files
+from zh_modernbert.eval.tasks.loading import has, place_of, sample
+from zh_modernbert.eval.tasks.mldr import SOURCES as LONG
+from zh_modernbert.eval.tasks.mldr import read_mldr
+from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
+from zh_modernbert.eval.tasks.results import write_result
+from zh_modernbert.eval.tasks.retrieval import Retrieval, of_pairs, read_retrieval
+from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
+from zh_modernbert.train.common.model_folder import load_by_auto_class
+
+SPLITS = ("test", "dev")  # what is scored where nothing else is asked for: the first that is there
+TABLES = [name for name, task in TASKS.items() if "text_pair" in task.releases[0].columns]
+
+
+@dataclass
+class Settings(BaseSettings):
+    model: str = setting(help="model folder or Hub id")
+    trust_remote_code: bool = setting(False, "run the code that the model's folder brings")
+    task: list[str] = setting(
+        [], f"some of {', '.join(TABLES)}: pairs whose labels are numbers; or of {', '.join(LONG)}: retrieval of long documents"
+    )
+    data_dir: str = setting("", "folder of a task's files, or of folders of tasks")
+    from_hub: bool = setting(False, f"download {' or '.join(LONG)} from the Hub instead")
+    split: str = setting("", f"the split to score; empty: {', or where it has no labels, '.join(SPLITS)}")
+    pairs_file: str = setting("", "a table of one's own: .tsv, .csv or .jsonl with named columns")
+    text_column: str = setting("text", "of pairs_file")
+    text_pair_column: str = setting("text_pair", "of pairs_file")
+    label_column: str = setting("label", "of pairs_file; a number")
+    retrieval: bool = setting(False, "of pairs: find the second text of the first, among all, instead of their likeness")
+    queries_file: str = setting("", "queries as T2Ranking has them: tab-separated qid and text")
+    corpus_file: str = setting("", "documents: pid and text")
+    qrels_file: str = setting("", "what is relevant: qid and pid, or qid, -, pid and relevance")
+    min_relevance: float = setting(1.0, "lowest relevance or label that is right, in retrieval")
+    name: str = setting("", "what the result of own files is called; their name where empty")
+    through: str = setting("sentence_transformers", "what scores the pairs", choices=("sentence_transformers", "mteb"))
+    max_length: int = setting(512, "most tokens of a text", least=3)
+    max_examples: int = setting(0, "score only so many pairs, drawn the same way each time; 0 scores all", least=0)
+    batch_size: int = setting(32, "texts computed at once", least=1, running=True)
+    skip_bad_rows: bool = setting(False, "leave out rows that cannot be used, instead of stopping; they are counted and named")
+    results_dir: str = setting("results", "where the result file goes")
+
+
+# --- texts ---
+
+
+def own_pairs(settings: Settings) -> tuple[str, Task]:
+    columns = {"text": settings.text_column, "text_pair": settings.text_pair_column, "label": settings.label_column}
+    release = Release({"test": (str(Path(settings.pairs_file).resolve()),)}, columns=columns)
+    return settings.name or Path(settings.pairs_file).name.split(".")[0], Task("regression", (release,), folder=".")
+
+
+def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, list[Row], list[str]]:
+    """What the result is called, with `_substitute` where others stand in for official files, the split, pairs, and notes.
+
+    Raises:
+        InputError: no such split is there with labels, or rows are bad or have no number for a label.
+    """
+    folder, bad_rows = place_of(settings.data_dir, task), BadRows()
+    for split in [settings.split] if settings.split else SPLITS:
+        release = next((release for release in task.releases if has(folder, release, split)), None)
+        if release is None:
+            continue
+        # Its labels are numbers here, whatever its classes are called.
+        rows = check_rows(
+            read_files(folder, release.splits[split], release, bad_rows), replace(task, kind="regression"), bad_rows
+        )
+        notes = [bad_rows.settle(settings.skip_bad_rows, release.known_defects)]
+        if rows and "label" in rows[0].values:
+            official = release.splits[split] == task.releases[0].splits.get(split)  # though those of training may not be
+            name += ("_retrieval" if settings.retrieval else "_similarity") + ("" if official else "_substitute")
+            if 0 < settings.max_examples < len(rows):
+                notes.append(f"only {settings.max_examples} of {len(rows)} examples of {split}")
+            return name, split, sample(rows, settings.max_examples), notes
+    raise InputError(
+        f"{folder}: no labelled files of {name} for {settings.split or ' or '.join(SPLITS)}; give the folder as --data_dir"
+    )
+
+
+# --- models ---
+
+
+def load(settings: Settings):
+    """A model of sentence-transformers, with the mean over tokens where the folder is a bare encoder."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(f"sts: sentence-transformers is missing: pip install '.[embeddings]' ({error})") from error
+    if Path(settings.model).is_dir() and not (Path(settings.model) / "modules.json").is_file():
+        load_by_auto_class(AutoModel, settings.model, new_head=True, trust_remote_code=settings.trust_remote_code)  # a check
+    try:
+        model = SentenceTransformer(
+            settings.model, trust_remote_code=settings.trust_remote_code, model_kwargs={"use_safetensors": True}
+        )
+    except Exception as error:  # it raises many kinds
+        raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
+    longest = getattr(getattr(model[0], "auto_model", model[0]).config, "max_position_embeddings", settings.max_length)
+    if settings.max_length > longest:
+        raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
+    model.max_seq_length = settings.max_length
+    return model
+
+
+# --- scores ---
+
+
+def score_pairs(model, name: str, split: str, rows: list[Row], settings: Settings) -> dict[str, float]:
+    labels = [float(row.values["label"]) for row in rows]
+    if settings.through == "mteb":
+        try:
+            from zh_modernbert.eval.kinds.local_mteb import evaluate_pairs
+        except ImportError as error:
+            raise InputError(f"sts: mteb is missing: pip install '.[mteb]' ({error})") from error
+        found = evaluate_pairs(model, name, split, rows, settings.batch_size)
+    else:
+        from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+        first, second = ([row.values[part] for row in rows] for part in ("text", "text_pair"))
+        evaluator = EmbeddingSimilarityEvaluator(
+            *(first, second, labels), main_similarity="cosine", batch_size=settings.batch_size, write_csv=False
+        )
+        scores = evaluator(model)
+        found = {metric: float(scores[f"{metric}_cosine"]) for metric in ("pearson", "spearman")}
+    alike = score_numbers([overlap(row) for row in rows], labels)
+    return {**found, **{f"overlap_{metric}": value for metric, value in alike.items()}}
+
+
+def score_retrieval(model, task: Retrieval, settings: Settings) -> dict[str, float]:
+    """nDCG, MRR and recall, in %."""
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    evaluator = InformationRetrievalEvaluator(
+        *(task.queries, task.corpus, task.relevant),
+        precision_recall_at_k=[10, 50, 1000],
+        main_score_function="cosine",
+        batch_size=settings.batch_size,
+        write_csv=False,
+    )
+    scores = evaluator(model)
+    names = {
+        "ndcg@10": "ndcg_10",
+        "mrr@10": "mrr_10",
+        "recall@10": "recall_10",
+        "recall@50": "recall_50",
+        "recall@1000": "recall_1000",
+    }
+    return {ours: 100 * float(scores[f"cosine_{theirs}"]) for theirs, ours in names.items()}
+
+
+def write(
+    settings: Settings, name: str, split: str, metrics: dict[str, float], count: int, notes: list[str], started: float
+) -> dict:
+    result = {
+        "task": name,
+        "split": split,
+        "model": settings.model,
+        "primary_metric": "spearman" if "spearman" in metrics else "ndcg_10",
+        "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
+        "num_examples": count,
+        "seed": 0,
+        "scorer": "cosine",
+        "hyperparameters": {"max_length": settings.max_length, "through": settings.through},
+        "notes": "; ".join(filter(None, notes)),
+        "runtime_seconds": round(time.perf_counter() - started, 1),
+    }
+    write_result(settings.results_dir, result)
+    return result
+
+
+def main(settings: Settings) -> dict:
+    files = [settings.queries_file, settings.corpus_file, settings.qrels_file]
+    if (bool(settings.task), bool(settings.pairs_file), any(files)).count(True) != 1 or any(files) != all(files):
+        raise InputError("sts: give either task and data_dir, or pairs_file, or queries_file, corpus_file and qrels_file")
+    for name in settings.task:
+        if name not in (*TABLES, *LONG):
+            raise InputError(f"sts: unknown task {name!r}; known are {', '.join((*TABLES, *LONG))}")
+    started, results = time.perf_counter(), []
+    with contextlib.redirect_stdout(sys.stderr):
+        if all(files):
+            found = read_retrieval(settings.queries_file, settings.corpus_file, settings.qrels_file, settings.min_relevance)
+            metrics = score_retrieval(load(settings), found, settings)
+            note = f"{len(found.corpus)} documents"
+            name = settings.name or Path(settings.queries_file).name.split(".")[0]
+            return write(settings, name, settings.split or "dev", metrics, len(found.queries), [note], started)
+        tasks = {name: TASKS[name] for name in settings.task if name in TABLES}
+        tasks |= {} if settings.task else dict([own_pairs(settings)])
+        split = settings.split or SPLITS[0]
+        long = {name: read_mldr(name, settings.data_dir, split, settings.from_hub) for name in settings.task if name in LONG}
+        pairs = [read_pairs(settings, name, task) for name, task in tasks.items()]
+        model = load(settings)
+        for name, found in long.items():
+            metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
+            results.append(write(settings, name, split, metrics, len(found.queries), [note], started))
+        for name, split, rows, notes in pairs:
+            if settings.retrieval:
+                found = of_pairs(rows, settings.min_relevance)
+                metrics, notes = score_retrieval(model, found, settings), [*notes, f"{len(found.corpus)} documents"]
+                results.append(write(settings, name, split, metrics, len(found.queries), notes, started))
+            else:
+                metrics = score_pairs(model, name, split, rows, settings)
+                results.append(write(settings, name, split, metrics, len(rows), notes, started))
+    return results[0] if len(results) == 1 else {"results": results}
+
+
+if __name__ == "__main__":
+    run(main, Settings)

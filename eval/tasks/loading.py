@@ -1,0 +1,257 @@
+"""The splits of a task: from a release's files, or from the Hub; checked, and cut where asked."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from zh_modernbert.eval.tasks.checks import check_rows, label_field
+from zh_modernbert.eval.tasks.conversion import convert_rows
+from zh_modernbert.eval.tasks.forms import SHARE, read_files
+from zh_modernbert.eval.tasks.hub import read_hub
+from zh_modernbert.eval.tasks.reading import check_defects
+from zh_modernbert.eval.tasks.registry import Release, Task
+from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.tables import PACKED
+from zh_modernbert.train.common.cli import InputError
+
+HELD_OUT = 10  # every tenth example of training chooses, where no other split may,
+MOST_HELD_OUT = 2000  # and no more than these
+CHOOSING = ("dev", "validation")  # splits that choose epoch and setting for themselves and others
+
+
+@dataclass
+class Data:
+    """What a task is trained on and scored on.
+
+    Attributes:
+        name: of the task, with `_hans` or `_hant` where it was brought into that script, and `_substitute` where a release
+            stands in for the official one.
+        splits: `train`, the scored split, `dev` where it is another one, and unlabelled ones that are to be predicted.
+        chosen_on: the split that chooses epoch and setting: dev, or a part of training, `held_out`.
+        labels: the names of classes, or the types of spans, sorted: those of training, before it was cut, and of the task.
+        notes: what a reader of the score has to know.
+    """
+
+    name: str
+    split: str
+    splits: dict[str, list[Row]]
+    chosen_on: str
+    labels: list[str]
+    notes: list[str]
+
+
+# --- finding files ---
+
+
+def place_of(data_dir: str | Path, task: Task) -> Path:
+    """The folder of the task's files: below a folder of tasks, or `data_dir` itself."""
+    below = Path(data_dir) / task.folder
+    return below if below.is_dir() else Path(data_dir)
+
+
+def is_there(folder: Path, name: str) -> bool:
+    share = SHARE.fullmatch(name)
+    path = folder / (share[1] if share else name)
+    return any(Path(f"{path}{suffix}").is_file() for suffix in ("", *PACKED))
+
+
+def has(folder: Path, release: Release, split: str) -> bool:
+    return split in release.splits and all(is_there(folder, name) for name in release.splits[split])
+
+
+def find_release(folder: Path, task: Task, split: str) -> tuple[Release, str] | None:
+    """The first release of which training and the scored split are in `folder`, and the name of that split.
+
+    Args:
+        split: to score; empty: dev, or where a release has none, test.
+    """
+    for release in task.releases:
+        scored = next((name for name in ([split] if split else [*CHOOSING, "test"]) if has(folder, release, name)), None)
+        if scored and has(folder, release, "train"):
+            return release, scored
+    return None
+
+
+def require_release(folder: Path, name: str, task: Task, split: str) -> tuple[Release, str]:
+    """As `find_release`.
+
+    Raises:
+        InputError: the task has no such split, or no release has all its files in `folder`.
+    """
+    known = list(dict.fromkeys(known for release in task.releases for known in release.splits if known != "train"))
+    if split and split not in known:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(known)}")
+    if found := find_release(folder, task, split):
+        return found
+    official = task.releases[0].splits
+    names = [file for part in ("train", split or known[0]) for file in official.get(part, ())]
+    missing = [file for file in names if not is_there(folder, file)]
+    raise InputError(f"{folder}: {name} needs {', '.join(missing or names)}, plain, .gz or .zst; give the folder as --data_dir")
+
+
+# --- rows ---
+
+
+def is_labelled(rows: list[Row], task: Task) -> bool:
+    return bool(rows) and label_field(task) in rows[0].values
+
+
+def drop_spaces(text: str) -> str:
+    """The text without spaces that touch a Chinese character or full-width sign: those between words of ASCII stay."""
+    parts = text.split()
+    joined = parts[0] if parts else ""
+    for part in parts[1:]:
+        joined += (" " if joined[-1].isascii() and part[0].isascii() else "") + part
+    return joined
+
+
+def spaced(row: Row) -> Row:
+    texts = {name: drop_spaces(row.values[name]) for name in ("text", "text_pair") if name in row.values}
+    return row._replace(values={**row.values, **texts})
+
+
+def sample(rows: list[Row], count: int) -> list[Row]:
+    """All rows, or `count` of them, drawn the same way each time: files are often sorted by label. Their order stays."""
+    if not count or count >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), count))]
+
+
+def labels_of(train: list[Row], task: Task) -> list[str]:
+    names = set(task.labels.values())
+    if task.kind == "classification":
+        names |= {task.name_of(row.values["label"]) for row in train if "label" in row.values}
+    elif label_field(task) == "entities":
+        names |= {kind for row in train for _, _, kind in row.values.get("entities", ())}
+    return sorted(names)
+
+
+def without_new_labels(rows: list[Row], task: Task, labels: list[str], bad_rows: BadRows) -> list[Row]:
+    """The rows of a task without fixed labels whose classes training has."""
+    if task.kind != "classification" or task.labels:
+        return rows
+    for row in rows:
+        if row.values.get("label", labels[0]) not in labels:
+            bad_rows.report(row.path, row.number, f"label {row.values['label']!r} does not occur in training")
+    return [row for row in rows if row.values.get("label", labels[0]) in labels]
+
+
+def texts_of(row: Row) -> tuple:
+    """What an example is, without its label."""
+    return tuple(str(row.values.get(name)) for name in ("text", "text_pair", "question", "context", "passages"))
+
+
+def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: bool) -> tuple[list[Row], list[str]]:
+    """The rows of one split, and notes: to score answers that are there already, for which there need be no training files.
+
+    Raises:
+        InputError: files or the split are missing, rows are bad, or have no labels.
+    """
+    folder, bad_rows = place_of(data_dir, task), BadRows()
+    release = next((release for release in task.releases if has(folder, release, split)), None)
+    if not release:
+        raise InputError(f"{folder}: no files of {name}, {split}; give the folder as --data_dir")
+    rows = check_rows(read_files(folder, release.splits[split], release, bad_rows), task, bad_rows)
+    if not is_labelled(rows, task):
+        raise InputError(f"{name}: {split} has no labels ({label_field(task)})")
+    notes = [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
+    return rows, notes + (check_defects(rows, release.known_defects, skip_bad_rows) if task.kind == "reading" else [])
+
+
+def readers(
+    name: str, task: Task, data_dir: str, split: str, from_hub: bool, bad_rows: BadRows
+) -> tuple[Release, str, list[str], Callable[[str], list[Row]]]:
+    """The release that is read, the split to score, the splits that are there, and what reads one of them.
+
+    Raises:
+        InputError: the task has no such split, its files are missing, or it has no home on the Hub.
+    """
+    if from_hub:
+        if not task.hub:
+            raise InputError(f"{name}: no home on the Hub is known; give its files as --data_dir")
+        hub, release = task.hub, task.releases[0]
+        return release, split or "dev", list(hub.splits), lambda part: read_hub(hub, part, release, bad_rows)
+    folder = place_of(data_dir, task)
+    release, split = require_release(folder, name, task, split)
+    there = [part for part in release.splits if has(folder, release, part)]
+    return release, split, there, lambda part: read_files(folder, release.splits[part], release, bad_rows)
+
+
+def require_labels(name: str, task: Task, part: str, rows: list[Row], release: Release) -> None:
+    if rows and not is_labelled(rows, task):
+        field = release.columns.get("label", label_field(task))
+        site = "; score dev, and --predictions true writes what the benchmark's site scores"
+        raise InputError(f"{name}: {part} has no labels ({field}){site if part in task.predictions else ''}")
+
+
+def without(rows: list[Row], others: list[Row]) -> list[Row]:
+    """The rows whose texts are not among those of others."""
+    texts = {texts_of(row) for row in others}
+    return [row for row in rows if texts_of(row) not in texts]
+
+
+def hold_out(rows: list[Row]) -> dict[str, list[Row]]:
+    """Rows of training as `train` and `held_out`, which chooses epoch and setting."""
+    held_out = sample(rows, min(max(len(rows) // HELD_OUT, 2), MOST_HELD_OUT))
+    return {"train": without(rows, held_out), "held_out": held_out}
+
+
+def load_data(
+    name: str,
+    task: Task,
+    data_dir: str,
+    split: str = "",
+    from_hub: bool = False,
+    predicted: bool = False,
+    skip_bad_rows: bool = False,
+    max_train_examples: int = 0,
+    max_eval_examples: int = 0,
+    script: str = "",
+) -> Data:
+    """The splits of a task that a run needs.
+
+    Args:
+        split: to score; empty: dev, or where there is none, test.
+        predicted: the splits that have an official file of predictions are read too, as far as they are there.
+        script: "hans" or "hant": all texts are brought into it, and the name of the task says so.
+
+    Raises:
+        InputError: files or the split are missing, rows are bad, or what is to be scored has no labels.
+    """
+    bad_rows, notes = BadRows(), []
+    release, split, there, read = readers(name, task, data_dir, split, from_hub, bad_rows)
+    chosen_on = split if split in CHOOSING else next((part for part in CHOOSING if part in there), "held_out")
+    parts = {"train", split, chosen_on} - {"held_out"}
+    parts |= {part for part in task.predictions if part in there} if predicted else set()
+    splits = {part: check_rows(read(part), task, bad_rows) for part in sorted(parts)}
+    for part in ("train", split, chosen_on):
+        require_labels(name, task, part, splits.get(part, []), release)
+    labels = labels_of(splits["train"], task)
+    if task.kind == "classification" and len(labels) < 2:
+        raise InputError(f"{name}: training has only the label {', '.join(map(repr, labels))}; it needs two or more")
+    splits = {part: without_new_labels(rows, task, labels, bad_rows) for part, rows in splits.items()}
+    notes += [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
+    if task.kind == "reading":
+        notes += check_defects([row for rows in splits.values() for row in rows], release.known_defects, skip_bad_rows)
+    if task.drop_spaces:
+        splits = {part: [spaced(row) for row in rows] for part, rows in splits.items()}
+    if release.substitute:
+        notes.insert(0, f"not the benchmark's score: {release.substitute}")
+        before = len(splits["train"])
+        splits["train"] = without(splits["train"], splits[split] + splits.get(chosen_on, []))
+        if dropped := before - len(splits["train"]):
+            notes.append(f"{dropped} training examples left out, for they are scored too")
+    if script:
+        splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
+        notes.append(f"all texts brought into {script} by OpenCC")
+    for part, most in {"train": max_train_examples, split: max_eval_examples, chosen_on: max_eval_examples}.items():
+        if part in splits and 0 < most < len(splits[part]):
+            notes.append(f"only {most} of {len(splits[part])} examples of {part}")
+            splits[part] = sample(splits[part], most)
+    if chosen_on == "held_out":
+        splits |= hold_out(splits["train"])
+    if not splits["train"]:
+        raise InputError(f"{name}: no training examples are left; {'; '.join(notes)}")
+    name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
+    return Data(name, split, splits, chosen_on, labels, notes)

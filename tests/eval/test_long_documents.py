@@ -1,0 +1,90 @@
+"""Reading and classification of long texts, scored by length and by what the model reads at once."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from zh_modernbert.eval import long_documents
+from zh_modernbert.train.common.cli import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model(publish_random) -> str:
+    return str(publish_random("long", max_position_embeddings=256))
+
+
+def write_drcd(folder: Path, count: int) -> None:
+    generator = random.Random(0)
+    folder.mkdir()
+    for name in ("DRCD_training", "DRCD_dev"):
+        articles = []
+        for index in range(count):
+            context = "".join(generator.choices("這那本部書店人們說了", k=20)) + "在臺灣。"
+            answers = [{"text": "臺灣", "answer_start": context.index("臺灣")}]
+            question = {"id": f"{name}-{index}", "question": "在哪裡？", "answers": answers}
+            articles.append({"title": str(index), "paragraphs": [{"context": context, "qas": [question]}]})
+        (folder / f"{name}.json").write_text(json.dumps({"data": articles}), encoding="utf-8")
+
+
+@pytest.fixture
+def settings(model, tmp_path) -> long_documents.Settings:
+    write_drcd(tmp_path / "drcd", 24)
+    return long_documents.Settings(
+        model=model,
+        trust_remote_code=True,
+        data_dir=str(tmp_path),
+        lengths=[128, 64],
+        windows=[48, 128],
+        stride=8,
+        max_train_examples=8,
+        max_eval_examples=4,
+        num_train_epochs=1,
+        results_dir=str(tmp_path / "results"),
+    )
+
+
+def results(settings: long_documents.Settings) -> dict[str, dict]:
+    files = sorted(Path(settings.results_dir).glob("*.json"))
+    return {path.name: json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def test_reading_by_length_and_window(settings):
+    found = long_documents.main(settings)["results"]
+    assert [*found] == ["drcd_long_48", "drcd_long_128"]
+    for window in (48, 128):
+        result = results(settings)[f"drcd_long_{window}-dev-42.json"]
+        metrics = result["metrics"]
+        assert result["hyperparameters"]["max_length"] == window
+        assert (result["num_examples"], metrics["examples_64"], metrics["examples_128"]) == (8, 4, 4)
+        for name in ("em", "f1", "in_passage"):
+            assert metrics[name] == pytest.approx((metrics[f"{name}_64"] + metrics[f"{name}_128"]) / 2, abs=0.02)
+            assert 0 <= metrics[name] <= 100
+        assert metrics["characters_64"] < metrics["characters_128"]
+        assert metrics["documents_per_second_64"] > 0
+        assert metrics["overlap_f1_128"] > 0
+
+
+def test_classification_by_length(settings, tmp_path):
+    shown = [(f"{'比赛' * (1 + number % 5 * 9)}", "体育") for number in range(10)]
+    shown += [(f"{'涨价' * (1 + number % 5 * 9)}了", "财经") for number in range(10)]
+    context = "\n".join(f"新闻内容：\n{text}\n类别：{name}" for text, name in shown)
+    entries = [
+        {"input": f"新闻内容：\n{text}\n类别：", "context": context, "answers": [label]}
+        for text, label in (("大赛", "体育"), ("大涨" * 60, "财经"))
+    ]
+    (tmp_path / "lsht.jsonl").write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
+    settings.task, settings.windows = "lsht", [48]
+    result = long_documents.main(settings)
+    assert (result["task"], result["split"], result["num_examples"]) == ("lsht_long_48", "test", 2)
+    assert (result["metrics"]["examples_64"], result["metrics"]["examples_128"]) == (1, 1)
+    assert {"accuracy", "accuracy_64", "accuracy_128", "majority_class_128"} <= result["metrics"].keys()
+
+
+def test_a_window_that_the_model_cannot_read(settings):
+    settings.windows = [512]
+    with pytest.raises(InputError, match=r"max_position_embeddings \(256\)"):
+        long_documents.main(settings)
