@@ -106,6 +106,7 @@ def test_defaults_are_stock_s_where_the_documentation_names_no_other():
     different = {name for name in shared if getattr(ours, name) != getattr(stock, name)}
     assert len(shared) > 20
     assert different == {"vocab_size"}
+    assert ours.layer_types == stock.layer_types
     for name, layer_type in (("global_rope_theta", FULL), ("local_rope_theta", SLIDING)):
         assert getattr(ours, name) == stock.rope_parameters[layer_type]["rope_theta"]
     assert (ours.embedding_initializer_range, ours.tie_word_embeddings) == (None, True)

@@ -35,9 +35,9 @@ def rotation(tokens: int, size: int, device) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize(("heads", "size"), [(3, 10), (12, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_rotary_kernel_computes_the_same(device, dtype, heads, size):
-    """Forward and backward, of a part of a joint projection, up to the rounding of the result, which the interpreter cuts."""
+    """Of a part of a joint projection, and of a gradient in another order; up to the rounding, which the interpreter cuts."""
     qkv = torch.randn(7, 3, heads, size, device=device, dtype=dtype)
-    rotary, direction = rotation(7, size, device), torch.randn(7, 2, heads, size, device=device, dtype=dtype)
+    rotary, direction = rotation(7, size, device), torch.randn(7, heads, 2, size, device=device, dtype=dtype).transpose(1, 2)
     found = []
     for function, *given in ((modeling.FusedRotary.apply, *rotary, 1.0), (modeling.rotate, *rotary)):
         states = qkv.clone().requires_grad_()

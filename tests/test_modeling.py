@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging as transformers_logging
 
 from tiny import (
@@ -1019,6 +1020,15 @@ def test_a_registered_attention_function_is_used():
         AttentionInterface._global_mapping.pop("written_by_a_user", None)
 
 
+def test_transformers_own_attention_functions_see_both_sides(monkeypatch):
+    """A layer says that it is not causal, which they ask where there is no mask."""
+    monkeypatch.setitem(AttentionInterface._global_mapping, "stock_sdpa", sdpa_attention_forward)
+    documents = make_documents((30, 30))
+    expected = encode(build(backend="eager"), documents, "packed")[1]
+    for actual, logits in zip(encode(build(backend="stock_sdpa"), documents, "packed")[1], expected, strict=True):
+        assert_close(actual, logits)
+
+
 def plain_varlen(query, key, value, cu_seqlens, half_window):
     """What flash-attn documents of its varlen function, in plain PyTorch: (N, A, C) -> (N, A, C)."""
     document = torch.bucketize(torch.arange(len(query)), cu_seqlens[1:], right=True)
@@ -1162,8 +1172,9 @@ def test_yarn_runs_at_32768_tokens():
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def test_initial_weights():
-    config = ZhModernBertConfig(**TINY | {"vocab_size": 512, "num_hidden_layers": 2, "decoder_bias": True, "num_labels": 40})
+@pytest.mark.parametrize("biases", [{}, {"norm_type": "layernorm", "norm_bias": True, "mlp_bias": True}], ids=["few", "more"])
+def test_initial_weights(biases):
+    config = ZhModernBertConfig(**TINY | {"vocab_size": 512, "num_hidden_layers": 2, "num_labels": 40} | biases)
     residual = 0.02 / math.sqrt(2 * 2)
     # A normal of spread s cut at 2 s has spread 0.88 s.
     spreads = {"tok_embeddings.weight": 0.02, "Wqkv.weight": 0.02, "Wi.weight": 0.02, "Wo.weight": residual}
@@ -1173,7 +1184,7 @@ def test_initial_weights():
             spread = {"head.dense.weight": residual, "classifier.weight": 32**-0.5}.get(name)
             spread = spread or next((value for ending, value in spreads.items() if name.endswith(ending)), None)
             if spread is None:
-                assert (parameter == (1 if "norm" in name else 0)).all(), name
+                assert (parameter == (1 if name.endswith("norm.weight") else 0)).all(), name
             else:
                 assert parameter.abs().max() <= 2 * spread * (1 + 1e-6), name
                 assert parameter.std().item() == pytest.approx(0.88 * spread, rel=0.1), name

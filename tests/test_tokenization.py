@@ -175,6 +175,19 @@ def test_save_and_load(stages, tmp_path, tokenizer_class):
     assert_same(tokenizer_class.from_pretrained(tmp_path / "second"), tokenizer)
 
 
+@pytest.mark.parametrize(("raised", "expected"), [(Exception, OSError), (ValueError, ValueError)])
+def test_a_full_disk_is_an_error_of_the_disk(tokenizer, tmp_path, monkeypatch, raised, expected):
+    """tokenizers raises a bare Exception there."""
+
+    def full(self, save_directory):
+        raise raised("No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    with pytest.raises(expected, match="No space left") as error:
+        ZhModernBertTokenizer.from_backend(tokenizer.backend_tokenizer).save_pretrained(tmp_path)
+    assert error.type is expected
+
+
 def test_a_truncating_tokenizer_saves_its_whole_self(tokenizer, tmp_path):
     # Truncation and padding are settings of the call, and must not be baked into what is saved.
     copy = ZhModernBertTokenizer.from_backend(tokenizer.backend_tokenizer)

@@ -4,6 +4,7 @@ import random
 import shutil
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from zh_modernbert.train import pack
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.stage import describe_files
-from zh_modernbert.train.pack import Settings, best_fit_decreasing, cut
+from zh_modernbert.train.pack import Group, Settings, best_fit_decreasing, cut
 from zh_modernbert.train.rows.encoded import encoded_shards, load_manifest, load_shard
 from zh_modernbert.train.rows.packed import PackedRows
 from zh_modernbert.train.tokenizer.loading import fingerprint
@@ -344,6 +345,18 @@ def test_shares_are_kept(three_sources, tmp_path, mixture):
     # As much as can be: one source is used up.
     assert any(counts[name] == lengths[sources == name].sum() for name in mixture)
     assert result["documents"] == len(list(pieces_of(rows)))
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.37, 0.5, 0.9, 1.0])
+def test_a_source_has_its_fraction_to_half_a_document(fraction):
+    """In the order drawn, all before a document and none behind it: the one whose middle is where the fraction ends."""
+    lengths = np.random.default_rng(0).integers(1, 400, size=200)
+    shard = SimpleNamespace(names=["book"], sources=np.zeros(200, dtype=int), offsets=np.cumsum([0, *lengths]))
+    kept = Group([shard]).mix({"book": fraction}, np.random.default_rng(1))
+    order = np.random.default_rng(1).permutation(200)
+    assert kept.tolist() == order[: len(kept)].tolist()
+    wanted, edge = fraction * lengths.sum(), lengths[order[max(len(kept) - 1, 0) : len(kept) + 1]].max()
+    assert abs(lengths[kept].sum() - wanted) <= edge / 2
 
 
 def test_no_mixture_keeps_everything(three_sources, tmp_path):

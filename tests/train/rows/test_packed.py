@@ -7,6 +7,7 @@ import pytest
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.rows.encoded import load_manifest
 from zh_modernbert.train.rows.packed import PackedRows
 
 
@@ -33,6 +34,15 @@ def test_row_that_is_none(stages):
 @pytest.fixture
 def copy(stages, tmp_path):
     return shutil.copytree(stages / "packed", tmp_path / "packed")
+
+
+def test_groups_are_one_list_of_all_their_rows(copy):
+    shutil.copytree(copy / "00000", copy / "00001")
+    rows = PackedRows(copy)
+    packed = load_manifest(copy, "pack")["result"]
+    assert (len(rows), rows.documents) == (2 * packed["rows"], 2 * sum(len(rows.row(i)[2]) - 1 for i in range(packed["rows"])))
+    for index in (0, packed["rows"] - 1):
+        assert all(map(np.array_equal, rows.row(index), rows.row(packed["rows"] + index)))
 
 
 @pytest.mark.parametrize("name", ["input_ids", "word_starts", "document_offsets", "row_offsets", "checksums"])
