@@ -26,6 +26,7 @@ from tiny import (
     make_documents,
     pack,
     pad,
+    plain_varlen,
 )
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -1015,17 +1016,6 @@ def test_a_registered_attention_function_is_used():
                 assert_close(mine, expected)
     finally:
         AttentionInterface._global_mapping.pop("written_by_a_user", None)
-
-
-def plain_varlen(query, key, value, cu_seqlens, half_window):
-    """What flash-attn documents of its varlen function, in plain PyTorch: (N, A, C) -> (N, A, C)."""
-    document = torch.bucketize(torch.arange(len(query)), cu_seqlens[1:], right=True)
-    distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
-    visible = document[:, None] == document
-    if half_window >= 0:
-        visible &= distance.abs() <= half_window
-    scores = torch.einsum("iac,jac->aij", query, key) / math.sqrt(query.shape[-1])
-    return torch.einsum("aij,jac->iac", scores.masked_fill(~visible, -math.inf).softmax(-1), value)
 
 
 @pytest.mark.parametrize("how", ["right", "left", "packed"])
