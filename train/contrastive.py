@@ -40,7 +40,8 @@ try:
     from sentence_transformers.sentence_transformer import losses
     from sentence_transformers.util import mine_hard_negatives
 except ImportError as error:
-    raise SystemExit(f"contrastive: sentence-transformers is missing: pip install '.[embeddings]' ({error})") from error
+    print(f"contrastive: sentence-transformers is missing: pip install '.[embeddings]' ({error})", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 @dataclass
