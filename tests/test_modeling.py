@@ -28,6 +28,7 @@ from tiny import (
     make_documents,
     pack,
     pad,
+    plain_varlen,
 )
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -1027,17 +1028,6 @@ def test_transformers_own_attention_functions_see_both_sides(monkeypatch):
     expected = encode(build(backend="eager"), documents, "packed")[1]
     for actual, logits in zip(encode(build(backend="stock_sdpa"), documents, "packed")[1], expected, strict=True):
         assert_close(actual, logits)
-
-
-def plain_varlen(query, key, value, cu_seqlens, half_window):
-    """What flash-attn documents of its varlen function, in plain PyTorch: (N, A, C) -> (N, A, C)."""
-    document = torch.bucketize(torch.arange(len(query)), cu_seqlens[1:], right=True)
-    distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
-    visible = document[:, None] == document
-    if half_window >= 0:
-        visible &= distance.abs() <= half_window
-    scores = torch.einsum("iac,jac->aij", query, key) / math.sqrt(query.shape[-1])
-    return torch.einsum("aij,jac->iac", scores.masked_fill(~visible, -math.inf).softmax(-1), value)
 
 
 @pytest.mark.parametrize("how", ["right", "left", "packed"])

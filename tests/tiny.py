@@ -1,5 +1,7 @@
 """Tiny models and batches of them, for the tests that need one."""
 
+import math
+
 import torch
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -106,3 +108,14 @@ def assert_same_gradients(actual, expected, tolerance=1e-5):
     for name, gradient in expected.items():
         difference, largest = (actual[name] - gradient).abs().max().item(), gradient.abs().max().item()
         assert difference <= tolerance * max(largest, rounding), f"{name}: differs by {difference:.3g}, largest {largest:.3g}"
+
+
+def plain_varlen(query, key, value, cu_seqlens, half_window):
+    """What flash-attn documents of its varlen function, in plain PyTorch: (N, A, C) -> (N, A, C)."""
+    document = torch.bucketize(torch.arange(len(query)), cu_seqlens[1:], right=True)
+    distance = torch.arange(len(query))[:, None] - torch.arange(len(query))
+    visible = document[:, None] == document
+    if half_window >= 0:
+        visible &= distance.abs() <= half_window
+    scores = torch.einsum("iac,jac->aij", query, key) / math.sqrt(query.shape[-1])
+    return torch.einsum("aij,jac->iac", scores.masked_fill(~visible, -math.inf).softmax(-1), value)

@@ -40,7 +40,8 @@ try:
     from sentence_transformers.sentence_transformer import losses
     from sentence_transformers.util import mine_hard_negatives
 except ImportError as error:
-    raise SystemExit(f"contrastive: sentence-transformers is missing: pip install '.[embeddings]' ({error})") from error
+    print(f"contrastive: sentence-transformers is missing: pip install '.[embeddings]' ({error})", file=sys.stderr)
+    raise SystemExit(2) from error
 
 
 @dataclass
@@ -95,8 +96,8 @@ def load(settings: Settings, work: Path) -> SentenceTransformer:
     longest = getattr(body.config, "max_position_embeddings", settings.max_length)
     if settings.max_length > longest:
         raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
-    if settings.matryoshka_dims and max(settings.matryoshka_dims) > model.get_embedding_dimension():
-        raise InputError(f"matryoshka_dims: the model has {model.get_embedding_dimension()} dimensions, and no more")
+    if max(settings.matryoshka_dims, default=0) > (dimensions := model.get_embedding_dimension() or 0):
+        raise InputError(f"matryoshka_dims: the model has {dimensions} dimensions, and no more")
     if settings.random_init:
         torch.manual_seed(settings.seed)
         body.model = type(body.model)(body.config).to(model.device)
@@ -240,7 +241,7 @@ def main(settings: Settings) -> dict:
             tables, kinds, counts = read_data(settings, model)
             result = train(model, tables, kinds, settings, work)
         model.save_pretrained(str(work), create_model_card=False)
-        if model[0].config.model_type == ZhModernBertConfig.model_type:
+        if getattr(model[0].config, "model_type", None) == ZhModernBertConfig.model_type:
             tokenizer = load_tokenizer(work)  # sentence-transformers writes a class that transformers 4 does not know
             tokenizer.model_max_length = settings.max_length
             tokenizer.save_pretrained(work)

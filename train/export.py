@@ -8,6 +8,7 @@ ONNX Runtime's own dynamic quantisation in 8 bits. Both are run and compared wit
     python train/export.py --model_dir runs/published
 """
 
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ try:
     import onnxscript  # noqa: F401  # torch.onnx needs it
     from onnxruntime.quantization import quantize_dynamic
 except ImportError as error:
-    raise SystemExit(f"export: a package is missing: pip install '.[onnx]' ({error})") from error
+    print(f"export: a package is missing: pip install '.[onnx]' ({error})", file=sys.stderr)
+    raise SystemExit(2) from error
 
 CLASSIFIERS = ("ZhModernBertForSequenceClassification", "ZhModernBertForTokenClassification")
 WITH_LOGITS = (*CLASSIFIERS, "ZhModernBertForMaskedLM")
@@ -86,6 +88,7 @@ def write_onnx(model: PreTrainedModel, output: str, path: Path) -> None:
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # it is None only where a file is given
     program.save(path)
 
 

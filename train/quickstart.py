@@ -320,8 +320,8 @@ def evaluation_stages(settings: Settings, output_dir: Path) -> list[Stage]:
 
 
 def publish_model(output_dir: Path) -> dict:
-    folders = {"model_dir": str(output_dir / "pretrain_8k" / "model"), "output_dir": str(output_dir / "model")}
-    return publish.main(publish.Settings(**folders, name="zh-modernbert-quickstart"))
+    source, target = str(output_dir / "pretrain_8k" / "model"), str(output_dir / "model")
+    return publish.main(publish.Settings(model_dir=source, output_dir=target, name="zh-modernbert-quickstart"))
 
 
 def score_text(output_dir: Path, script: str) -> dict:

@@ -83,7 +83,7 @@ def read_rows(source: PairSet) -> Iterator[tuple[str, dict]]:
         if column not in table.column_names:
             raise InputError(f"{source.dataset}: no column {column!r}; it has {', '.join(table.column_names)}")
     names = getattr(table.features[source.label], "names", None) if source.label else None
-    for number, row in enumerate(table, 1):
+    for number, row in enumerate(map(dict, table), 1):
         if names and row[source.label] is not None:
             row[source.label] = names[row[source.label]] if row[source.label] >= 0 else ""  # -1: no label
         yield f"{source.dataset}, row {number}", row
@@ -100,9 +100,8 @@ def local_file(source: PairSet, name: str) -> str:
 
 
 def read_relevant(source: PairSet) -> Iterator[tuple[str, str]]:
-    found = read_retrieval(
-        *(local_file(source, name) for name in (source.queries, source.corpus, source.qrels)), source.min_relevance
-    )
+    queries, corpus, qrels = (local_file(source, name) for name in (source.queries, source.corpus, source.qrels))
+    found = read_retrieval(queries, corpus, qrels, source.min_relevance)
     for query, documents in found.relevant.items():
         for document in sorted(documents):
             yield found.queries[query], found.corpus[document]

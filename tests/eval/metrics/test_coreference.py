@@ -35,6 +35,12 @@ def test_equal_and_empty():
     assert set(coreference.score([], []).values()) == {0.0}
 
 
+def test_mentions_in_any_cluster_count():
+    """Of 7 expected and 8 predicted mentions 6 are shared, in whatever cluster: all expected ones but e."""
+    scores = coreference.score([EXPECTED], [PREDICTED])
+    assert scores["mention_f1"] == pytest.approx(100 * 2 * 6 / (7 + 8))
+
+
 def test_documents_are_summed_before_they_are_divided():
     """A document of two mentions and one of three: of their three links, two are right."""
     both = coreference.score([["ab"], ["cde"]], [[], ["cde"]])

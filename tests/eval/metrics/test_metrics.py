@@ -146,3 +146,8 @@ def test_the_benchmarks_own_script_gives_the_same(monkeypatch):
     f1, em, _, _ = official.evaluate({"data": [{"paragraphs": [{"qas": questions}]}]}, predictions)
     ours = cmrc2018.score({str(i): row[1:] for i, row in enumerate(texts)}, predictions)
     assert (ours["f1"], ours["em"]) == pytest.approx((f1, em), abs=1e-9)
+
+
+def test_cmrc2018_averages_both():
+    scores = cmrc2018.score({"1": ["北京"], "2": ["上海"]}, {"1": "北京", "2": "上"})
+    assert scores == pytest.approx({"em": 50, "f1": 250 / 3, "average": 200 / 3})
