@@ -142,4 +142,5 @@ def best_on_dev(runs: list[Outcome], primary_metric: str) -> float:
 
 def summary(values: list[float]) -> dict[str, float]:
     """Mean, standard deviation (of a sample; 0 for one) and best of the seeds' scores."""
-    return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0, "best": max(values)}
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(mean(values), 4), "std": round(deviation, 4), "best": max(values)}
