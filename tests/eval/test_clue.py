@@ -298,8 +298,10 @@ def test_a_model_without_the_head(settings, stages, tmp_path):
     shape = {"n_embd": 32, "n_layer": 1, "n_head": 2}
     settings.model = save_stock(stages, tmp_path / "gpt2", GPT2Model, GPT2Config, **shape)
     settings.kind = "choice"
-    settings.train_file = settings.validation_file = str(write_lines(tmp_path / "c.jsonl", [choice_row(random.Random(0))]))
-    assert "a model of type 'gpt2' has no head that AutoModelForMultipleChoice loads" in refused(settings)
+    rows = [choice_row(random.Random(0))] * 2
+    settings.train_file = settings.validation_file = str(write_lines(tmp_path / "c.jsonl", rows))
+    with pytest.raises(InputError, match="a model of type 'gpt2' has no head that AutoModelForMultipleChoice loads"):
+        clue.main(settings)
 
 
 # --- tasks by name ---
