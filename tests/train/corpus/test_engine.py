@@ -7,12 +7,14 @@ import shutil
 import signal
 import stat
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import zstandard
 from conftest import make_documents
+from tqdm import tqdm
 
 from zh_modernbert.train import clean, dedup, encode, pack
 from zh_modernbert.train.common.cli import InputError
@@ -70,6 +72,7 @@ def run_and_kill(stage: str, settings, seconds: float) -> bool:
     if child == 0:
         try:
             os.setsid()
+            tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the other processes: who is killed may hold it
             STAGES[stage].main(settings)
         finally:
             os._exit(0)
