@@ -12,7 +12,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import PreTrainedTokenizerBase
 
-from zh_modernbert.eval.finetuning.loading import check_max_length, load_config, load_tokenizer
+from zh_modernbert.eval.finetuning.loading import load_config, load_tokenizer
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings
 from zh_modernbert.eval.kinds.choice import choice, cloze
 from zh_modernbert.eval.kinds.classification import classification, in_order_of, regression
@@ -22,6 +22,7 @@ from zh_modernbert.eval.kinds.tagging import tagging
 from zh_modernbert.eval.tasks.loading import Data, find_release, place_of
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.corpus.tables import find_file, form_of
 from zh_modernbert.train.pretraining.parallel import check_environment
 

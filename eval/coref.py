@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
-from zh_modernbert.eval.finetuning.loading import check_max_length, load_config, load_tokenizer
+from zh_modernbert.eval.finetuning.loading import load_config, load_tokenizer
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings
 from zh_modernbert.eval.kinds.coreference import coreference_kind, lost_mentions
 from zh_modernbert.eval.kinds.running import run_kind, summaries
@@ -23,6 +23,7 @@ from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.results import check_name, write_result
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.pretraining.parallel import check_environment
 
 OF_TASKS = ("data_dir", "from_hub", "script", "output_dir")  # settings for tasks with a home, and for heads of transformers

@@ -20,7 +20,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from zh_modernbert.eval.finetuning.loading import check_max_length, load_config, load_tokenizer, load_with_head
+from zh_modernbert.eval.finetuning.loading import load_config, load_tokenizer, load_with_head
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.classification import classification, in_order_of
@@ -33,6 +33,7 @@ from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import run, setting
+from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.pretraining.parallel import check_environment
 
 LONG = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
-from zh_modernbert.eval.finetuning.loading import check_max_length, load_config, load_tokenizer
+from zh_modernbert.eval.finetuning.loading import load_config, load_tokenizer
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings
 from zh_modernbert.eval.kinds.reading import SCORERS, leave_out_unanswerable, overlap_baseline, questions_of, reading
 from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
@@ -24,6 +24,7 @@ from zh_modernbert.eval.tasks.results import write_result
 from zh_modernbert.eval.tasks.rows import NAMED
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.corpus.tables import find_file
 from zh_modernbert.train.pretraining.parallel import check_environment
 

@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, set_seed
 
-from zh_modernbert.eval.finetuning.loading import check_max_length, load_tokenizer, load_with_head
+from zh_modernbert.eval.finetuning.loading import load_tokenizer, load_with_head
 from zh_modernbert.eval.tasks.results import check_name, results_folder, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.common.model_folder import load_by_auto_class
+from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
 from zh_modernbert.train.corpus.source import Source, read_source
 

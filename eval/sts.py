@@ -21,7 +21,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import AutoModel
 
-from zh_modernbert.eval.finetuning.loading import check_max_length, check_vocabulary
+from zh_modernbert.eval.finetuning.loading import check_vocabulary
 from zh_modernbert.eval.kinds.classification import overlap, score_numbers
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.forms import read_files
@@ -33,7 +33,7 @@ from zh_modernbert.eval.tasks.results import check_name, results_folder, write_r
 from zh_modernbert.eval.tasks.retrieval import of_pairs
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
-from zh_modernbert.train.common.model_folder import load_by_auto_class
+from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
 from zh_modernbert.train.corpus.tables import find_file
 

@@ -26,7 +26,7 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.devices import check_one_device
 from zh_modernbert.train.common.files import read_json, require_folder
-from zh_modernbert.train.common.model_folder import load_model, weight_files, write_model
+from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
 from zh_modernbert.train.embedding.pairs import PairSet, columns_of, files_of, read_held_out, rows_of
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
@@ -93,9 +93,7 @@ def load(settings: Settings, work: Path) -> SentenceTransformer:
     except Exception as error:  # it raises many kinds
         raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
     body = model[0]
-    longest = getattr(body.config, "max_position_embeddings", settings.max_length)
-    if settings.max_length > longest:
-        raise InputError(f"max_length is {settings.max_length}, longer than the model's max_position_embeddings ({longest})")
+    check_max_length(body.config, settings.max_length)
     if max(settings.matryoshka_dims, default=0) > (dimensions := model.get_embedding_dimension() or 0):
         raise InputError(f"matryoshka_dims: the model has {dimensions} dimensions, and no more")
     if settings.random_init:

@@ -21,11 +21,13 @@ import torch
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train import pretrain
 from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.common.model_folder import build_model, load_model, read_weights, save_model
 from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of
+from zh_modernbert.train.pretraining.tracking import read_metrics
 from zh_modernbert.train.rows.row_stream import PackedStream
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -57,39 +59,32 @@ class Pace:
     update: float
 
 
-def check(settings: Settings) -> list[pretrain.Settings]:
-    """The settings of both stages, checked before any time is spent.
+def check(settings: Settings) -> pretrain.Settings:
+    """The settings of stage one; those of both stages are checked before any time is spent.
 
     Raises:
         InputError: the shares leave nothing, a stage's arguments are wrong, or output_dir is taken, naming it.
     """
     if settings.stage_two_share + settings.decay_share >= 1:
         raise InputError("stage_two_share + decay_share leave no time for stage one")
-    stages = []
+    stages = {}
     for stage in ("stage_one", "stage_two"):
         try:
-            resolved = parse(pretrain.Settings, shlex.split(getattr(settings, stage)), "pretrain")
+            stages[stage] = resolved = parse(pretrain.Settings, shlex.split(getattr(settings, stage)), "pretrain")
             pretrain.check(resolved)
         except InputError as error:
             raise InputError(f"{stage}: {error}") from error
         if resolved.schedule != "warmup_stable_decay" or resolved.num_decay_steps:
             raise InputError(f"{stage}: needs schedule warmup_stable_decay with num_decay_steps 0; the decay comes at the end")
-        stages.append(resolved)
     if (Path(settings.output_dir) / "stage_one").exists():
         raise InputError(f"{settings.output_dir}: holds a timed run; choose another output_dir, and --init_from its model/")
-    return stages
-
-
-def tokenizer_of(stage: pretrain.Settings) -> Path:
-    return PackedStream(Path(stage.data_dir), stage.mixture).tokenizer_dir
+    return stages["stage_one"]
 
 
 def updates_done(output_dir: Path) -> int:
     """The update of the last line of metrics.jsonl, 0 where there is none."""
-    path = output_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    return int(whole[-1].split('"step": ')[1].split(",")[0]) if whole else 0
+    lines = read_metrics(output_dir / "metrics.jsonl")
+    return lines[-1]["step"] if lines else 0
 
 
 def run_until(end: float, output_dir: Path, arguments: str, *flags: str) -> tuple[int, Pace | None]:
@@ -139,7 +134,7 @@ def run_stage(name: str, end: float, output_dir: Path, arguments: str, *flags: s
     return found[-1], pace
 
 
-def keep(source: Path, output_dir: Path, tokenizer_dir: Path) -> None:
+def keep(source: Path, output_dir: Path, tokenizer: ZhModernBertTokenizer) -> None:
     """Writes the model of a checkpoint, or of a model folder, to `model/`, in bfloat16."""
     if (source / "config.json").exists():
         model = load_model(source)
@@ -147,36 +142,38 @@ def keep(source: Path, output_dir: Path, tokenizer_dir: Path) -> None:
         config = ZhModernBertConfig(**read_json(source / "state.json")["position"]["made_with"]["config"])
         model = build_model(ZhModernBertForMaskedLM, config, read_weights(source), source)
     model = model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    save_model(output_dir / "model", model, load_tokenizer(tokenizer_dir), "pretrain")
+    save_model(output_dir / "model", model, tokenizer, "pretrain")
 
 
 def main(settings: Settings) -> dict:
     started, output_dir = time.monotonic(), Path(settings.output_dir)
-    one, two = check(settings)
+    one = check(settings)
+    tokenizer = load_tokenizer(PackedStream(one.data_dir, one.mixture).tokenizer_dir)  # both stages have the same
     end = started + 60 * settings.minutes
     decay = 60 * settings.minutes * settings.decay_share
     stage_two = 60 * settings.minutes * settings.stage_two_share
 
     checkpoint, pace = run_stage("stage_one", end - decay - stage_two, output_dir / "stage_one", settings.stage_one)
-    keep(checkpoint, output_dir, tokenizer_of(one))
-    resume = ("--init_from", str(output_dir / "model"), "--resume_from", str(checkpoint))
-    checkpoint, pace = run_stage("stage_two", end - decay, output_dir / "stage_two", settings.stage_two, *resume)
-    keep(checkpoint, output_dir, tokenizer_of(two))
+    keep(checkpoint, output_dir, tokenizer)
+    start = ("--init_from", str(output_dir / "model"), "--resume_from")
+    checkpoint, pace = run_stage(
+        "stage_two", end - decay, output_dir / "stage_two", settings.stage_two, *start, str(checkpoint)
+    )
+    keep(checkpoint, output_dir, tokenizer)
 
     # The decay has to end in time, also where it is a tenth slower than the stage before.
     updates = int((end - time.monotonic() - 1.2 * pace.start_up - CLOSING) / (1.1 * pace.update))
     if updates < 1:
         raise InputError(f"no time is left for the decay; {output_dir / 'model'} is the model before it")
     last = step_of(checkpoint) + updates
-    resume = (*resume[:2], "--resume_from", str(checkpoint))
-    flags = (*resume, "--max_steps", str(last), "--num_decay_steps", str(updates))
+    flags = (*start, str(checkpoint), "--max_steps", str(last), "--num_decay_steps", str(updates))
     # A decay that is late is worth more than its time.
     status, _ = run_until(float("inf"), output_dir / "decay", settings.stage_two, *flags)
     if status:
         raise InputError(
             f"the decay failed with exit status {status}, see above; {output_dir / 'model'} is the model before it"
         )
-    keep(output_dir / "decay" / "model", output_dir, tokenizer_of(two))
+    keep(output_dir / "decay" / "model", output_dir, tokenizer)
     minutes = round((time.monotonic() - started) / 60, 2)
     return read_json(output_dir / "decay" / "result.json") | {"output_dir": settings.output_dir, "minutes": minutes}
 

@@ -63,12 +63,6 @@ def load_with_head(auto_class, name: str, trust_remote_code: bool, random_init: 
         raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
 
 
-def check_max_length(config, max_length: int) -> None:
-    longest = getattr(config, "max_position_embeddings", max_length)
-    if max_length > longest:
-        raise InputError(f"max_length is {max_length}, longer than the model's max_position_embeddings ({longest})")
-
-
 def fingerprint(name: str, random_init: bool = False) -> str:
     """What a run's file says of the model: a hash of the files in its folder; of a model on the Hub, the name."""
     if not Path(name).is_dir():

@@ -72,8 +72,12 @@ def best_texts(answers: Sequence[list[dict]]) -> list[str]:
 
 def leave_out_unanswerable(data: Data) -> Data:
     """The data without training examples that have no answer in the passage. They are counted and named."""
-    kept = [row for row in data.splits["train"] if Question.of(row.values).span()]
-    left_out = [row.values["id"] for row in data.splits["train"] if not Question.of(row.values).span()]
+    kept, left_out = [], []
+    for row in data.splits["train"]:
+        if Question.of(row.values).span():
+            kept.append(row)
+        else:
+            left_out.append(row.values["id"])
     if not kept:
         raise InputError(f"{data.name}: no question of training has an answer in its passage")
     notes = [f"left out of training, for no answer is in the passage: {len(left_out)} ({', '.join(left_out[:NAMED])})"]

@@ -172,6 +172,12 @@ def load_by_auto_class(auto_class, name: str, new_head: bool = False, **options)
 # --- writing ---
 
 
+def check_max_length(config, max_length: int) -> None:
+    longest = getattr(config, "max_position_embeddings", max_length)
+    if max_length > longest:
+        raise InputError(f"max_length is {max_length}, longer than the model's max_position_embeddings ({longest})")
+
+
 def check_output(folder: Path, stage: str) -> None:
     """Checks that `save_model` may replace `folder`: it is missing, empty, or all that `stage` wrote there.
 
