@@ -11,10 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +22,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 
+from forks import fork
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer, ZhModernBertForMaskedLM
 from zh_modernbert.train import pack, pretrain, train_tokenizer
 from zh_modernbert.train.common import cli
@@ -142,33 +141,16 @@ def start(settings: pretrain.Settings, processes: int = 1) -> list[int]:
 
     A fork is much faster than a script, which has to import everything first; `launch` has the latter.
     """
-    port, children = str(free_port()), []
-    for rank in range(processes):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                os.setsid()
-                log = os.open(f"{settings.output_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-                os.dup2(log, 1)
-                os.dup2(log, 2)
-                sys.stderr = os.fdopen(2, "w", closefd=False)  # pytest's would keep it
-                tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the other processes: who is killed may hold it
-                if processes > 1:
-                    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-                    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-                    AcceleratorState._reset_state(reset_partial_state=True)
-                pretrain.main(settings)
-                status = 0
-            except SystemExit as error:
-                status = error.code
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        children.append(child)
-    return children
+    port = str(free_port())
+
+    def run(rank: int) -> None:
+        if processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+            AcceleratorState._reset_state(reset_partial_state=True)
+        pretrain.main(settings)
+
+    return [fork(partial(run, rank), f"{settings.output_dir}.log") for rank in range(processes)]
 
 
 def wait(children: list[int]) -> list[int]:

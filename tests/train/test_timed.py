@@ -3,18 +3,16 @@
 import json
 import os
 import signal
-import sys
-import threading
 import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from tqdm import tqdm
 
+from forks import fork
 from zh_modernbert.train import pretrain, timed
 from zh_modernbert.train.common.cli import InputError, parse
 
@@ -38,23 +36,11 @@ class Forked:
     """Stands for `subprocess.Popen`: runs train/pretrain.py in a fork, which has imported everything."""
 
     def __init__(self, command: list[str], stdout):
-        self.status, self.pid = None, os.fork()
-        if self.pid:
-            return
-        status = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            sys.stderr = os.fdopen(2, "w", closefd=False)  # pytest's would keep it
-            tqdm.set_lock(threading.RLock())
-            AcceleratorState._reset_state()
-            pretrain.main(parse(pretrain.Settings, command[3:], "pretrain"))
-            status = 0
-        except SystemExit as error:
-            status = error.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
+        self.status, self.pid = None, fork(partial(self.run, command))
+
+    def run(self, command: list[str]) -> None:
+        AcceleratorState._reset_state()
+        pretrain.main(parse(pretrain.Settings, command[3:], "pretrain"))
 
     def poll(self, flags: int = os.WNOHANG) -> int | None:
         if self.status is None:

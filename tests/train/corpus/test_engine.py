@@ -7,15 +7,15 @@ import shutil
 import signal
 import stat
 import sys
-import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zstandard
 from conftest import make_documents
-from tqdm import tqdm
 
+from forks import fork
 from zh_modernbert.train import clean, dedup, encode, pack
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json
@@ -68,14 +68,7 @@ def test_two_workers_write_what_one_writes(folder, unbroken, tmp_path, stage):
 
 def run_and_kill(stage: str, settings, seconds: float) -> bool:
     """Runs the stage in a process of its own, kills that with all it started, and tells whether it was faster than that."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.setsid()
-            tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the other processes: who is killed may hold it
-            STAGES[stage].main(settings)
-        finally:
-            os._exit(0)
+    child = fork(partial(STAGES[stage].main, settings))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if os.waitpid(child, os.WNOHANG)[0]:
