@@ -27,19 +27,14 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, ModernBertConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
-from zh_modernbert import modeling_zh_modernbert as modeling
-from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
+from zh_modernbert.configuration_zh_modernbert import LAYER_TYPES, ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
-from zh_modernbert.train.common.model_folder import TOKENIZER_FILES, build_model, read_weights, write_model
+from zh_modernbert.train.common.model_folder import CLASSES, TOKENIZER_FILES, build_model, read_weights, write_model
 from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
 
 # transformers' name of each architecture -> our class
-ARCHITECTURES = {
-    reference.partition(".Zh")[2]: getattr(modeling, reference.partition(".")[2])
-    for auto_class, reference in AUTO_MAP.items()
-    if auto_class != "AutoConfig"
-}
+ARCHITECTURES = {name.removeprefix("Zh"): model_class for name, model_class in CLASSES.items()}
 
 # Every field that a config may have. SHARED are taken as transformers' class resolves them. CARRIED are taken as the file has
 # them. ROPE are read by `rope_fields`. IRRELEVANT do not change what the model computes.
