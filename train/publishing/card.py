@@ -109,6 +109,11 @@ def licence_in(header: dict) -> dict[str, str]:
     return {name: value for name, value in fields.items() if isinstance(value, str)} if fields["license"] else {}
 
 
+def header_text(fields: dict) -> str:
+    """The header of a card, of those fields that have a value."""
+    return yaml.safe_dump({name: value for name, value in fields.items() if value}, allow_unicode=True, sort_keys=False)
+
+
 def model_index(settings) -> list[dict]:
     """The scores for the card's header, as the Hub takes them.
 
@@ -189,9 +194,8 @@ def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> st
         "datasets": settings.datasets,
         "model-index": model_index(settings),
     }
-    given = {name: value for name, value in fields.items() if value}
     return CARD.format(
-        header=yaml.safe_dump(given, allow_unicode=True, sort_keys=False, width=1000),
+        header=header_text(fields),
         name=settings.name,
         example=EXAMPLES.get(task, PIPELINE).format(name=settings.name, task=task, hidden=config.hidden_size),
         use=USES.get(task, "It is for its task alone; its labels stand in `config.json`."),
