@@ -13,6 +13,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -59,9 +60,9 @@ def load(folder: Path, output: str) -> tuple[PreTrainedModel, str, str]:
     known = WITH_LOGITS if output == "logits" else KNOWN
     if name not in known:
         raise InputError(f"{folder}: the model is {name or 'of no kind'}; for {output} it must be one of {', '.join(known)}")
-    model = load_as_written(folder)
-    identity, model = hash_model(model), model.float()
-    return (model if output == "logits" else model.base_model), output, identity
+    model: Any = load_as_written(folder)
+    identity = hash_model(model)
+    return (model if output == "logits" else model.base_model).float(), output, identity
 
 
 def make_batch(model: PreTrainedModel, lengths: tuple[int, ...], side: str = "right") -> dict[str, torch.Tensor]:

@@ -69,9 +69,10 @@ Where `config.json` says `model_type: modernbert`, this is the stock form: the s
 
 ## Intended use and limits
 
-{use} It
-writes no text. It repeats what its corpus says, right or wrong, and its judgements should not stand alone where they decide
-about people.
+{use}
+
+It writes no text. It repeats what its corpus says, right or wrong, and its judgements should not stand alone where they
+decide about people.
 {training}{notes}"""
 
 
@@ -89,7 +90,7 @@ print(model.similarity(embeddings, embeddings))"""
 EXAMPLES = {"sentence-similarity": SENTENCES, **dict.fromkeys(("fill-mask", "feature-extraction", "multiple-choice"), ENCODER)}
 TO_FINE_TUNE = """It is to be fine-tuned: for classification, tagging, extractive question answering, choice, and embeddings."""
 USES = {
-    "fill-mask": f"{TO_FINE_TUNE} As it is,\nit fills masks.",
+    "fill-mask": f"{TO_FINE_TUNE} As it is, it fills masks.",
     "feature-extraction": TO_FINE_TUNE,
     "sentence-similarity": "It is for search, clusters and deduplication: the cosine of two vectors says how alike texts are.",
 }
