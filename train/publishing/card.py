@@ -14,7 +14,6 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertPreTrainedModel
 from zh_modernbert.train.common.cli import InputError, describe
 from zh_modernbert.train.common.files import read_json, require_file
 from zh_modernbert.train.common.hub import check_no_token
-from zh_modernbert.train.pretraining.checkpoint import step_of
 from zh_modernbert.train.pretraining.tracking import read_metrics
 from zh_modernbert.train.publishing.source import is_checkpoint, modules_in
 
@@ -147,7 +146,7 @@ def training(source: Path) -> str:
     """The card's lines on the run that made the model: its recipe, what it measured last, and its plots."""
     run_dir, until, when = source.absolute().parent, math.inf, "at the end"
     if is_checkpoint(source):
-        run_dir, until = run_dir.parent, step_of(source)
+        run_dir, until = run_dir.parent, read_json(source / "state.json")["position"]["step"]
         when = f"at update {until}"
     if (source / "manifest.json").is_file() and (manifest := read_json(source / "manifest.json"))["stage"] == "contrastive":
         made, rows = "Trained on pairs of texts", recipe(read_json(source / "settings.json"), "contrastive")
