@@ -24,7 +24,7 @@ ROOMS = {
     "eval.metrics": set(),
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.finetuning": {"train.common", "eval.tasks"},
-    "eval.reporting": {"train.common"},
+    "eval.reporting": {"train.common", "eval.tasks"},
     "eval.kinds": {"train.common", "eval.metrics", "eval.tasks", "eval.finetuning"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
 }

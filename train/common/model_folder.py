@@ -218,6 +218,13 @@ def hash_model(model: ZhModernBertPreTrainedModel) -> str:
 
 
 def check_max_length(config, max_length: int) -> None:
+    """Checks that a model takes texts of so many tokens.
+
+    Raises:
+        InputError: they are longer than its positions, or have no room for a token between [CLS] and [SEP].
+    """
+    if max_length < 3:
+        raise InputError(f"max_length is {max_length}; it must be 3 or more: a token between two special ones")
     longest = getattr(config, "max_position_embeddings", max_length)
     if max_length > longest:
         raise InputError(f"max_length is {max_length}, longer than the model's max_position_embeddings ({longest})")
