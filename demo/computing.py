@@ -10,7 +10,7 @@ import transformers
 MASK = "[MASK]"
 MOST_MASKS, CANDIDATES = 20, 6
 MOST_SENTENCES = 40
-LONGEST_READ, WINDOW, STRIDE, LONGEST_ANSWER = 30_000, 2_048, 256, 48  # tokens
+LONGEST_READ, WINDOW, STRIDE, LONGEST_ANSWER = 16_384, 2_048, 256, 48  # tokens
 LONGEST_ATTENTION = 512  # tokens; the weights of all layers are in memory at once
 SHARES = (0.5, 0.9)  # of the attention: what the bars show
 
@@ -43,7 +43,7 @@ class Model:
         """
         if not text.strip():
             raise BadInputError(f"There is no {what}. Write one above, or take an example.")
-        ids = self.tokenizer(text)["input_ids"]
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
         if len(ids) > longest:
             raise BadInputError(f"The {what} is too long: {len(ids):,} tokens, and here {longest:,} are the most. Shorten it.")
         return ids
