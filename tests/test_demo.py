@@ -203,6 +203,18 @@ def test_examples_in_both_scripts_and_what_is_typed_is_text(models, show):
     assert "<b>第" not in shown
 
 
+def test_the_page_counts_nobody(models):
+    """And each tab can be asked by its name."""
+    pytest.importorskip("gradio", reason="gradio is not installed")
+    import app
+
+    blocks = app.build(models)
+    assert not blocks.analytics_enabled
+    tabs = {function.api_name: function for function in blocks.fns.values() if str(function.api_name).startswith("show_")}
+    assert tabs.keys() == EXAMPLES.keys()
+    assert 'class="message"' in tabs["show_masks"].fn("")
+
+
 # --- the folder as a Space ---
 
 

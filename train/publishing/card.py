@@ -111,7 +111,8 @@ def licence_in(header: dict) -> dict[str, str]:
 
 def header_text(fields: dict) -> str:
     """The header of a card, of those fields that have a value."""
-    return yaml.safe_dump({name: value for name, value in fields.items() if value}, allow_unicode=True, sort_keys=False)
+    given = {name: value for name, value in fields.items() if value}
+    return yaml.safe_dump(given, allow_unicode=True, sort_keys=False) if given else ""
 
 
 def model_index(settings) -> list[dict]:
