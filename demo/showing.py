@@ -11,7 +11,7 @@ CSS = """
 .zh p, .zh td, .zh li { font-size: 15px; line-height: 1.8; }
 .zh .text { font-size: 17px; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; }
 .zh .long { max-height: 460px; overflow-y: auto; padding: 12px 16px; border: 1px solid #8884; border-radius: 8px; }
-.zh mark { background: #f59e0b55; color: inherit; border-radius: 4px; padding: 2px 4px; }
+.zh mark { scroll-margin: 60px; background: #f59e0b55; color: inherit; border-radius: 4px; padding: 2px 4px; }
 .zh mark.other { background: #3b82f633; }
 .zh .cards { display: flex; flex-wrap: wrap; gap: 16px; }
 .zh .card { flex: 1 1 220px; max-width: 360px; border: 1px solid #8884; border-radius: 8px; padding: 8px 14px 12px; }
