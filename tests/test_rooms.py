@@ -20,6 +20,7 @@ ROOMS = {
     "train.embedding": {"train.common", "train.corpus"},
     "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
+    "train.publishing": {"train.common", "train.pretraining", "train.tokenizer"},
     "eval.metrics": set(),
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.finetuning": {"train.common", "eval.tasks"},

@@ -2,8 +2,9 @@
 
 Inputs are `input_ids` and `attention_mask`. The output of a classifier is `logits`, of any other model `last_hidden_state`.
 These are the names that text-embeddings-inference and sentence-transformers' ONNX backend read. Weights are in fp32, and by
-ONNX Runtime's own dynamic quantisation in 8 bits. Both are run and compared with the model before they are put in place. Needs
-`pip install '.[onnx]'`.
+ONNX Runtime's own dynamic quantisation in 8 bits. Both are run and compared with the model before they are put in place.
+`onnx/export.json` says of which model they were made: train/publish.py takes them along with that model, and with no other.
+Needs `pip install '.[onnx]'`.
 
     python train/export.py --model_dir runs/published
 """
@@ -12,16 +13,16 @@ import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch
 from transformers import PreTrainedModel
 
-from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
-from zh_modernbert.train.common.files import replacing
-from zh_modernbert.train.common.model_folder import build_model, read_config, read_weights
+from zh_modernbert.train.common.files import replacing, write_json
+from zh_modernbert.train.common.model_folder import hash_model, load_as_written, read_config
 
 try:
     import onnx
@@ -48,20 +49,20 @@ class Settings(BaseSettings):
     int8: bool = setting(True, "also write the model in 8 bits")
 
 
-def load(folder: Path, output: str) -> tuple[PreTrainedModel, str]:
-    """The model in fp32, and the name of its output.
+def load(folder: Path, output: str) -> tuple[PreTrainedModel, str, str]:
+    """The model in fp32, the name of its output, and the hash of the model as it lies in the folder.
 
     Raises:
         InputError: the folder holds no model of this project, or one without such an output.
     """
-    config = read_config(folder)
-    name = (config.architectures or [""])[0]
+    name = (read_config(folder).architectures or [""])[0]
     output = output or ("logits" if name in CLASSIFIERS else "last_hidden_state")
     known = WITH_LOGITS if output == "logits" else KNOWN
     if name not in known:
         raise InputError(f"{folder}: the model is {name or 'of no kind'}; for {output} it must be one of {', '.join(known)}")
-    model = build_model(getattr(modeling, name), config, read_weights(folder), folder).float().eval()
-    return (model if output == "logits" else model.base_model), output
+    model: Any = load_as_written(folder)
+    identity = hash_model(model)
+    return (model if output == "logits" else model.base_model).float(), output, identity
 
 
 def make_batch(model: PreTrainedModel, lengths: tuple[int, ...], side: str = "right") -> dict[str, torch.Tensor]:
@@ -125,7 +126,7 @@ def compare(model: PreTrainedModel, path: Path) -> tuple[float, float]:
 
 def main(settings: Settings) -> dict:
     folder = Path(settings.model_dir).absolute()
-    model, output = load(folder, settings.output)
+    model, output, identity = load(folder, settings.output)
     result: dict = {"output": output, "bytes": {}}
     with replacing(folder / "onnx") as written:
         full, quantised = written / "model.onnx", written / "model_int8.onnx"
@@ -142,6 +143,7 @@ def main(settings: Settings) -> dict:
                     "give --int8 false"
                 )
         result["bytes"] = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
+        write_json(written / "export.json", {"model": identity, "output": output})
     return {**result, "output_dir": str(Path(settings.model_dir) / "onnx")}
 
 

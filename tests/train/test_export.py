@@ -28,7 +28,8 @@ def folder(publish_random, tmp_path) -> Path:
 
 def test_files_beside_the_weights(folder):
     result = export.main(export.Settings(model_dir=str(folder)))
-    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"] == [*result["bytes"]]
+    names = ["export.json", "model.onnx", "model_int8.onnx"]
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == names == ["export.json", *result["bytes"]]
     assert result["int8_cosine"] > 0.98
     session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [given.name for given in session.get_inputs()] == ["input_ids", "attention_mask"]
