@@ -33,7 +33,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, set_seed
 
 from zh_modernbert.eval.finetuning.loading import load_tokenizer, load_with_head
-from zh_modernbert.eval.tasks.results import check_name, results_folder, write_result
+from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, row_name, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
@@ -41,6 +41,7 @@ from zh_modernbert.train.corpus.source import Source, read_source
 
 # Upper bounds of the length classes, in tokens, special ones included.
 LENGTHS = (128, 512, 1024, 2048, 4096, 8192, 1 << 20)
+SPLIT = "all"
 
 
 @dataclass
@@ -351,6 +352,8 @@ def main(settings: Settings) -> dict:
     if not settings.input:
         raise InputError("pseudo_perplexity: no input; give --input FILE ...")
     check_name(settings.name)
+    row = row_name(settings.model, settings.random_init)
+    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row)
     documents = read_held_out(settings.input, settings.held_out)
     tokenizer, model = load(settings)
     cells: dict[tuple[str, int], list[Text]] = defaultdict(list)
@@ -375,7 +378,7 @@ def main(settings: Settings) -> dict:
         notes.append(f"{unknown} tokens are {tokenizer.unk_token}: what they stand for is not predicted")
     result = {
         "task": settings.name,
-        "split": "all",
+        "split": SPLIT,
         "model": settings.model,
         "primary_metric": "pseudo_perplexity",
         "metrics": total.metrics(counts),

@@ -25,13 +25,13 @@ from zh_modernbert.eval.reporting.columns import (
     own_cells,
     published_cells,
     read_results,
-    row_of,
     table,
     within,
 )
 from zh_modernbert.eval.reporting.perplexity import perplexity_sections
 from zh_modernbert.eval.reporting.published import PUBLISHED
 from zh_modernbert.eval.tasks.registry import TASKS
+from zh_modernbert.eval.tasks.results import row_of
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.figures import as_label
 from zh_modernbert.train.common.files import write_json

@@ -29,7 +29,7 @@ from zh_modernbert.eval.tasks.loading import cut, has, place_of
 from zh_modernbert.eval.tasks.mldr import SOURCES as LONG
 from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
-from zh_modernbert.eval.tasks.results import check_name, results_folder, write_result
+from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, write_result
 from zh_modernbert.eval.tasks.retrieval import of_pairs
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
@@ -37,6 +37,7 @@ from zh_modernbert.train.common.model_folder import check_max_length, load_by_au
 from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
 from zh_modernbert.train.corpus.tables import find_file
 
+SEED = 0  # nothing here is drawn
 SPLITS = ("test", "dev")  # what is scored where nothing else is asked for: the first that is there
 TABLES = [name for name, task in TASKS.items() if "text_pair" in task.releases[0].columns]
 
@@ -184,7 +185,7 @@ def write(
         "primary_metric": "spearman" if "spearman" in metrics else "ndcg_10",
         "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
         "num_examples": count,
-        "seed": 0,
+        "seed": SEED,
         "scorer": "cosine",
         "hyperparameters": {"max_length": settings.max_length, "through": settings.through},
         "notes": "; ".join(filter(None, notes)),
@@ -206,17 +207,19 @@ def main(settings: Settings) -> dict:
     with contextlib.redirect_stdout(sys.stderr):
         if all(files):
             found = read_retrieval(settings.queries_file, settings.corpus_file, settings.qrels_file, settings.min_relevance)
+            name, split = settings.name or Path(settings.queries_file).name.split(".")[0], settings.split or "dev"
+            check_no_other(settings.results_dir, name, split, [SEED], settings.model)
             model = load(settings)
             results_folder(settings.results_dir)
-            metrics = score_retrieval(model, found, settings)
-            note = f"{len(found.corpus)} documents"
-            name = settings.name or Path(settings.queries_file).name.split(".")[0]
-            return write(settings, name, settings.split or "dev", metrics, len(found.queries), [note], started)
+            metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
+            return write(settings, name, split, metrics, len(found.queries), [note], started)
         tasks = {name: TASKS[name] for name in settings.task if name in TABLES}
         tasks |= {} if settings.task else dict([own_pairs(settings)])
         split = settings.split or SPLITS[0]
         long = {name: read_mldr(name, settings.data_dir, split, settings.from_hub) for name in settings.task if name in LONG}
         pairs = [read_pairs(settings, name, task) for name, task in tasks.items()]
+        for name, of in [*((name, split) for name in long), *((name, of) for name, of, _, _ in pairs)]:
+            check_no_other(settings.results_dir, name, of, [SEED], settings.model)
         model = load(settings)
         results_folder(settings.results_dir)
         for name, found in long.items():

@@ -146,15 +146,15 @@ def held_out(stages, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def publish_random(stages, tmp_path_factory) -> Callable[..., Path]:
-    """`publish_random(name, **changes)`: a published folder of a tiny model, random, for texts of up to 128 tokens."""
+    """`publish_random(name, form, **changes)`: a published folder of a tiny model, random, for texts of up to 128 tokens."""
 
-    def publish_random(name: str, **changes) -> Path:
+    def publish_random(name: str, form: str = "zh_modernbert", **changes) -> Path:
         folder = tmp_path_factory.mktemp(name)
         torch.manual_seed(0)
         shape = TINY | {"vocab_size": 512, "num_hidden_layers": 2, "max_position_embeddings": 128}
         ZhModernBertForMaskedLM(ZhModernBertConfig(**shape | changes)).save_pretrained(folder / "model")
         load_tokenizer(stages / "tokenizer").save_pretrained(folder / "model")
-        publish.main(publish.Settings(model_dir=str(folder / "model"), output_dir=str(folder / f"zh-{name}")))
+        publish.main(publish.Settings(model_dir=str(folder / "model"), output_dir=str(folder / f"zh-{name}"), form=form))
         return folder / f"zh-{name}"
 
     return publish_random

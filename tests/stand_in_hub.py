@@ -93,7 +93,7 @@ class StandInHub:
         return {"oid": large["oid"], "size": large["size"]} | ({} if known else {"actions": upload})
 
     def mode(self, file: dict, files: dict[str, bytes]) -> dict:
-        path, large = file["path"], file["path"].endswith(".safetensors")
+        path, large = file["path"], file["path"].endswith((".safetensors", ".onnx"))
         there = {path: (hashlib.sha256(files[path]).hexdigest() if large else blob_id(files[path]))} if path in files else {}
         return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, "oid": there.get(path)}
 

@@ -1,22 +1,19 @@
 """README and docs are right about the repository: paths and links, commands, figures, and the code that they show."""
 
-import importlib
 import re
-import shlex
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from zh_modernbert.train.common import cli
+import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # A path of the repository, as text and commands name it.
-PATH = re.compile(r"(?<![\w./-])(?:train|eval|tests|docs|checkpoints|\.ci)/[\w./*-]*|(?<![\w./-])\w+_zh_modernbert\.py")
+PATH = re.compile(r"(?<![\w./-])(?:train|eval|demo|tests|docs|checkpoints|\.ci)/[\w./*-]*|(?<![\w./-])\w+_zh_modernbert\.py")
 LINK = re.compile(r"\[([^]]*)]\(([^)\s]+)\)")
-SCRIPT = re.compile(r"(train|eval)/(\w+)\.py")
 FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?")
 DEMONSTRATION = "runs/quickstart/model"  # the model folder that the examples load
 
@@ -24,19 +21,14 @@ pages = pytest.mark.parametrize("page", PAGES, ids=[path.name for path in PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for name, text in shown.blocks(page.read_text(encoding="utf-8")) if name == language]
 
 
 def commands(page: Path) -> list[str]:
-    """Every command of the page that runs a script, as one line; a loop's variable has its first value."""
+    """Every command of the page that runs a script, in blocks and beside them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
-    found = re.findall(r"`(python [^`]+)`", text)  # beside the blocks
-    for block in blocks(page, "bash"):
-        block = block.replace("\\\n", " ")
-        for name, value in re.findall(r"^for (\w+) in (\S+)", block, re.MULTILINE):
-            block = block.replace(f"${name}", value)
-        found += [part.strip() for line in block.splitlines() for part in line.split("&&")]
-    return [command for command in found if SCRIPT.search(command)]
+    beside = [" ".join(command.split()) for command in re.findall(r"`(python [^`]+)`", text)]
+    return [command for block in [*beside, *blocks(page, "bash")] for command in shown.commands(block)]
 
 
 def anchors(page: Path) -> set[str]:
@@ -83,11 +75,7 @@ def test_the_tree_is_the_repositorys():
 def test_commands_are_what_the_scripts_understand(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for command in commands(page):
-        words = shlex.split(command, comments=True)
-        place = next(i for i, word in enumerate(words) if SCRIPT.fullmatch(word))
-        folder, name = SCRIPT.fullmatch(words[place]).groups()
-        settings = importlib.import_module(f"zh_modernbert.{folder}.{name}").Settings
-        cli.parse(settings, words[place + 1 :], name)  # raises InputError, which says what is wrong
+        shown.parse(command)  # raises InputError, which says what is wrong
 
 
 @pages
@@ -113,9 +101,14 @@ def model_folder(publish_random) -> Path:
     return publish_random("examples")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+with_code = pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+
+
+@with_code
 def test_examples_run(page, model_folder, monkeypatch, tmp_path):
     """One after the other, as a reader would; ONNX takes long, and has tests of its own."""
+    if page.name == "examples.md":
+        pytest.skip("test_examples.py runs them, with their commands")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks(page, "python"):
@@ -125,7 +118,7 @@ def test_examples_run(page, model_folder, monkeypatch, tmp_path):
         assert names[name].isfinite().all()
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@with_code
 def test_examples_ask_nothing(page):
     """By an Auto class, transformers 5 reads the config even for a tokenizer, and asks whether to run its code."""
     calls = re.findall(r"\bAuto\w+\.from_pretrained\([^)]*\)", "\n".join(blocks(page, "python")))

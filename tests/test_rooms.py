@@ -20,10 +20,11 @@ ROOMS = {
     "train.embedding": {"train.common", "train.corpus"},
     "train.rows": {"train.common"},
     "train.pretraining": {"train.common", "train.tokenizer", "train.rows"},
+    "train.publishing": {"train.common", "train.pretraining", "train.tokenizer"},
     "eval.metrics": set(),
     "eval.tasks": {"train.common", "train.corpus"},
     "eval.finetuning": {"train.common", "eval.tasks"},
-    "eval.reporting": {"train.common"},
+    "eval.reporting": {"train.common", "eval.tasks"},
     "eval.kinds": {"train.common", "eval.metrics", "eval.tasks", "eval.finetuning"},
     "eval.speed": {"train.common", "train.rows", "train.pretraining"},
 }

@@ -29,6 +29,7 @@ from zh_modernbert.train.common.files import read_json, require_folder
 from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
 from zh_modernbert.train.embedding.pairs import PairSet, columns_of, files_of, read_held_out, rows_of
+from zh_modernbert.train.publishing.card import header_in, header_text, licence_in
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 try:
@@ -210,7 +211,7 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
 
 
 CARD = """---
-library_name: sentence-transformers
+{made_of}library_name: sentence-transformers
 pipeline_tag: sentence-similarity
 language: [zh]
 tags: [sentence-transformers, sentence-similarity, feature-extraction, chinese]
@@ -229,6 +230,14 @@ print(model.similarity(*[model.encode(["今天天气很好。", "今天天氣很
 """
 
 
+def made_of(model: str) -> str:
+    """Lines of the card's header: the Hub's name of the model that the embeddings were trained from, and its licence."""
+    if not Path(model).is_dir():
+        return header_text({"base_model": model})
+    header = header_in(Path(model))
+    return header_text({**licence_in(header), "base_model": header.get("base_model")})
+
+
 def main(settings: Settings) -> dict:
     check_one_device()
     local = [settings.model] if Path(settings.model).exists() else []
@@ -244,7 +253,8 @@ def main(settings: Settings) -> dict:
             tokenizer.model_max_length = settings.max_length
             tokenizer.save_pretrained(work)
         dimensions = model.get_embedding_dimension()
-        card = CARD.format(dimensions=dimensions, data=", ".join(counts), longest=settings.max_length)
+        told = {"dimensions": dimensions, "data": ", ".join(counts), "longest": settings.max_length}
+        card = CARD.format(made_of=made_of(settings.model), **told)
         (work / "README.md").write_text(card, encoding="utf-8")
         return {**result, "data": counts, "dimensions": dimensions}
 

@@ -27,19 +27,15 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, ModernBertConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.activations import ACT2FN
 
-from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
-from zh_modernbert.train.common.model_folder import TOKENIZER_FILES, build_model, read_weights, write_model
+from zh_modernbert.train.common.model_folder import CLASSES, TOKENIZER_FILES, build_model, read_weights, write_model
 from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
+from zh_modernbert.train.publishing.card import TASKS, header_in, header_text, licence_in
 
 # transformers' name of each architecture -> our class
-ARCHITECTURES = {
-    reference.partition(".Zh")[2]: getattr(modeling, reference.partition(".")[2])
-    for auto_class, reference in AUTO_MAP.items()
-    if auto_class != "AutoConfig"
-}
+ARCHITECTURES = {name.removeprefix("Zh"): model_class for name, model_class in CLASSES.items()}
 
 # Every field that a config may have. SHARED are taken as transformers' class resolves them. CARRIED are taken as the file has
 # them. ROPE are read by `rope_fields`. IRRELEVANT do not change what the model computes.
@@ -60,6 +56,27 @@ NORM_TYPES = ("rmsnorm", "layernorm")
 AS_GIVEN = "do_text_preprocessing"
 
 
+# What it says of the data, its uses and limits, only the source's own card knows.
+CARD = """---
+{header}---
+
+# {name}
+
+The weights of {source} in the form of zh-modernbert, which needs `trust_remote_code=True`. They give the same numbers as
+transformers' {architecture}{norm}: on random tokens, outputs differed by at most {max_relative_diff:.2g} of the largest
+entry, computed in {compared_in}. Pads cost nothing here, and packed documents do not see one another. On what the model was
+trained, what it is for and what it cannot do, see {card}.
+
+{licence}
+
+```python
+from transformers import {auto_class}, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
+```
+"""
+
+
 @dataclass
 class Settings(BaseSettings):
     source: str = setting(help="folder or Hub id of a stock ModernBERT", positional=True)
@@ -73,8 +90,8 @@ def find_source(source: str, trust_remote_code: bool) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        patterns = ["config.json", "model*.safetensors*", *TOKENIZER_FILES, *(["*.py"] if trust_remote_code else [])]
-        return Path(snapshot_download(source, allow_patterns=patterns))
+        files = ["config.json", "model*.safetensors*", "README.md", *TOKENIZER_FILES]
+        return Path(snapshot_download(source, allow_patterns=[*files, *(["*.py"] if trust_remote_code else [])]))
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: no such folder, nor to be had from the Hub: {describe(error)}") from error
 
@@ -283,6 +300,40 @@ def copy_tokenizer(source: Path, folder: Path, model_config: PretrainedConfig) -
         print(f"{path}: the tokenizer's code is left out: it takes every text as it is given, offsets fit", file=sys.stderr)
 
 
+def model_card(settings: Settings, source: Path, architecture: str, norm_type: str, differences: dict) -> str:
+    """The card of what was converted. Licence and languages are those of the source's card, if it has one that names them.
+
+    A folder on this machine is not named: nobody else has it.
+    """
+    header, on_hub = header_in(source), source != Path(settings.source)
+    licence, task = licence_in(header), TASKS[f"Zh{architecture}"]
+    fields = {
+        "language": header.get("language"),
+        **licence,
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": [task, "modernbert"],
+        "base_model": settings.source if on_hub else header.get("base_model"),
+    }
+    licence_of_it = (
+        "It has the source's licence, {license}."
+        if licence
+        else ("The source names no licence. Ask its authors before you pass these weights on.")
+    )
+    classes = {reference.partition(".Zh")[2]: auto_class for auto_class, reference in AUTO_MAP.items()}
+    return CARD.format(
+        header=header_text(fields),
+        name=Path(settings.output_dir).name,
+        source=f"[{settings.source}](https://huggingface.co/{settings.source})" if on_hub else "a stock ModernBERT",
+        card="its card" if on_hub else "what came with it",
+        architecture=architecture,
+        norm=" with RMSNorm in it" if norm_type == "rmsnorm" else "",
+        licence=licence_of_it.format(**licence),
+        auto_class=classes[architecture],
+        **differences,
+    )
+
+
 def main(settings: Settings) -> dict:
     output_dir = Path(settings.output_dir).absolute()
     if output_dir.exists():
@@ -301,6 +352,8 @@ def main(settings: Settings) -> dict:
         write_model(folder, model)
         ours = type(model).from_pretrained(folder, dtype=torch.float32)
         differences = require_same(stock, ours, source)
+        card = model_card(settings, source, architecture, config.norm_type, differences)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return {
         "architecture": architecture,
         "norm_type": config.norm_type,

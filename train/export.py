@@ -2,9 +2,10 @@
 
 Inputs are `input_ids` and `attention_mask`. The output of a classifier is `logits`, of any other model `last_hidden_state`.
 These are the names that text-embeddings-inference and sentence-transformers' ONNX backend read. Weights are in fp32, and by
-ONNX Runtime's own dynamic quantisation in 8 bits. Both are run and compared with the model before they are put in place. Needs
-`pip install '.[onnx]'`. With `--max_length` of 512 or less, windows are masks, which is faster for short texts. The outputs of
-longer ones are exact still.
+ONNX Runtime's own dynamic quantisation in 8 bits. Both are run and compared with the model before they are put in place.
+With `--max_length` of 512 or less, windows are masks, which is faster for short texts; longer ones have exact outputs, too.
+`onnx/export.json` says of which model they were made: train/publish.py takes them along with that model, and with no other.
+Needs `pip install '.[onnx]'`.
 
     python train/export.py --model_dir runs/published
     python train/export.py --model_dir runs/published --max_length 512
@@ -13,15 +14,15 @@ longer ones are exact still.
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import PreTrainedModel
 
-from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.common.files import replacing
-from zh_modernbert.train.common.model_folder import build_model, read_config, read_weights
+from zh_modernbert.train.common.files import replacing, write_json
+from zh_modernbert.train.common.model_folder import hash_model, load_as_written, read_config
 
 try:
     from zh_modernbert.train.common.onnx_files import LEAST_COSINE, TOLERANCE, compare, write_int8, write_onnx
@@ -45,25 +46,25 @@ class Settings(BaseSettings):
     )
 
 
-def load(folder: Path, output: str) -> tuple[PreTrainedModel, str]:
-    """The model in fp32, and the name of its output.
+def load(folder: Path, output: str) -> tuple[PreTrainedModel, str, str]:
+    """The model in fp32, the name of its output, and the hash of the model as it lies in the folder.
 
     Raises:
         InputError: the folder holds no model of this project, or one without such an output.
     """
-    config = read_config(folder)
-    name = (config.architectures or [""])[0]
+    name = (read_config(folder).architectures or [""])[0]
     output = output or ("logits" if name in CLASSIFIERS else "last_hidden_state")
     known = WITH_LOGITS if output == "logits" else KNOWN
     if name not in known:
         raise InputError(f"{folder}: the model is {name or 'of no kind'}; for {output} it must be one of {', '.join(known)}")
-    model = build_model(getattr(modeling, name), config, read_weights(folder), folder).float().eval()
-    return (model if output == "logits" else model.base_model), output
+    model: Any = load_as_written(folder)
+    identity = hash_model(model)
+    return (model if output == "logits" else model.base_model).float(), output, identity
 
 
 def main(settings: Settings) -> dict:
     folder = Path(settings.model_dir).absolute()
-    model, output = load(folder, settings.output)
+    model, output, identity = load(folder, settings.output)
     longest = model.config.max_position_embeddings
     if settings.max_length and not 64 <= settings.max_length <= longest:
         raise InputError(f"export: max_length is {settings.max_length}; for {folder} it must be from 64 to {longest}, or 0")
@@ -84,6 +85,7 @@ def main(settings: Settings) -> dict:
                     "give --int8 false"
                 )
         result["bytes"] = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
+        write_json(written / "export.json", {"model": identity, "output": output})
     return {**result, "output_dir": str(Path(settings.model_dir) / "onnx")}
 
 

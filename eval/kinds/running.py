@@ -17,7 +17,7 @@ from zh_modernbert.eval.kinds.kind import Kind
 from zh_modernbert.eval.tasks.loading import Data, load_data
 from zh_modernbert.eval.tasks.predictions import write_predictions, zip_predictions
 from zh_modernbert.eval.tasks.registry import Task
-from zh_modernbert.eval.tasks.results import write_result
+from zh_modernbert.eval.tasks.results import check_no_other, row_name, write_result
 from zh_modernbert.train.common.cli import InputError, describe, script_of
 from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_output, save_model
@@ -31,7 +31,8 @@ def run_kind(
     Args:
         details: what else than model, data and settings decides an outcome, as `max_length`. It stands in the result files.
     """
-    started = time.perf_counter()
+    started, grid, seeds = time.perf_counter(), grid_of(settings, task), seeds_of(settings)
+    check_no_other(settings.results_dir, data.name, data.split, seeds, row_name(settings.model, settings.random_init))
     examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
 
@@ -67,7 +68,6 @@ def run_kind(
         "kind": task.kind,
         **details,
     }
-    grid, seeds = grid_of(settings, task), seeds_of(settings)
     outcomes = run_all(
         settings.results_dir, f"{data.name}-{data.split}", recipe, grid, seeds, run_one, bool(settings.output_dir)
     )

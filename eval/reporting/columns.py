@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from zh_modernbert.eval.reporting.published import METRICS, PUBLISHED, Published
+from zh_modernbert.eval.tasks.results import row_of
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.files import read_any_json
 
 FIELDS = {"task", "split", "model", "primary_metric", "metrics", "num_examples", "seed", "hyperparameters"}
 CORRELATIONS = {"pearson", "spearman"}
@@ -63,8 +64,9 @@ def read_results(folders: Iterable[str]) -> tuple[list[dict], list[str]]:
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder")
         for path in sorted(Path(folder).glob("*.json")):
-            result = read_json(path)
-            is_result = result.keys() >= FIELDS and bool(result["task"]) and result["primary_metric"] in result["metrics"]
+            result = read_any_json(path)
+            is_result = isinstance(result, dict) and result.keys() >= FIELDS
+            is_result = is_result and bool(result["task"]) and result["primary_metric"] in result["metrics"]
             found += [{**result, "file": str(path)}] if is_result else []
             others += [] if is_result else [str(path)]
     if not found:
@@ -86,11 +88,6 @@ def column_of(result: dict) -> Column:
     task = named["task"] + (named["substitute"] or "")
     part = result["split"] in PART.findall(result.get("notes", ""))
     return Column(task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"], part)
-
-
-def row_of(result: dict) -> str:
-    random = detail(result, "random_init", False) or "random weights" in result.get("notes", "")
-    return f"{result['model']}{' (random weights)' if random else ''}"
 
 
 # --- cells ---

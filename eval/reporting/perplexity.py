@@ -5,8 +5,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from zh_modernbert.eval.reporting.columns import markdown_table, row_of
+from zh_modernbert.eval.reporting.columns import markdown_table
 from zh_modernbert.eval.reporting.published import PSEUDO_PERPLEXITIES
+from zh_modernbert.eval.tasks.results import row_of
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.figures import as_label
 

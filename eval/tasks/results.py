@@ -1,10 +1,11 @@
 """The file that an evaluation leaves."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import reason, write_json
+from zh_modernbert.train.common.files import read_json, reason, write_json
 
 
 def results_folder(results_dir: str | Path) -> Path:
@@ -35,8 +36,40 @@ def check_name(name: str) -> None:
         raise InputError(f"name is {name!r}; it must be a part of a file's name, without / and \\")
 
 
+def row_name(model: str, random_init: bool) -> str:
+    """What a result is of, as a report's row: a model, or its architecture with random weights."""
+    return f"{model}{' (random weights)' if random_init else ''}"
+
+
+def row_of(result: dict) -> str:
+    random_init = result["hyperparameters"].get("random_init") or "random weights" in result.get("notes", "")
+    return row_name(result["model"], bool(random_init))
+
+
+def check_no_other(results_dir: str | Path, task: str, split: str, seeds: Iterable[int], row: str) -> None:
+    """Checks that the result files of seeds, where they are there, are of the same row, so that they may be replaced.
+
+    Raises:
+        InputError: one is of another model.
+    """
+    for seed in seeds:
+        path = path_of(results_dir, task, split, seed)
+        if path.is_file() and (other := row_of(read_json(path))) != row:
+            raise InputError(f"{path}: the result of {other}, not of {row}; give another --results_dir")
+
+
+def path_of(results_dir: str | Path, task: str, split: str, seed: int) -> Path:
+    return Path(results_dir) / f"{task}-{split}-{seed}.json"
+
+
 def write_result(results_dir: str | Path, result: dict) -> Path:
-    """Writes `<task>-<split>-<seed>.json`."""
-    path = results_folder(results_dir) / f"{result['task']}-{result['split']}-{result['seed']}.json"
+    """Writes `<task>-<split>-<seed>.json`.
+
+    Raises:
+        InputError: see `results_folder` and `check_no_other`.
+    """
+    task, split, seed = result["task"], result["split"], result["seed"]
+    check_no_other(results_dir, task, split, [seed], row_of(result))
+    path = path_of(results_folder(results_dir), task, split, seed)
     write_json(path, result)
     return path

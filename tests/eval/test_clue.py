@@ -193,6 +193,7 @@ def change(settings: clue.Settings, **changes) -> clue.Settings:
         ({"label_column": "stars"}, "stars"),
         ({"text_pair_column": "question"}, "question"),
         ({"max_length": 129}, "max_position_embeddings (128)"),
+        ({"max_length": 2}, "max_length is 2; it must be 3 or more"),
         ({"model": "nowhere/at-all"}, "nowhere/at-all"),
         ({"batch_size": -1}, "batch_size"),
         ({"max_length": -1}, "max_length"),

@@ -185,8 +185,12 @@ def test_a_result_without_its_score_is_none(write, tmp_path):
     (tmp_path / "results" / "cut.json").write_text(
         (tmp_path / "results" / "0.json").read_text(encoding="utf-8").replace('"accuracy": 70.0', ""), encoding="utf-8"
     )
+    (tmp_path / "results" / "list.json").write_text("[1]")
     found = report.main(settings(tmp_path))
-    assert (found["results"], found["other_files"]) == (1, [str(tmp_path / "results" / "cut.json")])
+    assert (found["results"], found["other_files"]) == (
+        1,
+        [str(tmp_path / "results" / name) for name in ("cut.json", "list.json")],
+    )
 
 
 def test_no_results(tmp_path):

@@ -87,7 +87,7 @@ def test_a_folder_of_sentence_transformers(settings, model_dir, tmp_path):
     SentenceTransformer(modules=modules).save_pretrained(str(tmp_path / "pooled"))
     settings.model = str(tmp_path / "pooled")
     pooled = sts.main(settings)["metrics"]
-    settings.model = str(model_dir)
+    settings = replace(settings, model=str(model_dir), results_dir=str(tmp_path / "bare"))
     assert pooled["pearson"] != sts.main(settings)["metrics"]["pearson"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 PRESETS = sorted(Path(__file__).resolve().parents[2].glob("train/configs/contrastive/*.yaml"))
 SUBJECTS = ("老师", "学生", "邻居", "公司", "图书馆", "气象台", "代表团", "工程师")
+CARD = {"dimensions": 32, "data": "mine", "longest": 64}
 PAIRS = [(f"{subject}研究历史", f"{subject}正在研究历史的问题") for subject in SUBJECTS]
 
 
@@ -147,6 +149,14 @@ def test_pairs_grow_alike_and_the_folder_loads_anywhere(settings, tmp_path):
     assert spread(trained) > spread(before) + 0.1
     written = json.loads((Path(result["output_dir"]) / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows no TokenizersBackend
+
+
+def test_the_licence_of_the_model_goes_along(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: some/base\ntags: [theirs]\n---\n# Theirs\n")
+    header = yaml.safe_load(contrastive.CARD.format(made_of=contrastive.made_of(str(tmp_path)), **CARD).split("---\n")[1])
+    assert (header["license"], header["base_model"], "theirs" in header["tags"]) == ("mit", "some/base", False)
+    header = yaml.safe_load(contrastive.CARD.format(made_of=contrastive.made_of("some/model"), **CARD).split("---\n")[1])
+    assert (header.get("license"), header["base_model"]) == (None, "some/model")
 
 
 def test_several_data_sets_negatives_and_dimensions(settings, tmp_path):

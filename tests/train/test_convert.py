@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -410,8 +411,17 @@ def test_the_published_folder(save_stock, tmp_path):
     convert_to(source, tmp_path / "converted")
     names = {path.name for path in (tmp_path / "converted").iterdir()}
     tokenizer_files = {"tokenizer.json", "tokenizer_config.json"}
-    assert names == {"config.json", "model.safetensors", *tokenizer_files, *(path.name for path in ROOT_FILES)}
+    assert names == {"config.json", "model.safetensors", "README.md", *tokenizer_files, *(path.name for path in ROOT_FILES)}
     assert all((tmp_path / "converted" / path.name).read_bytes() == path.read_bytes() for path in ROOT_FILES)
+    card = ModelCard.load(tmp_path / "converted" / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "token-classification",
+        "tags": ["token-classification", "modernbert"],
+    }
+    assert "The source names no licence." in card.text
+    assert "AutoModelForTokenClassification.from_pretrained(" in card.text
+    assert str(tmp_path) not in card.text
     text = (tmp_path / "converted" / "config.json").read_text()
     assert "/home/someone" not in text
     assert str(tmp_path) not in text
@@ -463,6 +473,7 @@ def test_a_tokenizer_that_loads_everywhere_is_left_as_it_is(save_stock, tmp_path
 
 def test_a_hub_id_on_the_command_line(save_stock, tmp_path, monkeypatch, capsys):
     _, source = save_stock()
+    (source / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\ntags: [theirs]\n---\n# Theirs\n")
     repository = tmp_path / "hub" / "models--me--stock"
     shutil.copytree(source, repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
@@ -472,6 +483,10 @@ def test_a_hub_id_on_the_command_line(save_stock, tmp_path, monkeypatch, capsys)
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
     assert result["max_abs_diff"] > 0
+    card = ModelCard.load(tmp_path / "converted" / "README.md")
+    assert (card.data.license, card.data.language, card.data.base_model) == ("mit", ["en"], "me/stock")
+    assert "The weights of [me/stock](https://huggingface.co/me/stock) in the form" in card.text
+    assert "It has the source's licence, mit." in card.text
     assert result["output_dir"] == str(tmp_path / "converted")
     for what in ("hidden states", "logits"):
         assert f"{what}: largest difference" in printed.err

@@ -28,7 +28,8 @@ def folder(publish_random, tmp_path) -> Path:
 
 def test_files_beside_the_weights(folder):
     result = export.main(export.Settings(model_dir=str(folder)))
-    assert sorted(path.name for path in (folder / "onnx").iterdir()) == ["model.onnx", "model_int8.onnx"] == [*result["bytes"]]
+    names = ["export.json", "model.onnx", "model_int8.onnx"]
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == names == ["export.json", *result["bytes"]]
     assert result["int8_cosine"] > 0.98
     session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [given.name for given in session.get_inputs()] == ["input_ids", "attention_mask"]
@@ -45,8 +46,8 @@ def test_weights_past_the_limit_of_a_file(folder, monkeypatch):
     """An ONNX file ends at 2 GB. The weights are beside it then, in fp32 and in 8 bits."""
     monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
     result = export.main(export.Settings(model_dir=str(folder)))
-    names = ["model.onnx", "model.onnx.data", "model_int8.onnx", "model_int8.onnx.data"]
-    assert sorted(path.name for path in (folder / "onnx").iterdir()) == names == [*result["bytes"]]
+    names = ["export.json", "model.onnx", "model.onnx.data", "model_int8.onnx", "model_int8.onnx.data"]
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == names == ["export.json", *result["bytes"]]
     assert result["bytes"]["model.onnx.data"] > 3 * result["bytes"]["model_int8.onnx.data"] > 0
     assert result["difference"] < 1e-5
     assert result["int8_cosine"] > 0.98

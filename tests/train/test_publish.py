@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -25,11 +26,11 @@ from transformers import (
 from stand_in_hub import TOKEN, serve
 from tiny import randomise
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
-from zh_modernbert.train import publish
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM, ZhModernBertForSequenceClassification
+from zh_modernbert.train import pretrain, publish
 from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.model_folder import load_model
+from zh_modernbert.train.common.model_folder import hash_model, load_as_written, load_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -396,7 +397,8 @@ def hub(monkeypatch):
 
 
 def files_in(folder: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def test_a_folder_on_the_hub(hub, settings, capfd):
@@ -456,6 +458,189 @@ def test_what_the_model_was_made_of(settings):
     publish.main(settings)
     data = ModelCard.load(Path(settings.output_dir) / "README.md").data
     assert (data.base_model, data.datasets) == (settings.base_model, settings.datasets)
+
+
+# --- what stands beside the weights ---
+
+
+def export(folder: str | Path, content: bytes = b"graph") -> None:
+    """ONNX files as train/export.py leaves them, but for their content."""
+    (Path(folder) / "onnx").mkdir()
+    for name in ("model.onnx", "model.onnx.data", "model_int8.onnx"):
+        (Path(folder) / "onnx" / name).write_bytes(content)
+    made_of = {"model": hash_model(load_as_written(folder)), "output": "last_hidden_state"}
+    (Path(folder) / "onnx" / "export.json").write_text(json.dumps(made_of))
+
+
+def test_onnx_files_go_along_with_their_model_alone(hub, settings, model_dir, tmp_path):
+    """They stay where the same model is published again, are taken from the model's folder, and go where it is another."""
+    settings.push_to_hub = "me/zh-tiny"
+    publish.main(settings)
+    export(settings.output_dir)
+    publish.main(settings)
+    sent = hub.branches["me/zh-tiny"]["main"]
+    of_onnx = {f"onnx/{name}" for name in ("export.json", "model.onnx", "model.onnx.data", "model_int8.onnx")}
+    assert of_onnx <= sent.keys()
+    assert {name: sent[name] for name in sent if name != ".gitattributes"} == files_in(settings.output_dir)
+
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    randomise(ZhModernBertForMaskedLM.from_pretrained(other)).save_pretrained(other)
+    settings.model_dir = str(other)
+    publish.main(settings)
+    assert not any("onnx" in name for name in [*sent, *files_in(settings.output_dir)])
+
+    export(other)
+    publish.main(settings)
+    assert of_onnx <= files_in(settings.output_dir).keys()
+
+
+def test_a_folder_in_a_folder_that_is_not_published(settings):
+    publish.main(settings)
+    (Path(settings.output_dir) / "onnx" / "mine").mkdir(parents=True)
+    (Path(settings.output_dir) / "onnx" / "mine" / "model.onnx").write_text("precious")
+    assert "is no published folder" in refused(settings)
+
+
+@pytest.fixture
+def sentences(stages, tmp_path) -> Path:
+    """A folder of sentence-transformers as train/contrastive.py leaves it; the mean of tokens, then a layer of its own."""
+    folder = save_model(tmp_path / "sentences", stages / "tokenizer", norm_type="layernorm")
+    ZhModernBertForMaskedLM.from_pretrained(folder).model.save_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    kinds = {"": "transformer.Transformer", "1_Pooling": "pooling.Pooling", "2_Dense": "dense.Dense"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    result = {"data": {"simclue": {"rows": 3000}}, "updates": 120, "mean_loss": 0.25}
+    for name, content in {
+        "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
+        "sentence_bert_config.json": {"do_lower_case": False},
+        "1_Pooling/config.json": {"pooling_mode": "mean"},
+        "2_Dense/config.json": {"bias": False},
+        "settings.json": {"stage": "contrastive", "temperature": 0.05, "data": [{"path": "/home/me/data"}]},
+        "manifest.json": {"stage": "contrastive", "result": result, "files": {}},
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    (folder / "2_Dense" / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+@pytest.mark.parametrize("form", publish.FORMS)
+def test_sentence_embeddings(hub, settings, sentences, form):
+    """What makes the folder one of sentence-transformers goes along, and the card says so; in the stock form too."""
+    settings.model_dir, settings.form, settings.push_to_hub = str(sentences), form, "me/zh-sts"
+    publish.main(settings)
+    found = hub.branches["me/zh-sts"]["main"]
+    assert found.pop(".gitattributes")
+    assert found == files_in(settings.output_dir)
+    for name in ("modules.json", "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors"):
+        assert found[name] == (sentences / name).read_bytes()
+    assert "settings.json" not in found
+    card = ModelCard.load(Path(settings.output_dir) / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert "SentenceTransformer(" in card.text
+    assert "| temperature | 0.05 |\n| simclue, pairs | 3,000 |\n| updates | 120 |" in card.text
+    assert "/home/me" not in card.text
+    model = AutoModel.from_pretrained(settings.output_dir, trust_remote_code=form == "zh_modernbert")
+    expected = load_as_written(sentences).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    assert json.loads(found["tokenizer_config.json"])["model_max_length"] == 64
+    publish.main(settings)  # over it
+
+
+def test_modules_that_are_not_published(settings, sentences):
+    settings.model_dir = str(sentences)
+    (sentences / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
+    assert "2_Dense: pickled weights" in refused(settings)
+    modules = json.loads((sentences / "modules.json").read_text())
+    for field, value in (("type", "my_module.Mine"), ("path", "../elsewhere")):
+        changed = [modules[0], modules[1] | {field: value}]
+        (sentences / "modules.json").write_text(json.dumps(changed))
+        assert "modules.json: " in refused(settings)
+    (sentences / "modules.json").write_text("[1]")
+    assert "not one of sentence-transformers" in refused(settings)
+
+
+def test_a_model_with_a_head(settings, model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "classifier")
+    config = load_model(model_dir).config
+    config.num_labels = 3
+    ZhModernBertForSequenceClassification(config).save_pretrained(folder)
+    settings.model_dir = str(folder)
+    publish.main(settings)
+    card = ModelCard.load(Path(settings.output_dir) / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    assert 'pipeline("text-classification", model="zh-modernbert", trust_remote_code=True)' in card.text
+    model = AutoModelForSequenceClassification.from_pretrained(settings.output_dir, trust_remote_code=True)
+    assert model.config.num_labels == 3
+
+
+def test_the_licence_of_the_model_that_it_was_made_of(settings, model_dir, tmp_path):
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: other\nlicense_name: theirs\nbase_model: some/base\n---\n# Theirs\n")
+    settings.model_dir = str(folder)
+    publish.main(settings)
+    data = ModelCard.load(Path(settings.output_dir) / "README.md").data
+    assert (data.license, data.license_name, data.base_model) == ("other", "theirs", "some/base")
+    settings.license = "mit"
+    publish.main(settings)
+    data = ModelCard.load(Path(settings.output_dir) / "README.md").data
+    assert (data.license, data.get("license_name")) == ("mit", None)
+
+
+# --- the checkpoints of a run ---
+
+
+@pytest.fixture
+def run_dir(stages, tmp_path) -> Path:
+    """A run of 4 updates, with checkpoints of two of them."""
+    pretrain.main(
+        pretrain.Settings(
+            data_dir=str(stages / "packed"),
+            model_config=str(stages / "model.json"),
+            output_dir=str(tmp_path / "run"),
+            max_steps=4,
+            per_device_batch_size=1,
+            logging_steps=2,
+            save_steps=3,
+            save_total_limit=1,
+            keep_every_steps=2,
+            report_to=["none"],
+        )
+    )
+    return tmp_path / "run"
+
+
+def test_checkpoints_on_the_hub(hub, run_dir, tmp_path):
+    settings = publish.Settings(str(run_dir / "checkpoints"), str(tmp_path / "steps"), push_to_hub="me/zh-tiny")
+    result = publish.main(settings)
+    steps = {f"step-{int(path.name[5:])}": path for path in (run_dir / "checkpoints").iterdir()}
+    assert {"step-2"} < {*steps} == {*result["checkpoints"]}
+    branches = hub.branches["me/zh-tiny"]
+    for step, path in steps.items():
+        found = branches[step]
+        assert found.pop(".gitattributes")
+        assert found == files_in(tmp_path / "steps" / step)
+        weights = load_file(path / "model.safetensors")
+        state = load_model(tmp_path / "steps" / step).state_dict()
+        assert all(torch.equal(state[name], weight) for name, weight in weights.items())
+    assert [*branches["main"]] == [".gitattributes"]
+    card = branches["step-2"]["README.md"].decode()
+    assert "| loss, at update 2 |" in card
+    assert "metrics.png" not in card
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "steps" / "step-2", trust_remote_code=True)
+    commits = len(hub.commits)
+    publish.main(settings)
+    assert len(hub.commits) == commits, "nothing is new"
+
+    settings.revision = "mine"
+    assert "leave revision out" in refused(settings)
+    shutil.rmtree(run_dir / "model")
+    settings.model_dir, settings.output_dir = str(steps["step-2"]), str(tmp_path / "one")
+    publish.main(settings)
+    assert branches["mine"].keys() - {".gitattributes"} == files_in(settings.output_dir).keys()
 
 
 # --- a clone as a model repository ---

@@ -13,16 +13,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, ZhModernBertConfig
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM, ZhModernBertPreTrainedModel
 from zh_modernbert.train.common.cli import InputError, describe
-from zh_modernbert.train.common.files import hash_file, read_json, replacing, require_file, require_folder, write_json
+from zh_modernbert.train.common.files import (
+    hash_file,
+    hash_json,
+    read_json,
+    replacing,
+    require_file,
+    require_folder,
+    sha256,
+    write_json,
+)
 from zh_modernbert.train.common.stage import describe_files
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROOT_FILES = [PROJECT / f"{name}_zh_modernbert.py" for name in ("configuration", "modeling", "tokenization")]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LARGEST_SHARD = "5GB"
+# Name of each of this project's models -> its class.
+CLASSES = {
+    reference.partition(".")[2]: getattr(modeling, reference.partition(".")[2])
+    for auto_class, reference in AUTO_MAP.items()
+    if auto_class != "AutoConfig"
+}
 
 
 # --- reading ---
@@ -135,6 +151,19 @@ def load_model(folder: str | Path) -> ZhModernBertForMaskedLM:
     return build_model(ZhModernBertForMaskedLM, config, read_weights(Path(folder)), Path(folder))
 
 
+def load_as_written(folder: str | Path) -> ZhModernBertPreTrainedModel:
+    """The model in a folder, of the class that its config names, in the dtype of its weights.
+
+    Raises:
+        InputError: the config names no class of this project; or see `read_config`, `read_weights` and `build_model`.
+    """
+    config = read_config(folder)
+    name = (config.architectures or [""])[0]
+    if name not in CLASSES:
+        raise InputError(f"{folder}: the model is {name or 'of no kind'}; it must be one of {', '.join(CLASSES)}")
+    return build_model(CLASSES[name], config, read_weights(Path(folder)), Path(folder))
+
+
 def load_by_auto_class(auto_class, name: str, new_head: bool = False, **options) -> PreTrainedModel:
     """A model of any kind, from a folder or the Hub, as a user loads it: by one of transformers' Auto classes.
 
@@ -169,10 +198,33 @@ def load_by_auto_class(auto_class, name: str, new_head: bool = False, **options)
     return model
 
 
+def fields_that_count(config: ZhModernBertConfig) -> dict:
+    """A config's fields but those that say who wrote it and where."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in ("transformers_version", "dtype", "_name_or_path")
+    }
+
+
+def hash_model(model: ZhModernBertPreTrainedModel) -> str:
+    """A hash of what a model computes: class, config and weights, however they lie in files."""
+    tensors = sorted(model.state_dict().items())
+    weights = {name: sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for name, tensor in tensors}
+    return hash_json([type(model).__name__, fields_that_count(model.config) | {"architectures": None}, weights])
+
+
 # --- writing ---
 
 
 def check_max_length(config, max_length: int) -> None:
+    """Checks that a model takes texts of so many tokens.
+
+    Raises:
+        InputError: they are longer than its positions, or have no room for a token between [CLS] and [SEP].
+    """
+    if max_length < 3:
+        raise InputError(f"max_length is {max_length}; it must be 3 or more: a token between two special ones")
     longest = getattr(config, "max_position_embeddings", max_length)
     if max_length > longest:
         raise InputError(f"max_length is {max_length}, longer than the model's max_position_embeddings ({longest})")

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel
+import transformers
+from transformers import ModernBertConfig, PreTrainedModel
 
 from zh_modernbert.configuration_zh_modernbert import LAYER_TYPES, ZhModernBertConfig
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM, ZhModernBertPreTrainedModel
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertPreTrainedModel
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.model_folder import save_weights
 
@@ -128,7 +129,7 @@ def stock_config(config: ZhModernBertConfig, path: Path) -> ModernBertConfig:
     return stock
 
 
-def write_stock(folder: Path, model: ZhModernBertForMaskedLM, source: Path) -> dict:
+def write_stock(folder: Path, model: ZhModernBertPreTrainedModel, source: Path) -> dict:
     """Weights and config as a stock ModernBERT, without code; loaded again and compared in float32, to which `model` is turned.
 
     Returns:
@@ -137,10 +138,11 @@ def write_stock(folder: Path, model: ZhModernBertForMaskedLM, source: Path) -> d
     Raises:
         InputError: it is none, or does not compute the same, naming `source`.
     """
+    stock_class = getattr(transformers, type(model).__name__.removeprefix("Zh"))
     with torch.device("meta"):
-        stock = ModernBertForMaskedLM(stock_config(model.config, source / "config.json"))
+        stock = stock_class(stock_config(model.config, source / "config.json"))
     stock.load_state_dict(model.state_dict(), assign=True)
     stock.tie_weights()
     save_weights(folder, stock)
-    again = ModernBertForMaskedLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    again = stock_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return require_same(again, model, source)

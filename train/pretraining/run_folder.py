@@ -14,6 +14,7 @@ from typing import IO
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.cli import InputError, recipe_of
 from zh_modernbert.train.common.files import hash_file, read_json, require_folder, sha256, write_json
+from zh_modernbert.train.common.model_folder import fields_that_count
 from zh_modernbert.train.common.stage import lock_folder
 from zh_modernbert.train.pretraining.checkpoint import verify, writing
 from zh_modernbert.train.rows.row_stream import PackedStream
@@ -25,13 +26,10 @@ def describe_run(settings, model: ZhModernBertForMaskedLM, rows: PackedStream) -
     Only a run with the same `tokenizer`, `optimizer` and `config` can go on from a checkpoint. Only one with the same `rows`
     goes on at the same row.
     """
-    # These fields do not shape the model: they say who wrote the config and where, or repeat a setting.
-    shapeless = ("transformers_version", "dtype", "_name_or_path")
-    config = {name: value for name, value in model.config.to_dict().items() if name not in shapeless}
     return {
         "tokenizer": rows.tokenizer,
         "optimizer": settings.optimizer,
-        "config": json.loads(json.dumps(config)),  # as it will be when read back: lists for tuples
+        "config": json.loads(json.dumps(fields_that_count(model.config))),  # as it will be when read back: lists for tuples
         "rows": [rows.content, settings.seed],
     }
 

@@ -1,0 +1,213 @@
+"""A model's card: what it says in its header for the Hub, and below that for people.
+
+`settings` are those of train/publish.py.
+"""
+
+import math
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+
+from zh_modernbert.modeling_zh_modernbert import ZhModernBertPreTrainedModel
+from zh_modernbert.train.common.cli import InputError, describe
+from zh_modernbert.train.common.files import read_json, require_file
+from zh_modernbert.train.common.hub import check_no_token
+from zh_modernbert.train.pretraining.tracking import read_metrics
+from zh_modernbert.train.publishing.source import is_checkpoint, modules_in
+
+# The Hub's name of what each kind of model is for.
+TASKS = {
+    "ZhModernBertForMaskedLM": "fill-mask",
+    "ZhModernBertModel": "feature-extraction",
+    "ZhModernBertForSequenceClassification": "text-classification",
+    "ZhModernBertForTokenClassification": "token-classification",
+    "ZhModernBertForQuestionAnswering": "question-answering",
+    "ZhModernBertForMultipleChoice": "multiple-choice",
+}
+# What the card says of the run that left the model: settings of the script that made it, and fields of pretraining's metrics.
+RECIPES = {
+    "pretrain": (
+        *("max_steps", "tokens_per_update", "seq_len", "masking", "mlm_probability", "optimizer", "learning_rate", "schedule"),
+        *("weight_decay", "global_rope_theta", "mixed_precision"),
+    ),
+    "contrastive": (
+        *("max_length", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "temperature", "num_train_epochs"),
+        *("max_steps", "matryoshka_dims", "mined_negatives"),
+    ),
+}
+LICENCE = "apache-2.0"
+TAGS = ("modernbert", "chinese", "simplified-chinese", "traditional-chinese")
+MEASURED = ("step", "loss", "masked_accuracy", "eval_loss", "eval_masked_accuracy")
+
+CARD = """---
+{header}---
+
+# {name}
+
+A Chinese text encoder for Simplified and Traditional text: {layers} layers of {hidden}, {heads} heads, {parameters:,}
+parameters, {vocab:,} tokens, documents up to {longest:,} tokens. Every {every} layers one sees the whole document, the
+others a window of {window} tokens. Made with zh-modernbert.
+
+```python
+{example}
+```
+
+Where `config.json` says `model_type: modernbert`, this is the stock form: the same weights without code. It needs no
+`trust_remote_code`. The first three points below are then not so, and the zeros at pads.
+
+- Pads cost nothing: they are dropped at the model's edge and put back behind it.
+- Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
+- `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
+- Byte-level BPE: no unknown characters, exact round trip, exact offsets.
+- Entities: `pipeline("token-classification", ..., aggregation_strategy="simple")`. `first`, `average` and `max` take what
+  has no space inside for one word, which is a Chinese sentence. Answers, with transformers 4: `align_to_words=False`.
+- Late interaction: let the query's [MASK]s be attended to (`"attend": True` in sentence-transformers' `query_expansion`,
+  `attend_to_expansion_tokens=True` in PyLate), or they come out as zeros.
+
+## Intended use and limits
+
+{use}
+
+It writes no text. It repeats what its corpus says, right or wrong, and its judgements should not stand alone where they
+decide about people.
+{training}{notes}"""
+
+
+ENCODER = """from transformers import AutoModel, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+outputs = model(**tokenizer(["今天天气很好。", "今天天氣很好。"], padding=True, return_tensors="pt"))
+embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads"""
+PIPELINE = """from transformers import pipeline
+run = pipeline("{task}", model="{name}", trust_remote_code=True)"""
+SENTENCES = """from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("{name}", trust_remote_code=True)
+embeddings = model.encode(["今天天气很好。", "今天天氣很好。"])
+print(model.similarity(embeddings, embeddings))"""
+EXAMPLES = {"sentence-similarity": SENTENCES, **dict.fromkeys(("fill-mask", "feature-extraction", "multiple-choice"), ENCODER)}
+TO_FINE_TUNE = """It is to be fine-tuned: for classification, tagging, extractive question answering, choice, and embeddings."""
+USES = {
+    "fill-mask": f"{TO_FINE_TUNE} As it is, it fills masks.",
+    "feature-extraction": TO_FINE_TUNE,
+    "sentence-similarity": "It is for search, clusters and deduplication: the cosine of two vectors says how alike texts are.",
+}
+
+
+def header_in(folder: Path) -> dict:
+    """The fields in the header of the card in a folder; none where there is no card, or none that can be read."""
+    try:
+        return ModelCard.load(folder / "README.md").data.to_dict()
+    except Exception:  # YAML and the Hub's library raise many kinds
+        return {}
+
+
+def licence_in(header: dict) -> dict[str, str]:
+    """The fields of a card's header that name its licence, if it names one."""
+    fields = {name: header.get(name) for name in ("license", "license_name", "license_link")}
+    return {name: value for name, value in fields.items() if isinstance(value, str)} if fields["license"] else {}
+
+
+def header_text(fields: dict) -> str:
+    """The header of a card, of those fields that have a value."""
+    given = {name: value for name, value in fields.items() if value}
+    return yaml.safe_dump(given, allow_unicode=True, sort_keys=False) if given else ""
+
+
+def model_index(settings) -> list[dict]:
+    """The scores for the card's header, as the Hub takes them.
+
+    Raises:
+        InputError: the file holds no scores of that form.
+    """
+    if not settings.model_index:
+        return []
+    path = require_file(settings.model_index)
+    index = [{"name": settings.name.rpartition("/")[2], "results": read_json(path).get("results")}]
+    try:
+        model_index_to_eval_results(index)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not what eval/report.py leaves: {describe(error)}") from error
+    return index
+
+
+def plots_of(source: Path) -> Path | None:
+    """The plots of the run that left a model in its `model/`, if there are any."""
+    path = source.absolute().parent / "metrics.png"
+    return path if path.is_file() and not is_checkpoint(source) and (path.parent / "settings.json").is_file() else None
+
+
+def recipe(settings: dict, stage: str) -> list[str]:
+    """Rows of the card's table, from the settings of the script that made the model."""
+    return [f"| {name} | {settings[name]} |" for name in RECIPES[stage] if settings.get(name) not in (None, 0, "", [])]
+
+
+def training(source: Path) -> str:
+    """The card's lines on the run that made the model: its recipe, what it measured last, and its plots."""
+    run_dir, until, when = source.absolute().parent, math.inf, "at the end"
+    if is_checkpoint(source):
+        run_dir, until = run_dir.parent, read_json(source / "state.json")["position"]["step"]
+        when = f"at update {until}"
+    if (source / "manifest.json").is_file() and (manifest := read_json(source / "manifest.json"))["stage"] == "contrastive":
+        made, rows = "Trained on pairs of texts", recipe(read_json(source / "settings.json"), "contrastive")
+        rows += [f"| {name}, pairs | {counts['rows']:,} |" for name, counts in manifest["result"]["data"].items()]
+        rows += [f"| {name} | {manifest['result'][name]} |" for name in ("updates", "mean_loss")]
+    elif all((run_dir / name).is_file() for name in ("settings.json", "metrics.jsonl")):
+        made, rows, measured = "The last stage of pretraining", recipe(read_json(run_dir / "settings.json"), "pretrain"), {}
+        for line in read_metrics(run_dir / "metrics.jsonl"):
+            measured |= line if line["step"] <= until else {}
+        rows += [f"| {name}, {when} | {measured[name]:.6g} |" for name in MEASURED if measured.get(name) is not None]
+    else:
+        return ""
+    plots = "\n![Loss, rates and speed over the updates](metrics.png)\n" if plots_of(source) else ""
+    return f"\n## How it was made\n\n{made}:\n\n| | |\n|---|---|\n" + "\n".join(rows) + "\n" + plots
+
+
+def read_notes(path: str) -> str:
+    """The user's own part of the card.
+
+    Raises:
+        InputError: it cannot be read, or holds an access token.
+    """
+    if not path:
+        return ""
+    try:
+        notes = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    check_no_token(notes, path)
+    return "\n" + notes
+
+
+def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> str:
+    """The card of a model that was read from `source`, whose own card names the licence where the settings do not."""
+    config, header, kind = model.config, header_in(source), type(model).__name__
+    library, task = ("sentence-transformers", "sentence-similarity") if modules_in(source) else ("transformers", TASKS[kind])
+    fields = {
+        "language": "zh",
+        "language_bcp47": ["zh-Hans", "zh-Hant"],
+        **({"license": settings.license} if settings.license else licence_in(header) or {"license": LICENCE}),
+        "library_name": library,
+        "pipeline_tag": task,
+        "tags": [task, *([library] if library == "sentence-transformers" else []), *TAGS],
+        "base_model": settings.base_model or header.get("base_model"),
+        "datasets": settings.datasets,
+        "model-index": model_index(settings),
+    }
+    return CARD.format(
+        header=header_text(fields),
+        name=settings.name,
+        example=EXAMPLES.get(task, PIPELINE).format(name=settings.name, task=task, hidden=config.hidden_size),
+        use=USES.get(task, "It is for its task alone; its labels stand in `config.json`."),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        parameters=model.num_parameters(),
+        vocab=config.vocab_size,
+        longest=config.max_position_embeddings,
+        every=config.global_attn_every_n_layers,
+        window=config.local_attention,
+        training=training(source),
+        notes=read_notes(settings.notes),
+    )

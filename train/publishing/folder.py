@@ -1,0 +1,83 @@
+"""The folder that is published: which files it may have, what it may replace, and a clone of this project in its place."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.model_folder import ROOT_FILES
+from zh_modernbert.train.publishing.source import MODULE_FILES, MODULE_PATH, SENTENCE_FILES
+
+# All that a published folder may hold; a folder with anything else in it is never replaced.
+PUBLISHED = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md", "metrics.png"} | {
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *SENTENCE_FILES,
+    *(path.name for path in ROOT_FILES),
+}
+PATTERN = re.compile(
+    r"model-\d{5}-of-\d{5}\.safetensors"
+    r"|onnx/(model(_int8)?\.onnx(\.data)?|export\.json)"
+    rf"|{MODULE_PATH.pattern}/({'|'.join(map(re.escape, MODULE_FILES))})"
+)
+
+
+def is_published(name: str) -> bool:
+    """Whether a file's name, from its folder on, is one that is published."""
+    return name in PUBLISHED or PATTERN.fullmatch(name) is not None
+
+
+def names_in(folder: Path) -> Iterator[str]:
+    """The names of a folder's files, from the folder on."""
+    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+
+def is_clone(folder: Path) -> bool:
+    """Whether a folder is a clone of this project, which is a model repository too."""
+    return all(
+        (folder / name).is_file() for name in ("pyproject.toml", "train/publish.py", *(path.name for path in ROOT_FILES))
+    )
+
+
+def check_output(output_dir: Path, form: str) -> None:
+    """Checks that the output may be written there: what is there is nothing, of publishing's making, or a clone with its code.
+
+    Raises:
+        InputError: it may not.
+    """
+    if is_clone(output_dir):
+        if form != "zh_modernbert":
+            raise InputError(
+                f"{output_dir}: a clone of this project holds its code, which form {form!r} must not; choose another"
+            )
+        for path in ROOT_FILES:
+            if (output_dir / path.name).read_bytes() != path.read_bytes():
+                raise InputError(f"{output_dir / path.name}: not the code that is published; run that clone's own script")
+        return
+    if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
+        return
+    if not (output_dir / "README.md").is_file() or not all(map(is_published, names_in(output_dir))):
+        raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
+
+
+def onnx_of(identity: str, *folders: Path) -> Path | None:
+    """The `onnx/` in one of the folders that train/export.py made of the model with this `hash_model`, if there is one."""
+    for folder in (folder / "onnx" for folder in folders):
+        if (folder / "export.json").is_file() and read_json(folder / "export.json").get("model") == identity:
+            return folder
+    return None
+
+
+def lay_into(clone: Path, folder: Path) -> None:
+    """Moves what was written in `folder` beside the root files of a clone, in the place of an earlier model."""
+    of_the_clone = {"README.md", *(path.name for path in ROOT_FILES)}
+    new = set(names_in(folder)) - of_the_clone
+    for path in [*clone.glob("*"), *clone.glob("*/*")]:
+        name = path.relative_to(clone).as_posix()
+        if is_published(name) and name not in new | of_the_clone:
+            path.unlink()
+    for name in new:
+        (clone / name).parent.mkdir(exist_ok=True)
+        (folder / name).replace(clone / name)
+    shutil.rmtree(folder)
