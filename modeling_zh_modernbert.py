@@ -56,6 +56,8 @@ logger = logging.get_logger(__name__)
 
 # Queries of a block in block-local attention. 64 was faster than 32 and 128 for the window of 128 on CPU.
 QUERY_BLOCK = 64
+# In programs exported for texts of at most so many tokens, a window is a mask over the text, which is faster there than blocks.
+MASKED_WINDOW = 512
 # `chunked_loss` has the logits of so many labels in memory: 128 MB in float32 for 32,768 entries.
 LOSS_CHUNK = 1024
 
@@ -256,8 +258,9 @@ class SequenceLayout:
 
     def blocks(self, half_window: int) -> tuple[int, int, int]:
         """How window attention cuts the N queries: the number of blocks, their size, and the keys on each side of a block."""
-        if self.exported:  # at least two blocks, since exporters take a size of 1 for a constant
-            return self.num_tokens // QUERY_BLOCK + 2, QUERY_BLOCK, half_window
+        if self.exported:  # exporters take a size of 1 for a constant; a short text has smaller blocks
+            blocks = (self.num_tokens + QUERY_BLOCK - 1) // QUERY_BLOCK + 1
+            return blocks, self.num_tokens // blocks + 2, half_window
         if self.num_tokens <= QUERY_BLOCK + 2 * half_window:
             return 1, self.num_tokens, 0  # the only block has all keys
         return -(-self.num_tokens // QUERY_BLOCK), QUERY_BLOCK, half_window
@@ -378,7 +381,7 @@ def sdpa_attention(module, query, key, value, layout, half_window, dropout):
         return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=window), None
     if not layout.exported:
         return _attention_by_lengths(module, query, key, value, layout, half_window, dropout), None
-    if half_window is None:
+    if half_window is None or module.config.max_position_embeddings <= MASKED_WINDOW:
         return grid_attention(_padded_sdpa, module, query, key, value, layout, half_window, dropout)
     return _block_local_attention(query, key, value, layout, half_window, dropout), None
 

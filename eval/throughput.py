@@ -1,12 +1,15 @@
 """Speed and memory of this encoder beside the models that people would take instead, side by side in one run, offline.
 
 Every peer is transformers' own class with random weights. Stock ModernBERT has the same weights as this encoder, and outputs
-are compared before anything is timed. First the backends are checked on the device. Then each peer and this encoder run by
-turns after a warm-up, and their medians are compared. `ratio` is the peer's time divided by ours: above 1 this encoder is
-faster. The floor is the time in which the device's own matrix product does as many floating-point operations as the real tokens
-need.
+are compared before anything is timed. `modernbert-onnxruntime` and `modernbert-openvino` are stock ModernBERT in those
+runtimes. With `--runtime` this encoder is in one too.
+
+First the backends are checked on the device. Then each peer and this encoder run by turns after a warm-up, and their medians
+are compared. `ratio` is the peer's time divided by ours: above 1 this encoder is faster. The floor is the time in which the
+device's own matrix product does as many floating-point operations as the real tokens need.
 
     python eval/throughput.py --device cpu
+    python eval/throughput.py --device cpu --modes inference --runtime openvino --peers modernbert-openvino
     python eval/throughput.py --device cuda --minutes 5
     python eval/throughput.py --device cuda --modes pretraining
     python eval/throughput.py --workload collator
@@ -42,6 +45,7 @@ from zh_modernbert.eval.speed.correctness import check_backends
 from zh_modernbert.eval.speed.limits import Stopped, reason, time_limit
 from zh_modernbert.eval.speed.measuring import clear, matmul_flops_per_second, synchronize
 from zh_modernbert.eval.speed.peers import PACKED_ENCODERS, PEERS, PRETRAINING_PEERS, SHAPES
+from zh_modernbert.eval.speed.runtimes import RUNTIMES
 from zh_modernbert.eval.speed.steps import compare_steps, measure_alone
 from zh_modernbert.eval.speed.training import MIXED_PRECISION, compare_collators, compare_updates
 from zh_modernbert.eval.speed.workloads import PRETRAINING_WORKLOADS, WORKLOADS, Workload
@@ -73,7 +77,12 @@ HEADER = (
 @dataclass
 class Settings(BaseSettings):
     device: str = setting("auto", "auto takes the GPU where there is one", choices=("auto", "cpu", "cuda"))
-    dtypes: list[str] = setting([], "empty: float32 and bfloat16 on CPU, bfloat16 on a GPU", ("float32", "bfloat16", "float16"))
+    dtypes: list[str] = setting(
+        [],
+        "empty: float32 and bfloat16 on CPU, bfloat16 on a GPU; int8 is for both sides in onnxruntime",
+        ("float32", "bfloat16", "float16", "int8"),
+    )
+    runtime: str = setting("pytorch", "what our side runs in, on CPU", choices=("pytorch", *RUNTIMES))
     shape: str = setting("auto", "layers x width; auto: 12x768 on CPU, 28x1024 on a GPU", choices=("auto", *SHAPES))
     workload: list[str] = setting(
         [], "TxB or TxB-KIND, KIND one of questions, articles, documents; or collator; empty: those of the device"
@@ -166,7 +175,7 @@ def line_of(row: dict) -> str:
     name = f"{row['workload']:<18}{row['mode']:<12}{row['dtype']:<9}{row['peer']:<30}"
     if "ratio" not in row:
         return f"{name}{no_figures(row)}"
-    memory = "".join(f"{row[key] / 2**20:>9,.0f}" for key in ("our_memory", "peer_memory"))
+    memory = "".join(f"{row[key] / 2**20:>9,.0f}" if key in row else f"{'-':>9}" for key in ("our_memory", "peer_memory"))
     times = f"{row['our_seconds'] * 1e3:>11,.1f}{row['peer_seconds'] * 1e3:>11,.1f}{row['ratio']:>8.2f}"
     return f"{name}{times}{100 * row['flop_utilisation']:>8.0f}{memory}"
 
@@ -244,6 +253,7 @@ def describe_device(settings: Settings) -> dict:
         "varlen_kernel": kernel,
         "shape": settings.shape,
         "compiled": settings.compile,
+        "runtime": settings.runtime,
     }
 
 
@@ -255,7 +265,9 @@ def measure_device(settings: Settings) -> Iterator[dict]:
         show(f"  {name:<40}{error if isinstance(error, str) else f'{error:.2g}'}")
     yield {"correctness": errors}
     free(settings.device)
-    speeds = {name: matmul_flops_per_second(settings.device, getattr(torch, name)) for name in settings.dtypes}
+    # PyTorch has no such product of 8 bits; there the floor is that of float32.
+    dtypes = {name: getattr(torch, "float32" if name == "int8" else name) for name in settings.dtypes}
+    speeds = {name: matmul_flops_per_second(settings.device, dtype) for name, dtype in dtypes.items()}
     for name, speed in speeds.items():
         show(f"matrix product in {name}: {speed / 1e12:.3f} TFLOP/s")
     yield {"matmul_flops_per_second": speeds}

@@ -57,6 +57,7 @@ OTHER_PEERS = {
     "jina-embeddings-v3": ("jina_embeddings_v3", {}),
 }
 PACKED_ENCODERS = "modernbert-packed_encoders"
+SERVED = ("modernbert-onnxruntime", "modernbert-openvino")  # in runtimes.py
 STOCK = (
     "modernbert-sdpa",
     "modernbert-eager",
@@ -64,6 +65,7 @@ STOCK = (
     "modernbert-flex_attention",
     "modernbert-packed",
     PACKED_ENCODERS,
+    *SERVED,
 )
 PEERS = (*STOCK, *OTHER_PEERS)
 PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
@@ -120,7 +122,7 @@ def pack_encoder(model: PreTrainedModel) -> None:
 def build_peer(name: str, shape: dict, longest: int) -> tuple[PreTrainedModel, int]:
     """A peer with random weights, and the most tokens a text of it may have."""
     if name not in OTHER_PEERS:
-        backend = "sdpa" if name == PACKED_ENCODERS else name.removeprefix("modernbert-")
+        backend = "sdpa" if name in (PACKED_ENCODERS, *SERVED) else name.removeprefix("modernbert-")
         if backend == "packed":
             AttentionInterface.register(backend, packed_attention)
         config = stock_config(shape, 32768, longest, backend)

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from zh_modernbert.eval.speed.correctness import relative_difference
 from zh_modernbert.eval.speed.measuring import compiled_graphs, peak_memory, synchronize, take_turns
-from zh_modernbert.eval.speed.peers import OTHER_PEERS, PACKED_ENCODERS, build_ours, build_peer, pack_encoder
+from zh_modernbert.eval.speed.peers import OTHER_PEERS, PACKED_ENCODERS, SERVED, build_ours, build_peer, pack_encoder
+from zh_modernbert.eval.speed.runtimes import RUNTIME_DTYPES, serve
 from zh_modernbert.eval.speed.workloads import Workload
 from zh_modernbert.train.common.cli import InputError
 
@@ -58,32 +59,47 @@ def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training:
     Raises:
         InputError: the outputs differ though the weights are the same, or something was compiled inside the timed turns.
     """
-    device, dtype = settings.device, getattr(torch, dtype_name)
-    longest = max(workload.lengths)
+    device, longest = settings.device, max(workload.lengths)
+    served = peer_name in SERVED or settings.runtime != "pytorch"
+    if served and (training or device != "cpu"):
+        return {"skipped": "ONNX Runtime and OpenVINO are for inference on CPU here"}
+    for runtime in (peer_name.removeprefix("modernbert-") if peer_name in SERVED else "pytorch", settings.runtime):
+        if dtype_name not in RUNTIME_DTYPES[runtime]:
+            return {"skipped": f"{runtime} has no {dtype_name} here"}
     same_weights = peer_name not in OTHER_PEERS
     batch = workload.packed(device) if peer_name == "modernbert-packed" else workload.padded(device)
+    if settings.runtime != "pytorch" and "cu_seqlens" in batch:
+        return {"skipped": "packed rows are for PyTorch"}
     with torch.device(device):
         peer_model, peer_longest = build_peer(peer_name, shape, longest)
     if longest > peer_longest:
         return {"skipped": f"a text of it has at most {peer_longest} tokens here"}
     theirs = batch_for(peer_model, workload, device) if peer_name in OTHER_PEERS else with_positions(batch)
-    with torch.device(device):
-        our_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
-    peer = Contestant(peer_model, theirs, device, dtype, training, settings.compile)
+    if peer_name in SERVED:
+        peer = serve("stock", peer_name.removeprefix("modernbert-"), shape, dtype_name, batch)
+    else:
+        peer = Contestant(peer_model, theirs, device, getattr(torch, dtype_name), training, settings.compile)
     if peer_name == PACKED_ENCODERS:
         pack_encoder(peer_model)
     peer_output = peer.warm_up()
-    ours = Contestant(our_model, batch, device, dtype, training, settings.compile)
+    if settings.runtime == "pytorch":
+        with torch.device(device):
+            our_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
+        ours = Contestant(our_model, batch, device, getattr(torch, dtype_name), training, settings.compile)
+    else:
+        ours = serve("ours", settings.runtime, shape, dtype_name, batch)
     our_output = ours.warm_up()
     found = {}
     if same_weights and not training:
         real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
         found["relative_difference"] = relative_difference(our_output[real].float(), peer_output[real].float())
-        if not found["relative_difference"] <= (1e-4 if dtype == torch.float32 else 5e-2):
+        if not found["relative_difference"] <= (1e-4 if dtype_name == "float32" else 5e-2):
             where = f"{peer_name} on {workload.name} in {dtype_name}"
             raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")
     del our_output, peer_output
-    found["our_memory"], found["peer_memory"] = peak_memory(ours, device), peak_memory(peer, device)
+    for side, contestant in (("our", ours), ("peer", peer)):
+        if isinstance(contestant, Contestant):  # nobody counts the tensors of a runtime
+            found[f"{side}_memory"] = peak_memory(contestant, device)
     graphs = compiled_graphs()
     found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
     if compiled_graphs() > graphs:

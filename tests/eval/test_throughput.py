@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 from itertools import product
 
@@ -31,7 +32,8 @@ def tiny(monkeypatch):
 
 
 def test_a_run(tiny, tmp_path, capsys):
-    names = [peer for peer in PEERS if not any(part in peer for part in ("flash", "flex", "packed_encoders"))]
+    other = (*peers.SERVED, "flash", "flex", "packed_encoders")
+    names = [peer for peer in PEERS if not any(part in peer for part in other)]
     shared = {"device": "cpu", "dtypes": ["float32"], "peers": names, "repeats": 1, "results_dir": str(tmp_path)}
     result = throughput.main(Settings(**shared, workload=["128x4-questions"], curve_lengths=[16, 64]))
     assert json.loads((tmp_path / "throughput-cpu.json").read_text()) == result
@@ -51,6 +53,37 @@ def test_stock_has_the_same_outputs(tiny, tmp_path):
     rows = throughput.main(Settings(**shared, modes=["inference"], workload=["300x1", "200x4-questions"]))["rows"]
     assert len(rows) == 2 * 3
     assert max(row["relative_difference"] for row in rows) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_served_models_have_the_same_outputs(tiny, tmp_path, monkeypatch):
+    """In each dtype that a runtime has; what it has not, and what is not for it, is a line."""
+    monkeypatch.setattr(throughput, "SHAPES", {"12x768": TINY | {"num_hidden_layers": 2}})
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("openvino")
+    shared = {"device": "cpu", "repeats": 1, "results_dir": str(tmp_path), "workload": ["64x3-questions"]}
+    names = ["modernbert-onnxruntime", "modernbert-openvino", "modernbert-packed", "modernbert-sdpa"]
+    dtypes = ["float32", "bfloat16", "int8"]
+    found = {}
+    for runtime in ("pytorch", "onnxruntime", "openvino"):
+        settings = Settings(**shared, dtypes=dtypes, modes=["inference"], peers=names, runtime=runtime)
+        found |= {(runtime, row["dtype"], row["peer"]): row for row in throughput.main(settings)["rows"]}
+    exact = [row for row in found.values() if row["dtype"] == "float32" and "ratio" in row]
+    assert len(exact) == 4 + 3 + 3
+    assert max(row["relative_difference"] for row in exact) < 1e-5
+    assert "ratio" in found["openvino", "bfloat16", "modernbert-openvino"]
+    assert "ratio" in found["onnxruntime", "int8", "modernbert-onnxruntime"]
+    assert found["pytorch", "int8", "modernbert-onnxruntime"]["skipped"] == "pytorch has no int8 here"
+    assert found["openvino", "float32", "modernbert-packed"]["skipped"] == "packed rows are for PyTorch"
+    rows = throughput.main(Settings(**shared, dtypes=["float32"], modes=["training"], peers=names[:1]))["rows"]
+    assert "inference on CPU" in rows[0]["skipped"]
+
+
+def test_a_runtime_that_is_not_installed_is_a_line(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    shared = {"device": "cpu", "dtypes": ["float32"], "results_dir": str(tmp_path), "modes": ["inference"]}
+    rows = throughput.main(Settings(**shared, workload=["16x1"], peers=["modernbert-openvino"]))["rows"]
+    assert "openvino" in rows[0]["skipped"]
 
 
 def test_what_does_not_run_says_so(tiny, tmp_path, monkeypatch):

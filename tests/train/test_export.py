@@ -41,6 +41,18 @@ def test_files_beside_the_weights(folder):
         torch.testing.assert_close(torch.tensor(found), model(**batch).last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # the exporter's own
+def test_weights_past_the_limit_of_a_file(folder, monkeypatch):
+    """An ONNX file ends at 2 GB. The weights are beside it then, in fp32 and in 8 bits."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)
+    result = export.main(export.Settings(model_dir=str(folder)))
+    names = ["export.json", "model.onnx", "model.onnx.data", "model_int8.onnx", "model_int8.onnx.data"]
+    assert sorted(path.name for path in (folder / "onnx").iterdir()) == names == ["export.json", *result["bytes"]]
+    assert result["bytes"]["model.onnx.data"] > 3 * result["bytes"]["model_int8.onnx.data"] > 0
+    assert result["difference"] < 1e-5
+    assert result["int8_cosine"] > 0.98
+
+
 def test_a_classifier(folder, monkeypatch):
     """Its graph is written in the tests of exported programs."""
     monkeypatch.setattr(export, "write_onnx", lambda model, output, path: path.write_bytes(output.encode()))
@@ -62,6 +74,8 @@ def test_what_is_wrong_is_named(folder, monkeypatch):
     monkeypatch.setattr(export, "compare", lambda model, path: (1.0, 0.5))
     monkeypatch.setattr(export, "write_onnx", lambda model, output, path: path.write_bytes(b""))
     refused("differs from it by 1")
+    for length in (63, 129):
+        refused("from 64 to 128", max_length=length)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["ZhModernBertModel"]}), encoding="utf-8")
     refused("must be one of", output="logits")
