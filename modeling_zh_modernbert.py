@@ -56,8 +56,8 @@ logger = logging.get_logger(__name__)
 
 # Queries of a block in block-local attention. 64 was faster than 32 and 128 for the window of 128 on CPU.
 QUERY_BLOCK = 64
-# In programs exported for texts of at most so many tokens, a window is a mask over the text, which is faster there than blocks.
-MASKED_WINDOW = 512
+# Programs exported for texts of at most so many tokens leave pads in place, and a window is a mask. This is faster there.
+SHORT_TEXTS = 512
 # `chunked_loss` has the logits of so many labels in memory: 128 MB in float32 for 32,768 entries.
 LOSS_CHUNK = 1024
 
@@ -119,8 +119,8 @@ class SequenceLayout:
     """The places of the N real tokens of a batch, and their documents.
 
     An exported program (`torch.export`, ONNX, `torch.jit.trace`) has the same shapes for every mask. There N is all B * T
-    positions, and `lengths` is empty. The pads are sorted to the end, as a document of number D, which no other token sees;
-    `pad` overwrites its outputs.
+    positions, and `lengths` is empty. The pads are a document of number D, which no other token sees; `pad` overwrites its
+    outputs. They are sorted to the end, or stay `in_place`.
 
     Args:
         cu_seqlens: `(D + 1,)` int32; document d is tokens cu_seqlens[d] to cu_seqlens[d + 1] of the N, possibly none.
@@ -131,6 +131,7 @@ class SequenceLayout:
         indices: `(N,)` flat position of each token in that grid; None if the grid is full.
         packed: whether the input was `(1, N)`.
         exported: whether this is the layout of an exported program.
+        in_place: whether that program is for short texts, and the N tokens are the grid's in its own order.
     """
 
     cu_seqlens: torch.Tensor
@@ -143,14 +144,21 @@ class SequenceLayout:
     indices: torch.Tensor | None
     packed: bool = False
     exported: bool = False
+    in_place: bool = False
 
     @classmethod
-    def from_padded(cls, attention_mask: torch.Tensor | None, rows: int, width: int, device) -> "SequenceLayout":
+    def from_padded(
+        cls, attention_mask: torch.Tensor | None, rows: int, width: int, device, short: bool = False
+    ) -> "SequenceLayout":
         """Layout of a `(B, T)` batch whose `attention_mask` is 1 at real tokens. Pads may be anywhere.
 
         How many tokens there are has to be known here. Where the mask is on a GPU, this waits for it, once.
+
+        Args:
+            short: whether no text of this model has more than `SHORT_TEXTS` tokens.
         """
         exported, lengths = is_exporting(), ()
+        in_place = exported and short
         if attention_mask is not None:
             advice = "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
             check_shape("attention_mask", attention_mask, (rows, width), advice)
@@ -163,23 +171,26 @@ class SequenceLayout:
             token = torch.arange(rows * width, device=device)
             cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
             lengths = () if exported else (width,) * rows
-            return cls(cu_seqlens, token // width, token % width, lengths, width, rows, width, None, exported=exported)
+            document_ids, position_ids = token // width, token % width
+            return cls(cu_seqlens, document_ids, position_ids, lengths, width, rows, width, None, False, exported, in_place)
         cu_seqlens = F.pad(mask.long().sum(1).cumsum(0, dtype=torch.int32), (1, 0))
         real = mask.flatten()
+        # Exported programs count booleans in 8 bits (OpenVINO), or not at all (ONNX Runtime).
+        position_ids = (mask.long().cumsum(1) - 1).flatten()
         if exported:
             token = torch.arange(rows * width, device=mask.device)
-            indices = torch.where(real, token, token + rows * width).argsort()  # ONNX has no stable sort
-            document_ids = (indices // width).masked_fill(~real[indices], rows)
+            document_ids, indices = (token // width).masked_fill(~real, rows), None
+            if not in_place:
+                indices = torch.where(real, token, token + rows * width).argsort()  # ONNX has no stable sort
+                document_ids, position_ids = document_ids[indices], position_ids[indices]
+            longest = width
         else:
             indices = places_of(real, sum(lengths))
-            document_ids = indices // width
-        # Exported programs count booleans in 8 bits (OpenVINO), or not at all (ONNX Runtime).
-        position_ids = (mask.long().cumsum(1) - 1).flatten()[indices]
-        longest = width if exported else max(lengths, default=0)
-        cu_seqlens, document_ids, position_ids, indices = (
-            move(part, device) for part in (cu_seqlens, document_ids, position_ids, indices)
-        )
-        return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, exported=exported)
+            document_ids, position_ids = indices // width, position_ids[indices]
+            longest = max(lengths, default=0)
+        cu_seqlens, document_ids, position_ids = (move(part, device) for part in (cu_seqlens, document_ids, position_ids))
+        indices = None if indices is None else move(indices, device)
+        return cls(cu_seqlens, document_ids, position_ids, lengths, longest, rows, width, indices, False, exported, in_place)
 
     @classmethod
     def from_packed(
@@ -227,9 +238,13 @@ class SequenceLayout:
 
     def to_grid(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
         """`(N, ...)` -> `(rows, width, ...)`, a document a row."""
-        if self.exported and self.indices is not None:
+        if self.exported and (self.in_place or self.indices is not None):
             pads = (self.document_ids == self.rows).unflatten(0, (-1, *(1,) * (tensor.ndim - 1)))
             tensor = tensor.masked_fill(pads, value)
+        return self.to_places(tensor, value)
+
+    def to_places(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
+        """The same, but in an exported program pads keep what they have: in attention no other token sees it."""
         return pad_input(tensor, self.indices, self.rows, self.width, value)
 
     def from_grid(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -245,11 +260,11 @@ class SequenceLayout:
 
         Pads see pads. A softmax over no keys would give NaN in forward and backward.
         """
-        if self.indices is None and half_window is None:
+        if self.indices is None and half_window is None and not self.in_place:
             return None
         if ("grid", half_window) not in self._masks:
-            document = self.to_grid(self.document_ids, value=-1)  # (rows, width)
-            position = self.to_grid(self.position_ids)
+            document = self.to_places(self.document_ids, value=-1)  # (rows, width)
+            position = self.to_places(self.position_ids)
             mask = document[:, None, :] == document[:, :, None]
             if half_window is not None:
                 mask = mask & ((position[:, None, :] - position[:, :, None]).abs() <= half_window)
@@ -381,7 +396,7 @@ def sdpa_attention(module, query, key, value, layout, half_window, dropout):
         return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, longest, longest, window_size=window), None
     if not layout.exported:
         return _attention_by_lengths(module, query, key, value, layout, half_window, dropout), None
-    if half_window is None or module.config.max_position_embeddings <= MASKED_WINDOW:
+    if half_window is None or layout.in_place:
         return grid_attention(_padded_sdpa, module, query, key, value, layout, half_window, dropout)
     return _block_local_attention(query, key, value, layout, half_window, dropout), None
 
@@ -437,7 +452,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 def grid_attention(attention_interface, module, query, key, value, layout, half_window, dropout):
     """A function written for transformers' AttentionInterface, on the documents laid out one a row."""
-    query, key, value = (layout.to_grid(states).transpose(1, 2) for states in (query, key, value))
+    query, key, value = (layout.to_places(states).transpose(1, 2) for states in (query, key, value))
     output, weights = attention_interface(
         module, query, key, value, layout.grid_mask(half_window), scaling=query.shape[-1] ** -0.5, dropout=dropout
     )
@@ -780,7 +795,8 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
         if cu_seqlens is not None and is_exporting():
             raise ValueError("packed input (cu_seqlens) cannot be exported; export with input_ids and attention_mask")
         if cu_seqlens is None:
-            layout = SequenceLayout.from_padded(attention_mask, rows, width, inputs.device)
+            short = self.config.max_position_embeddings <= SHORT_TEXTS
+            layout = SequenceLayout.from_padded(attention_mask, rows, width, inputs.device, short)
         elif rows != 1:
             raise ValueError(f"packed input (cu_seqlens) must be one row (1, N); got {rows} rows")
         elif attention_mask is not None and not attention_mask.all():
@@ -951,12 +967,14 @@ class _HeadModel(ZhModernBertPreTrainedModel):
     def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
         lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).unsqueeze(1)
-        if self.config.classifier_pooling == "mean":
-            if layout.exported:  # not every exporter adds at indices that come again
-                total = layout.to_grid(hidden_states.float()).sum(1)
-            else:
-                total = hidden_states.new_zeros(lengths.shape[0], hidden_states.shape[1], dtype=torch.float32)
-                total = total.index_add(0, layout.document_ids, hidden_states.float())
+        mean = self.config.classifier_pooling == "mean"
+        if layout.exported:  # not every exporter adds at indices that come again
+            chosen = hidden_states if mean else hidden_states * (layout.position_ids == 0).unsqueeze(1)
+            total = layout.to_grid(chosen.float()).sum(1)
+            return (total / lengths.clamp(min=1) if mean else total).to(hidden_states.dtype)
+        if mean:
+            total = hidden_states.new_zeros(lengths.shape[0], hidden_states.shape[1], dtype=torch.float32)
+            total = total.index_add(0, layout.document_ids, hidden_states.float())
             return (total / lengths.clamp(min=1)).to(hidden_states.dtype)
         # One token more, because an empty document at the end has its start after the last token.
         first = F.pad(hidden_states, (0, 0, 0, 1))[layout.cu_seqlens[:-1].long()]
