@@ -57,7 +57,7 @@ logger = logging.get_logger(__name__)
 # Queries of a block in block-local attention. 64 was faster than 32 and 128 for the window of 128 on CPU.
 QUERY_BLOCK = 64
 # Programs exported for texts of at most so many tokens leave pads in place, and a window is a mask. This is faster there.
-SHORT_TEXTS = 512
+SHORT_TEXTS = 256
 # `chunked_loss` has the logits of so many labels in memory: 128 MB in float32 for 32,768 entries.
 LOSS_CHUNK = 1024
 

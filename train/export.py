@@ -3,12 +3,12 @@
 Inputs are `input_ids` and `attention_mask`. The output of a classifier is `logits`, of any other model `last_hidden_state`.
 These are the names that text-embeddings-inference and sentence-transformers' ONNX backend read. Weights are in fp32, and by
 ONNX Runtime's own dynamic quantisation in 8 bits. Both are run and compared with the model before they are put in place.
-With `--max_length` of 512 or less, windows are masks, which is faster for short texts; longer ones have exact outputs, too.
+With `--max_length` of 256 or less, windows are masks, which is faster for short texts; longer ones have exact outputs, too.
 `onnx/export.json` says of which model they were made: train/publish.py takes them along with that model, and with no other.
 Needs `pip install '.[onnx]'`.
 
     python train/export.py --model_dir runs/published
-    python train/export.py --model_dir runs/published --max_length 512
+    python train/export.py --model_dir runs/published --max_length 256
 """
 
 import sys
@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     output: str = setting("", "logits or last_hidden_state; empty: what the kind of model is for", choices=OUTPUTS)
     int8: bool = setting(True, "also write the model in 8 bits")
     max_length: int = setting(
-        0, "tokens of the longest text to be served; up to 512 it is faster for short texts; 0: the model's", least=0
+        0, "tokens of the longest text to be served; up to 256 it is faster for short texts; 0: the model's", least=0
     )
 
 

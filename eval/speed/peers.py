@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from transformers import (
     AttentionInterface,
     AutoConfig,
@@ -80,7 +79,7 @@ def stock_config(shape: dict, vocab_size: int, longest: int, backend: str) -> Mo
     return config
 
 
-def build_ours(shape: dict, longest: int, state_dict: dict | None = None) -> nn.Module:
+def build_ours(shape: dict, longest: int, state_dict: dict | None = None) -> PreTrainedModel:
     config = ZhModernBertConfig(**shape, norm_type="layernorm", max_position_embeddings=max(longest, 8192))
     model = modeling.ZhModernBertModel(config)
     if state_dict is not None:

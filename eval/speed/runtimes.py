@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.eval.speed.peers import build_ours, build_peer
 from zh_modernbert.train.common.cli import InputError
 
@@ -19,7 +20,6 @@ RUNTIME_DTYPES = {
     "onnxruntime": ("float32", "int8"),
     "openvino": ("float32", "bfloat16"),
 }
-SHORT = 512  # tokens of the longest text of which this encoder is exported for short texts
 
 
 class Served:
@@ -73,8 +73,9 @@ def serve(side: str, runtime: str, shape: dict, dtype: str, batch: dict) -> Serv
     """
     for package in ("onnx", "onnxruntime", "onnxscript", runtime):
         importlib.import_module(package)  # each is of an extra, and the export takes minutes
-    longest = batch["input_ids"].shape[1]
-    path = write_file(side, tuple(shape.items()), SHORT if longest <= SHORT else max(longest, 8192))
+    width = batch["input_ids"].shape[1]
+    longest = modeling.SHORT_TEXTS if width <= modeling.SHORT_TEXTS else max(width, 8192)
+    path = write_file(side, tuple(shape.items()), longest)
     return Served(write_eight_bits(path) if dtype == "int8" else path, runtime, dtype, batch)
 
 
