@@ -21,8 +21,9 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 from transformers import PreTrainedModel
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.common.files import replacing, write_json
+from zh_modernbert.train.common.files import read_json, replacing, write_json
 from zh_modernbert.train.common.model_folder import hash_model, load_as_written, read_config
+from zh_modernbert.train.common.stage import describe_files
 
 try:
     from zh_modernbert.train.common.onnx_files import LEAST_COSINE, TOLERANCE, compare, write_int8, write_onnx
@@ -62,8 +63,21 @@ def load(folder: Path, output: str) -> tuple[PreTrainedModel, str, str]:
     return (model if output == "logits" else model.base_model).float(), output, identity
 
 
+def check_own(folder: Path) -> None:
+    """Checks that what is in a model's `onnx/` was written here, so that it may be replaced.
+
+    Raises:
+        InputError: there is something else, naming it.
+    """
+    made = read_json(folder / "export.json") if (folder / "export.json").is_file() else {}
+    for path in sorted(folder.rglob("*")):
+        if path.name != "export.json" and path.relative_to(folder).as_posix() not in made.get("files", {}):
+            raise InputError(f"{path}: this script did not write it, and would delete it; move it or the folder away")
+
+
 def main(settings: Settings) -> dict:
     folder = Path(settings.model_dir).absolute()
+    check_own(folder / "onnx")
     model, output, identity = load(folder, settings.output)
     longest = model.config.max_position_embeddings
     if settings.max_length and not 64 <= settings.max_length <= longest:
@@ -84,8 +98,9 @@ def main(settings: Settings) -> dict:
                     f"{folder}: in 8 bits, its cosine with the model's is {result['int8_cosine']:.3f}; nothing is written; "
                     "give --int8 false"
                 )
-        result["bytes"] = {path.name: path.stat().st_size for path in sorted(written.iterdir())}
-        write_json(written / "export.json", {"model": identity, "output": output})
+        files = describe_files(written)
+        result["bytes"] = {name: file["bytes"] for name, file in files.items()}
+        write_json(written / "export.json", {"model": identity, "output": output, "files": files})
     return {**result, "output_dir": str(Path(settings.model_dir) / "onnx")}
 
 

@@ -64,6 +64,22 @@ def test_a_classifier(folder, monkeypatch):
     assert (result["output"], result["bytes"]) == ("logits", {"model.onnx": len("logits")})
 
 
+def test_files_of_others_are_never_deleted(folder, monkeypatch):
+    monkeypatch.setattr(export, "write_onnx", lambda model, output, path: path.write_bytes(output.encode()))
+    monkeypatch.setattr(export, "compare", lambda model, path: (0.0, 1.0))
+    settings = export.Settings(model_dir=str(folder), int8=False)
+    for name in ("model_q4.onnx", "model.onnx"):
+        path = folder / "onnx" / name
+        path.parent.mkdir()
+        path.write_text("precious")
+        with pytest.raises(InputError, match=rf"{name}: this script did not write it, and would delete it"):
+            export.main(settings)
+        assert path.read_text() == "precious"
+        shutil.rmtree(path.parent)
+    export.main(settings)
+    export.main(settings)  # its own, again
+
+
 def test_what_is_wrong_is_named(folder, monkeypatch):
     def refused(said: str, **changes):
         with pytest.raises(InputError, match=said) as error:

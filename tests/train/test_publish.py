@@ -31,6 +31,7 @@ from zh_modernbert.train import pretrain, publish
 from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.model_folder import hash_model, load_as_written, load_model
+from zh_modernbert.train.common.stage import describe_files
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -469,6 +470,7 @@ def export(folder: str | Path, content: bytes = b"graph") -> None:
     for name in ("model.onnx", "model.onnx.data", "model_int8.onnx"):
         (Path(folder) / "onnx" / name).write_bytes(content)
     made_of = {"model": hash_model(load_as_written(folder)), "output": "last_hidden_state"}
+    made_of["files"] = describe_files(Path(folder) / "onnx")
     (Path(folder) / "onnx" / "export.json").write_text(json.dumps(made_of))
 
 
@@ -492,6 +494,26 @@ def test_onnx_files_go_along_with_their_model_alone(hub, settings, model_dir, tm
     export(other)
     publish.main(settings)
     assert of_onnx <= files_in(settings.output_dir).keys()
+
+    before = files_in(settings.output_dir)
+    (other / "onnx" / "model.onnx").write_bytes(b"half")
+    (Path(settings.output_dir) / "onnx" / "model_int8.onnx").unlink()
+    assert "model_int8.onnx: missing or damaged: not what train/export.py wrote" in refused(settings)
+    shutil.rmtree(Path(settings.output_dir) / "onnx")
+    assert "model.onnx: missing or damaged" in refused(settings)
+    assert files_in(settings.output_dir) == {name: file for name, file in before.items() if not name.startswith("onnx/")}
+
+
+def test_the_model_of_another_is_never_replaced(settings, model_dir):
+    """Though all its files have names that a published folder may have."""
+    theirs = Path(shutil.copytree(model_dir, settings.output_dir))
+    for path in theirs.iterdir():
+        if path.name not in ("config.json", "model.safetensors", "tokenizer.json"):
+            path.unlink()
+    (theirs / "README.md").write_text("# Theirs", encoding="utf-8")
+    before = files_in(theirs)
+    assert "is no published folder" in refused(settings)
+    assert files_in(theirs) == before
 
 
 def test_a_folder_in_a_folder_that_is_not_published(settings):

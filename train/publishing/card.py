@@ -4,6 +4,7 @@
 """
 
 import math
+import sys
 from pathlib import Path
 
 import yaml
@@ -41,6 +42,8 @@ LICENCE = "apache-2.0"
 TAGS = ("modernbert", "chinese", "simplified-chinese", "traditional-chinese")
 MEASURED = ("step", "loss", "masked_accuracy", "eval_loss", "eval_masked_accuracy")
 
+# Each card has it: what lies beside is of this project's making, and may be replaced.
+MARK = "Made with zh-modernbert."
 CARD = """---
 {header}---
 
@@ -48,7 +51,7 @@ CARD = """---
 
 A Chinese text encoder for Simplified and Traditional text: {layers} layers of {hidden}, {heads} heads, {parameters:,}
 parameters, {vocab:,} tokens, documents up to {longest:,} tokens. Every {every} layers one sees the whole document, the
-others a window of {window} tokens. Made with zh-modernbert.
+others a window of {window} tokens. {mark}
 
 ```python
 {example}
@@ -96,10 +99,14 @@ USES = {
 
 
 def header_in(folder: Path) -> dict:
-    """The fields in the header of the card in a folder; none where there is no card, or none that can be read."""
+    """The fields in the header of the card in a folder; none without one. That one is broken is said on stderr."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return {}
     try:
-        return ModelCard.load(folder / "README.md").data.to_dict()
-    except Exception:  # YAML and the Hub's library raise many kinds
+        return ModelCard.load(path).data.to_dict()
+    except Exception as error:  # YAML and the Hub's library raise many kinds
+        print(f"{path}: its header cannot be read, so a licence in it is not taken over: {describe(error)}", file=sys.stderr)
         return {}
 
 
@@ -198,6 +205,7 @@ def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> st
     return CARD.format(
         header=header_text(fields),
         name=settings.name,
+        mark=MARK,
         example=EXAMPLES.get(task, PIPELINE).format(name=settings.name, task=task, hidden=config.hidden_size),
         use=USES.get(task, "It is for its task alone; its labels stand in `config.json`."),
         layers=config.num_hidden_layers,

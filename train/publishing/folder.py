@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.files import hash_file, read_json
 from zh_modernbert.train.common.model_folder import ROOT_FILES
+from zh_modernbert.train.publishing.card import MARK
 from zh_modernbert.train.publishing.source import MODULE_FILES, MODULE_PATH, SENTENCE_FILES
 
 # All that a published folder may hold; a folder with anything else in it is never replaced.
@@ -57,15 +59,28 @@ def check_output(output_dir: Path, form: str) -> None:
         return
     if not output_dir.exists() or (output_dir.is_dir() and not any(output_dir.iterdir())):
         return
-    if not (output_dir / "README.md").is_file() or not all(map(is_published, names_in(output_dir))):
+    card = output_dir / "README.md"
+    is_own = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    if not is_own or not all(map(is_published, names_in(output_dir))):
         raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
 
 
 def onnx_of(identity: str, *folders: Path) -> Path | None:
-    """The `onnx/` in one of the folders that train/export.py made of the model with this `hash_model`, if there is one."""
+    """The `onnx/` in one of the folders that train/export.py made of the model with this `hash_model`, if there is one.
+
+    Raises:
+        InputError: a file there is not what was written.
+    """
     for folder in (folder / "onnx" for folder in folders):
-        if (folder / "export.json").is_file() and read_json(folder / "export.json").get("model") == identity:
-            return folder
+        made = read_json(folder / "export.json") if (folder / "export.json").is_file() else {}
+        if made.get("model") != identity or "files" not in made:
+            if folder.is_dir():
+                print(f"{folder}: left out: it is not of this model; train/export.py makes one that is", file=sys.stderr)
+            continue
+        for name, file in made["files"].items():
+            if not (folder / name).is_file() or hash_file(folder / name) != file["sha256"]:
+                raise InputError(f"{folder / name}: missing or damaged: not what train/export.py wrote; run that again")
+        return folder
     return None
 
 
@@ -77,6 +92,8 @@ def lay_into(clone: Path, folder: Path) -> None:
         name = path.relative_to(clone).as_posix()
         if is_published(name) and name not in new | of_the_clone:
             path.unlink()
+            if path.parent != clone and not any(path.parent.iterdir()):
+                path.parent.rmdir()
     for name in new:
         (clone / name).parent.mkdir(exist_ok=True)
         (folder / name).replace(clone / name)
