@@ -259,7 +259,7 @@ def test_encodings_that_have_no_lines_are_refused(encoding):
         ("nothing.jsonl", None, "no such file"),
         ("a.csv", b"text\n", "unknown format"),
         ("a", b"text\n", "unknown format"),
-        ("a.gz", gzip.compress(b"text\n"), "unknown format"),
+        ("a.gz", gzip.compress(b"text\n", mtime=0), "unknown format"),
         ("a.parquet", b"PAR1 not really", "not a readable Parquet"),
         ("a.parquet", b"", "not a readable Parquet"),
         ("a.jsonl", b'{"text": "a"}\n{"text"\n', "line 2"),
