@@ -815,6 +815,9 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
 class ZhModernBertModel(ZhModernBertPreTrainedModel):
     """The bare encoder."""
 
+    # Loading the encoder of a masked language model is what people want: no report that its head is left out.
+    _keys_to_ignore_on_load_unexpected = [r"^(head|decoder)\."]
+
     def __init__(self, config: ZhModernBertConfig):
         super().__init__(config)
         # Checked again, because `from_pretrained(folder, num_hidden_layers=4)` changes fields after the config was made.

@@ -4,7 +4,7 @@ It runs here, from this repository, and as a Hub Space as it is: this folder alo
 models may be named; each tab takes the first that can do what it is for. Code that a model brings is run only where that is
 asked for. Nothing is sent anywhere, and the page loads nothing from elsewhere. Needs `pip install '.[demo]'`.
 
-    python demo/app.py --model runs/published --trust_remote_code true
+    python demo/app.py --model . --trust_remote_code true
     MODEL=me/zh-modernbert TRUST_REMOTE_CODE=true python app.py
 """
 

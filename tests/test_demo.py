@@ -152,7 +152,9 @@ def test_the_stock_form(masked, models, tmp_path):
 def test_models_that_cannot_be_loaded(masked, tmp_path):
     with pytest.raises(BadInputError, match="--trust_remote_code true runs it"):
         load(str(masked), trust_remote_code=False)
-    with pytest.raises(BadInputError, match="nowhere: cannot be loaded"):
+    with pytest.raises(BadInputError, match="runs/here: no such folder"):
+        load("./runs/here", False)
+    with pytest.raises(BadInputError, match="nowhere: no such folder"):
         load(str(tmp_path / "nowhere"), trust_remote_code=True)
 
 

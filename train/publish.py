@@ -2,7 +2,8 @@
 
 What is written loads with `AutoModel.from_pretrained(folder, trust_remote_code=True)` where this project is not installed. With
 `--form modernbert` it is a stock ModernBERT, which has no code and loads without `trust_remote_code`, in older tools too. That
-needs a model with `norm_type: layernorm`. It is loaded again and compared.
+needs a model with `norm_type: layernorm`. It is loaded again and compared. With `--dtype bfloat16` the weights are rounded, and
+their file is half as large; transformers turns them back into what the model was in.
 
 Nothing is sent unless `--push_to_hub` asks for it. The folder is written then as ever, and sent in one commit. Where the output
 folder is a clone of this project, weights, config and tokenizer are laid beside its root files, and its README stays; of the
@@ -22,12 +23,14 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, run, setting
-from zh_modernbert.train.common.files import read_json, replacing
+from zh_modernbert.train.common.files import read_json, replacing, write_json
 from zh_modernbert.train.common.hub import check_card, check_repository, push
 from zh_modernbert.train.common.model_folder import hash_model, write_model
 from zh_modernbert.train.common.stock import write_stock
-from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of
+from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of, verify
 from zh_modernbert.train.publishing.card import model_card, plots_of
 from zh_modernbert.train.publishing.folder import check_output, is_clone, is_published, lay_into, names_in, onnx_of
 from zh_modernbert.train.publishing.source import modules_in, read_source
@@ -42,6 +45,7 @@ class Settings(BaseSettings):
     model_dir: str = setting(help="folder to read: a run's model/, a checkpoint or checkpoints/; or what other scripts left")
     output_dir: str = setting(help="folder to write")
     form: str = setting("zh_modernbert", "`modernbert` writes a stock ModernBERT, which loads without this code", FORMS)
+    dtype: str = setting("", "what the weights are stored in; empty: what they are in", ("", "float32", "bfloat16"))
     name: str = setting("", "the model's name on the Hub, in its card; empty: push_to_hub, or zh-modernbert")
     license: str = setting("", "the Hub's name of the weights' licence; empty: as the card in model_dir says, or apache-2.0")
     base_model: str = setting("", "the Hub's name of the model that this one was trained from, in the card")
@@ -73,6 +77,11 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"publish: license is {settings.license!r}; it must be the Hub's name of one, such as apache-2.0")
 
 
+def name_dtype(path: Path, dtype: torch.dtype | str) -> None:
+    """Has a config name the dtype to load weights as. transformers 5 goes by it, whatever they are stored in."""
+    write_json(path, read_json(path) | {"dtype": str(dtype).removeprefix("torch.")})
+
+
 def send(settings: Settings, files: dict[str, Path | bytes]) -> dict:
     """Sends the files of a folder, or says which it would send, by their sizes; for the script's result."""
     if not settings.push_to_hub:
@@ -88,6 +97,8 @@ def publish_checkpoints(settings: Settings, found: list[Path]) -> dict:
     """Each checkpoint in a folder of its own, and sent to a branch of its own."""
     if settings.revision != "main":
         raise InputError(f"{settings.model_dir}: each checkpoint goes to a branch of its own; leave revision out")
+    for path in found:
+        verify(path, identity=None)  # a damaged one is found before another is sent
     branches = {f"step-{step_of(path)}": path for path in found}
     return {
         "checkpoints": {
@@ -114,6 +125,9 @@ def main(settings: Settings) -> dict:
     check_output(output_dir, settings.form)
     model, tokenizer_dir = read_source(source)
     tokenizer, modules, config = load_tokenizer(tokenizer_dir), modules_in(source), model.config
+    loaded_as = config.dtype or model.dtype
+    if settings.dtype:
+        model.to(getattr(torch, settings.dtype))
     if len(tokenizer) > config.vocab_size:
         raise InputError(f"{source}: the tokenizer has {len(tokenizer)} entries, the model {config.vocab_size}")
     tokenizer.model_max_length = config.max_position_embeddings
@@ -137,6 +151,7 @@ def main(settings: Settings) -> dict:
             result |= write_stock(folder, model, source)
         else:
             write_model(folder, model)
+        name_dtype(folder / "config.json", loaded_as)
     files: dict[str, Path | bytes] = {name: output_dir / name for name in names_in(written)}
     files["README.md"] = card.encode()
     if written != output_dir:

@@ -321,6 +321,33 @@ def test_the_stock_form(layernorm):
         torch.testing.assert_close(model.float()(**batch).logits, ours(**batch).logits)
 
 
+@pytest.mark.parametrize("form", publish.FORMS)
+def test_weights_stored_in_half(layernorm, model_dir, tmp_path, form):
+    """The file is half as large, and loads as float32 with the same rounded numbers."""
+    layernorm.model_dir = str(save_model(tmp_path / "full", model_dir, norm_type="layernorm"))
+    layernorm.form, layernorm.dtype = form, "bfloat16"
+    publish.main(layernorm)
+    stored = load_file(Path(layernorm.output_dir) / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    loaded = AutoModelForMaskedLM.from_pretrained(layernorm.output_dir, trust_remote_code=True)
+    assert loaded.dtype == torch.float32
+    for name, tensor in load_model(layernorm.model_dir).state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.bfloat16().float())
+
+
+def test_weights_stored_in_half_are_published_again_as_they_are(settings, tmp_path):
+    settings.dtype = "bfloat16"
+    publish.main(settings)
+    first = files_in(settings.output_dir)
+    loaded = AutoModelForMaskedLM.from_pretrained(settings.output_dir, trust_remote_code=True)
+    assert hash_model(loaded) == hash_model(load_as_written(settings.output_dir)), "ONNX files are of either"
+    settings.model_dir, settings.output_dir, settings.dtype = settings.output_dir, str(tmp_path / "again"), ""
+    publish.main(settings)
+    assert {name: file for name, file in files_in(settings.output_dir).items() if name != "README.md"} == {
+        name: file for name, file in first.items() if name != "README.md"
+    }
+
+
 @pytest.mark.parametrize(
     ("field", "changes"),
     [
@@ -659,6 +686,14 @@ def test_checkpoints_on_the_hub(hub, run_dir, tmp_path):
 
     settings.revision = "mine"
     assert "leave revision out" in refused(settings)
+    settings.revision, settings.push_to_hub = "main", "me/zh-other"
+    last = max(steps.values()) / "model.safetensors"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    assert "model.safetensors: not what was written" in refused(settings)
+    assert "me/zh-other" not in hub.branches, "nothing is sent before all are known to be whole"
+    last.write_bytes(whole)
+    settings.revision, settings.push_to_hub = "mine", "me/zh-tiny"
     shutil.rmtree(run_dir / "model")
     settings.model_dir, settings.output_dir = str(steps["step-2"]), str(tmp_path / "one")
     publish.main(settings)

@@ -210,7 +210,7 @@ def fields_that_count(config: ZhModernBertConfig) -> dict:
 def hash_model(model: ZhModernBertPreTrainedModel) -> str:
     """A hash of what a model computes: class, config and weights, however they lie in files."""
     tensors = sorted(model.state_dict().items())
-    weights = {name: sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()) for name, tensor in tensors}
+    weights = {name: sha256(tensor.float().contiguous().numpy().tobytes()) for name, tensor in tensors}
     return hash_json([type(model).__name__, fields_that_count(model.config) | {"architectures": None}, weights])
 
 
