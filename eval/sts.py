@@ -14,8 +14,10 @@ documents among all. Needs `pip install '.[embeddings]'`, and `--through mteb` n
 import contextlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -175,20 +177,72 @@ def score_retrieval(model, task: Retrieval, settings: Settings) -> dict[str, flo
     return {ours: 100 * float(scores[f"cosine_{theirs}"]) for theirs, ours in names.items()}
 
 
-def write(
-    settings: Settings, name: str, split: str, metrics: dict[str, float], count: int, notes: list[str], started: float
-) -> dict:
+# --- jobs ---
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text that is scored, and its result.
+
+    Attributes:
+        name, split: what the result is called.
+        count: queries or pairs.
+        score: model of sentence-transformers -> metrics.
+    """
+
+    name: str
+    split: str
+    count: int
+    notes: list[str]
+    score: Callable[[Any], dict[str, float]]
+
+
+def retrieval_job(settings: Settings, name: str, split: str, found: Retrieval, notes: list[str]) -> Job:
+    notes = [*notes, f"{len(found.corpus)} documents"]
+    return Job(name, split, len(found.queries), notes, lambda model: score_retrieval(model, found, settings))
+
+
+def pairs_job(settings: Settings, name: str, task: Task) -> Job:
+    name, split, rows, notes = read_pairs(settings, name, task)
+    if settings.retrieval:
+        return retrieval_job(settings, name, split, of_pairs(rows, settings.min_relevance), notes)
+    return Job(name, split, len(rows), notes, lambda model: score_pairs(model, name, split, rows, settings))
+
+
+def jobs_of(settings: Settings) -> list[Job]:
+    """What the settings ask for, read.
+
+    Raises:
+        InputError: files are missing or bad.
+    """
+    if settings.pairs_file:
+        return [pairs_job(settings, *own_pairs(settings))]
+    if settings.queries_file:
+        found = read_retrieval(settings.queries_file, settings.corpus_file, settings.qrels_file, settings.min_relevance)
+        name = settings.name or Path(settings.queries_file).name.split(".")[0]
+        return [retrieval_job(settings, name, settings.split or "dev", found, [])]
+    split, long = settings.split or SPLITS[0], [name for name in settings.task if name in LONG]
+    return [
+        *(
+            retrieval_job(settings, name, split, read_mldr(name, settings.data_dir, split, settings.from_hub), [])
+            for name in long
+        ),
+        *(pairs_job(settings, name, TASKS[name]) for name in settings.task if name in TABLES),
+    ]
+
+
+def write(settings: Settings, job: Job, metrics: dict[str, float], started: float) -> dict:
     result = {
-        "task": name,
-        "split": split,
+        "task": job.name,
+        "split": job.split,
         "model": settings.model,
         "primary_metric": "spearman" if "spearman" in metrics else "ndcg_10",
         "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
-        "num_examples": count,
+        "num_examples": job.count,
         "seed": SEED,
         "scorer": "cosine",
         "hyperparameters": {"max_length": settings.max_length, "through": settings.through},
-        "notes": "; ".join(filter(None, notes)),
+        "notes": "; ".join(filter(None, job.notes)),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }
     write_result(settings.results_dir, result)
@@ -203,36 +257,14 @@ def main(settings: Settings) -> dict:
         if name not in (*TABLES, *LONG):
             raise InputError(f"sts: unknown task {name!r}; known are {', '.join((*TABLES, *LONG))}")
     check_name(settings.name)
-    started, results = time.perf_counter(), []
+    started = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
-        if all(files):
-            found = read_retrieval(settings.queries_file, settings.corpus_file, settings.qrels_file, settings.min_relevance)
-            name, split = settings.name or Path(settings.queries_file).name.split(".")[0], settings.split or "dev"
-            check_no_other(settings.results_dir, name, split, [SEED], settings.model)
-            model = load(settings)
-            results_folder(settings.results_dir)
-            metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
-            return write(settings, name, split, metrics, len(found.queries), [note], started)
-        tasks = {name: TASKS[name] for name in settings.task if name in TABLES}
-        tasks |= {} if settings.task else dict([own_pairs(settings)])
-        split = settings.split or SPLITS[0]
-        long = {name: read_mldr(name, settings.data_dir, split, settings.from_hub) for name in settings.task if name in LONG}
-        pairs = [read_pairs(settings, name, task) for name, task in tasks.items()]
-        for name, of in [*((name, split) for name in long), *((name, of) for name, of, _, _ in pairs)]:
-            check_no_other(settings.results_dir, name, of, [SEED], settings.model)
+        jobs = jobs_of(settings)
+        for job in jobs:
+            check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model)
         model = load(settings)
         results_folder(settings.results_dir)
-        for name, found in long.items():
-            metrics, note = score_retrieval(model, found, settings), f"{len(found.corpus)} documents"
-            results.append(write(settings, name, split, metrics, len(found.queries), [note], started))
-        for name, split, rows, notes in pairs:
-            if settings.retrieval:
-                found = of_pairs(rows, settings.min_relevance)
-                metrics, notes = score_retrieval(model, found, settings), [*notes, f"{len(found.corpus)} documents"]
-                results.append(write(settings, name, split, metrics, len(found.queries), notes, started))
-            else:
-                metrics = score_pairs(model, name, split, rows, settings)
-                results.append(write(settings, name, split, metrics, len(rows), notes, started))
+        results = [write(settings, job, job.score(model), started) for job in jobs]
     return results[0] if len(results) == 1 else {"results": results}
 
 
