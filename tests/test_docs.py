@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # A path of the repository, as text and commands name it.
-PATH = re.compile(r"(?<![\w./-])(?:train|eval|demo|tests|docs|checkpoints|\.ci)/[\w./*-]*|(?<![\w./-])\w+_zh_modernbert\.py")
+PATH = re.compile(r"(?<![\w./-])(?:train|eval|demo|tests|docs|\.ci)/[\w./*-]*|(?<![\w./-])\w+_zh_modernbert\.py")
 LINK = re.compile(r"\[([^]]*)]\(([^)\s]+)\)")
 FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?")
 DEMONSTRATION = "runs/quickstart/model"  # the model folder that the examples load
