@@ -65,7 +65,7 @@ def load(name: str, trust_remote_code: bool) -> Model:
     Raises:
         BadInputError: it cannot be loaded.
     """
-    if not Path(name).is_dir() and (name.count("/") != 1 or name.startswith((".", "/"))):  # no name on the Hub
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/"))):  # no name on the Hub
         raise BadInputError(f"{name}: no such folder")
     try:
         return load_trusting(name, trust_remote_code)

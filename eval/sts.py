@@ -182,7 +182,7 @@ def score_retrieval(model, task: Retrieval, settings: Settings) -> dict[str, flo
 
 @dataclass(frozen=True)
 class Job:
-    """One text that is scored, and its result.
+    """One set of pairs or queries that is scored.
 
     Attributes:
         name, split: what the result is called.

@@ -154,6 +154,8 @@ def test_models_that_cannot_be_loaded(masked, tmp_path):
         load(str(masked), trust_remote_code=False)
     with pytest.raises(BadInputError, match="runs/here: no such folder"):
         load("./runs/here", False)
+    with pytest.raises(BadInputError, match="no-such-model: cannot be loaded"):  # old names on the Hub have no owner
+        load("no-such-model", False)
     with pytest.raises(BadInputError, match="nowhere: no such folder"):
         load(str(tmp_path / "nowhere"), trust_remote_code=True)
 
