@@ -108,6 +108,13 @@ def model_for(models: list[Model], head: str) -> Model:
 # --- what the tabs compute ---
 
 
+def spell(token: str) -> str:
+    """A token as people see it; a line break or a space as Python writes it."""
+    if "\ufffd" in token:
+        return "part of a character"
+    return token if token.isprintable() and token.strip() else repr(token)
+
+
 def fill_masks(model: Model, text: str) -> list[list[tuple[str, float]]]:
     """For each [MASK], the likeliest tokens and their probabilities, each mask by itself.
 
@@ -121,12 +128,8 @@ def fill_masks(model: Model, text: str) -> list[list[tuple[str, float]]]:
         raise BadInputError(f"{said}. Write {MASK} where the model is to guess, at 1 to {MOST_MASKS} places.")
     likeliest = model.run(ids).logits[0, places].softmax(-1).topk(CANDIDATES)
 
-    def spell(token: int) -> str:
-        decoded = model.tokenizer.decode([token])
-        return "part of a character" if "\ufffd" in decoded else decoded
-
     return [
-        [(spell(token), share) for share, token in zip(shares, tokens, strict=True)]
+        [(spell(model.tokenizer.decode([token])), share) for share, token in zip(shares, tokens, strict=True)]
         for shares, tokens in zip(likeliest.values.tolist(), likeliest.indices.tolist(), strict=True)
     ]
 

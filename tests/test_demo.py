@@ -26,6 +26,7 @@ from computing import (
     load,
     model_for,
     similarities,
+    spell,
 )
 from examples import EXAMPLES
 from showing import guarded, show_answers, show_masks, show_similarities, show_spans
@@ -72,6 +73,14 @@ def test_every_mask_is_filled_with_what_the_model_finds_likeliest(models):
         assert shares == sorted(shares, reverse=True)
         assert shares[0] == pytest.approx(float(expected.max()), rel=1e-4)
         assert candidates[0][0] in (models[0].tokenizer.decode([int(expected.argmax())]), "part of a character")
+
+
+@pytest.mark.parametrize(
+    ("token", "seen"),
+    [("天", "天"), ("\n", r"'\n'"), (" ", "' '"), (" a", " a"), ("\u3000", r"'\u3000'"), ("\ufffd", "part of a character")],
+)
+def test_every_token_can_be_seen(token, seen):
+    assert spell(token) == seen
 
 
 def test_similarities(models):

@@ -367,7 +367,7 @@ def fill_masks(model: Path) -> dict[str, list[str]]:
     """The three best tokens for each mask, from a published folder."""
     fill = pipeline("fill-mask", model=str(model), trust_remote_code=True, top_k=3)
     return {
-        text: [f"{guess['token_str']} {guess['score']:.0%}" for guess in fill(text)]
+        text: [f"{guess['token_str']!r} {guess['score']:.0%}" for guess in fill(text)]
         for texts in FILL_MASK.values()
         for text in texts
     }

@@ -6,6 +6,7 @@ import string
 
 import pytest
 
+from zh_modernbert.train import quickstart
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.characters import detect_script
 from zh_modernbert.train.quickstart import (
@@ -14,6 +15,7 @@ from zh_modernbert.train.quickstart import (
     begin,
     corpus_stages,
     evaluation_stages,
+    fill_masks,
     model_stages,
     prepare,
     read_articles,
@@ -103,6 +105,11 @@ def test_a_foreign_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="quick start"):
         begin(Settings(output_dir=str(tmp_path)))
     assert (tmp_path / "mine.txt").exists()
+
+
+def test_a_mask_filled_with_a_line_break_stays_on_its_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(quickstart, "pipeline", lambda *_, **__: lambda _: [{"token_str": "\n", "score": 0.25}])
+    assert {guess for guesses in fill_masks(tmp_path).values() for guess in guesses} == {r"'\n' 25%"}
 
 
 def test_stages_know_the_results_before_them_and_have_a_row_each():
