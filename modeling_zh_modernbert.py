@@ -459,6 +459,23 @@ def grid_attention(attention_interface, module, query, key, value, layout, half_
     return layout.from_grid(output), weights
 
 
+def varlen_interface_attention(attention_interface, module, query, key, value, layout, half_window, dropout):
+    """A FlashAttention written for transformers' AttentionInterface, on the documents one after the other in one row.
+
+    transformers gives kernels windows that reach `sliding_window - 1` tokens to each side.
+    """
+    query, key, value = (states.unsqueeze(0).transpose(1, 2) for states in (query, key, _copy_to_keep(value)))  # (1, A, N, C)
+    # If it is not asked for here, transformers' environment variable decides.
+    deterministic = {"deterministic": True} if module.config.deterministic_flash_attn else {}
+    output, _ = attention_interface(
+        module, query, key, value, None, scaling=query.shape[-1] ** -0.5, dropout=dropout, is_causal=False,
+        sliding_window=None if half_window is None else half_window + 1,
+        cu_seq_lens_q=layout.cu_seqlens, cu_seq_lens_k=layout.cu_seqlens,
+        max_length_q=layout.max_seqlen, max_length_k=layout.max_seqlen, **deterministic,
+    )  # fmt: skip
+    return output.squeeze(0), None
+
+
 def empty_attention(module, query, key, value, layout, half_window, dropout):
     """For a batch of pads only: no kernel takes empty tensors. The weights around it get gradients, of zero, as DDP expects."""
     return value, None
@@ -907,9 +924,11 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             return empty_attention
         if name in ATTENTION_BACKENDS:
             return ATTENTION_BACKENDS[name]
-        # The user registered one with AttentionInterface. transformers searches this file for ALL_ATTENTION_FUNCTIONS[name], or
-        # from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
-        return partial(grid_attention, ALL_ATTENTION_FUNCTIONS[name])
+        # transformers or the user registered one with AttentionInterface. By "flash" in its name transformers, too, knows those
+        # that take no such mask. It searches this file for ALL_ATTENTION_FUNCTIONS[name], or from 5.1 for
+        # ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
+        interface = ALL_ATTENTION_FUNCTIONS[name]
+        return partial(varlen_interface_attention if "flash" in name else grid_attention, interface)
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
         """For each layer type float32 `cos` and `sin` `(N, 1, 1, C)` of the positions `(N,)`, as `apply_rotary` takes them."""

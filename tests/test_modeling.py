@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface
+from transformers import AttentionInterface, modeling_flash_attention_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging as transformers_logging
 
@@ -1060,6 +1060,60 @@ def test_flash_attention_without_its_package_says_what_to_do(monkeypatch):
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ImportError, match="pip install flash-attn"):
         model(torch.tensor([[8, 9]]))
+
+
+def assert_a_flash_attention_equals_eager(name, how, half_window, **changes):
+    """On documents of which the last begins behind the reach of every window, and the second is longer than it."""
+    changes = {"local_attention": 2 * half_window + 1} | changes
+    documents = make_documents((9, 70, 17))
+    model = build(**changes)
+    model.config._attn_implementation = name  # its setter asks for the package, or for a kernel of the Hub
+    expected = encode(build(backend="eager", **changes), documents, how)[1]
+    for mine, logits in zip(encode(model, documents, how)[1], expected, strict=True):
+        assert_close(mine, logits)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_a_registered_flash_attention_gets_documents_in_one_row(monkeypatch, how, deterministic):
+    windows = []
+
+    def flash(module, query, key, value, attention_mask, scaling, dropout, is_causal, sliding_window, **more):
+        assert query.shape == key.shape == value.shape == (1, 2, 96, 16)
+        assert attention_mask is None
+        assert (scaling, dropout, is_causal) == (0.25, 0.0, False)
+        bounds = [more.pop(f"cu_seq_lens_{side}") for side in "qk"]
+        assert all(tensor.dtype == torch.int32 and tensor.tolist() == [0, 9, 79, 96] for tensor in bounds)
+        assert [more.pop(f"max_length_{side}") for side in "qk"] == [70, 70]
+        assert more == ({"deterministic": True} if deterministic else {})
+        windows.append(sliding_window)
+        states = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+        return plain_varlen(*states, bounds[0], -1 if sliding_window is None else sliding_window - 1)[None], None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "somebody/flash-attn9", flash)
+    assert_a_flash_attention_equals_eager("somebody/flash-attn9", how, 4, deterministic_flash_attn=deterministic)
+    assert windows == [None, 5, 5, None]
+
+
+@pytest.mark.parametrize("half_window", [0, 4, 69, 95, 200])
+@pytest.mark.parametrize("how", ["left", "packed"])
+def test_transformers_own_flash_attention(monkeypatch, how, half_window):
+    """Its adapter, which cuts the states and counts the window for a kernel, around a stand-in for the kernel."""
+    windows = []
+
+    def kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window_size=(-1, -1)):
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        assert (max_seqlen_q, max_seqlen_k, softmax_scale, causal) == (70, 70, 0.25, False)
+        windows.append(window_size)
+        return plain_varlen(q, k, v, cu_seqlens_q, window_size[0])
+
+    process = modeling_flash_attention_utils._lazy_define_process_function(kernel)
+    functions = (None, kernel, None, None, None), (process, None)
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *names: functions)
+    assert_a_flash_attention_equals_eager("flash_attention_3", how, half_window)
+    # A window that reaches every token of the batch is none.
+    window = (half_window, half_window) if half_window < 95 else (-1, -1)
+    assert windows == [(-1, -1), window, window, (-1, -1)]
 
 
 @pytest.mark.parametrize(
