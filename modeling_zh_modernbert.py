@@ -925,9 +925,9 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
         if name in ATTENTION_BACKENDS:
             return ATTENTION_BACKENDS[name]
         # transformers or the user registered one with AttentionInterface. By "flash" in its name transformers, too, knows those
-        # that take no such mask. It searches this file for ALL_ATTENTION_FUNCTIONS[name], or from 5.1 for
-        # ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
-        interface = ALL_ATTENTION_FUNCTIONS[name]
+        # that take no such mask. Before a model may switch to another, it searches this file for the words of the next line,
+        # or from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
+        interface = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         return partial(varlen_interface_attention if "flash" in name else grid_attention, interface)
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
