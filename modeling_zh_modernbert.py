@@ -10,7 +10,7 @@ Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A hea
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import groupby, pairwise
 
@@ -219,6 +219,23 @@ class SequenceLayout:
         indices = None if min(lengths) == longest else document_ids * longest + position_ids
         return cls(cu_seqlens, document_ids, position_ids, lengths, longest, len(lengths), longest, indices, packed=True)
 
+    @cached_property
+    def _copies(self) -> dict[torch.device, "SequenceLayout"]:
+        return {}
+
+    def to(self, device) -> "SequenceLayout":
+        """This layout where its tensors are there, else its copy on `device`, of which there is one for all who ask.
+
+        Where the layers of a model are on several devices, accelerate asks for it before each layer.
+        """
+        device = torch.device(device)
+        if self.exported or device == self.cu_seqlens.device:
+            return self
+        if device not in self._copies:
+            tensors = {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
+            self._copies[device] = replace(self, **{name: move(tensor, device) for name, tensor in tensors.items()})
+        return self._copies[device]
+
     @property
     def num_tokens(self) -> int:
         return self.position_ids.shape[0]
@@ -230,7 +247,7 @@ class SequenceLayout:
 
     def unpad(self, tensor: torch.Tensor) -> torch.Tensor:
         """The caller's `(B, T, ...)` or packed `(1, N, ...)` -> `(N, ...)`."""
-        return tensor.flatten(0, 1) if self.packed else unpad_input(tensor, self.indices)
+        return tensor.flatten(0, 1) if self.packed else self.from_grid(tensor)
 
     def pad(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
         """`(N, ...)` -> the caller's `(B, T, ...)` or packed `(1, N, ...)`."""
@@ -245,11 +262,11 @@ class SequenceLayout:
 
     def to_places(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
         """The same, but in an exported program pads keep what they have: in attention no other token sees it."""
-        return pad_input(tensor, self.indices, self.rows, self.width, value)
+        return pad_input(tensor, self.to(tensor.device).indices, self.rows, self.width, value)
 
     def from_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         """`(rows, width, ...)` -> `(N, ...)`."""
-        return unpad_input(tensor, self.indices)
+        return unpad_input(tensor, self.to(tensor.device).indices)
 
     @cached_property
     def _masks(self) -> dict:
@@ -988,6 +1005,7 @@ class _HeadModel(ZhModernBertPreTrainedModel):
 
     def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
+        layout = layout.to(hidden_states.device)
         lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).unsqueeze(1)
         mean = self.config.classifier_pooling == "mean"
         if layout.exported:  # not every exporter adds at indices that come again
@@ -1056,7 +1074,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
         outputs, _ = self.encode(input_ids, None, position_ids, inputs_embeds, layout, **kwargs)
         hidden_states = outputs.last_hidden_state
         if sparse:
-            hidden_states = hidden_states.index_select(0, asked)
+            hidden_states = hidden_states.index_select(0, asked.to(hidden_states.device))
         logits = loss = predictions = None
         if labels is not None and not return_logits:
             loss, predictions = self.chunked_loss(hidden_states, labels, num_items_in_batch)
@@ -1201,7 +1219,7 @@ class ZhModernBertForQuestionAnswering(_HeadModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = []
-            real = layout.to_grid(torch.ones_like(layout.document_ids, dtype=torch.bool), False)  # (D, longest)
+            real = layout.to_grid(torch.ones_like(logits[:, 0], dtype=torch.bool), False)  # (D, longest)
             for document_logits, positions in zip(
                 layout.to_grid(logits, lowest).unbind(-1),  # (D, longest)
                 (start_positions.view(-1), end_positions.view(-1)),

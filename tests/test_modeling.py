@@ -3,11 +3,13 @@ zeros; half precision stays finite; losses add up over micro-batches."""
 
 import math
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, modeling_flash_attention_utils
@@ -592,6 +594,14 @@ def loss_batch(case):
     return batch | {"labels": labels}, (labels != IGNORED).sum()
 
 
+def pack_rows(batch):
+    """A padded batch with its labels, packed."""
+    real = batch["attention_mask"].bool()
+    packed = {name: tensor[real][None] if tensor.shape == real.shape else tensor for name, tensor in batch.items()}
+    del packed["attention_mask"]
+    return packed | {"cu_seqlens": F.pad(real.sum(1).cumsum(0), (1, 0)).int()}
+
+
 @pytest.mark.parametrize("case", LOSS_CASES)
 @pytest.mark.parametrize("number", [int, torch.tensor], ids=["int", "tensor"])
 def test_losses_of_micro_batches_add_up(case, number):
@@ -615,11 +625,10 @@ def test_losses_of_micro_batches_add_up(case, number):
 def test_a_packed_row_gives_the_losses_and_gradients_of_its_documents_alone(case, backend):
     head, changes = LOSS_CASES[case]
     batch, items = loss_batch(case)
+    packed = pack_rows(batch)
     real = batch.pop("attention_mask").bool()
     whole, alone = (build(HEADS[head], backend, **changes) for _ in range(2))
-    cu_seqlens = F.pad(real.sum(1).cumsum(0), (1, 0)).int()
-    packed = {name: tensor[real][None] if tensor.shape == real.shape else tensor for name, tensor in batch.items()}
-    loss = whole(**packed, cu_seqlens=cu_seqlens, num_items_in_batch=items).loss
+    loss = whole(**packed, num_items_in_batch=items).loss
     loss.backward()
     total = 0
     for row, is_real in enumerate(real):
@@ -632,6 +641,43 @@ def test_a_packed_row_gives_the_losses_and_gradients_of_its_documents_alone(case
         total += part.item()
     assert total == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(whole), gradients(alone))
+
+
+# --- layers on several devices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("case", "how"), [*product(LOSS_CASES, ["padded"]), *((case, "packed") for case in LOSS_CASES if case != "MultipleChoice")]
+)
+def test_half_of_the_layers_may_be_on_another_device(case, how, backend):
+    """As `device_map` has it. The other device has shapes and no values, and refuses what is on the first one."""
+    head, changes = LOSS_CASES[case]
+    batch = loss_batch(case)[0]
+    batch = pack_rows(batch) if how == "packed" else batch
+    model = build(HEADS[head], backend, **changes | {"classifier_pooling": "mean"})
+    expected = model(**batch, output_hidden_states=True)
+    second = [*model.model.layers[2:], model.model.final_norm]
+    for module in second + [module for name, module in model.named_children() if name != "model"]:
+        add_hook_to_module(module, AlignDevicesHook("meta", place_submodules=True))
+    outputs = model(**batch, output_hidden_states=True)
+    assert {name: tensor.shape for name, tensor in outputs.items() if torch.is_tensor(tensor)} == {
+        name: tensor.shape for name, tensor in expected.items() if torch.is_tensor(tensor)
+    }
+    assert outputs.loss.device.type == "meta"
+    assert [states.device.type for states in outputs.hidden_states] == ["cpu"] * 3 + ["meta"] * 2
+    assert [states.shape for states in outputs.hidden_states] == [states.shape for states in expected.hidden_states]
+
+
+def test_a_layout_has_one_copy_on_each_device():
+    batch = pad(make_documents((9, 30)))
+    layout = build().get_layout(**batch)
+    assert layout.to("cpu") is layout.to(torch.device("cpu")) is layout
+    copy = layout.to("meta")
+    assert copy is layout.to(torch.device("meta"))
+    assert copy.grid_mask(4) is layout.to("meta").grid_mask(4)
+    assert {part.device.type for part in vars(copy).values() if torch.is_tensor(part)} == {"meta"}
+    assert (copy.lengths, copy.input_shape) == ((9, 30), (2, 30))
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
