@@ -162,11 +162,16 @@ class SequenceLayout:
         if attention_mask is not None:
             advice = "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
             check_shape("attention_mask", attention_mask, (rows, width), advice)
-            if attention_mask.is_floating_point() and not exported and (attention_mask < 0).any():
-                raise ValueError("attention_mask is 1 at real tokens and 0 at pads; got an additive mask, with numbers below 0")
             mask = attention_mask.to(torch.bool)
             if not exported:
-                lengths = tuple(mask.sum(1).tolist())
+                lengths, others = torch.stack((mask.sum(1), (attention_mask != mask).sum(1))).tolist()
+                if any(others):
+                    found = attention_mask[attention_mask != mask][0].item()
+                    raise ValueError(
+                        f"attention_mask is 1 at real tokens and 0 at pads; got {found:g}. Make an additive mask such a one. "
+                        "Where it numbers documents packed in a row, give cu_seqlens."
+                    )
+                lengths = tuple(lengths)
         if attention_mask is None or (lengths and min(lengths) == width):
             token = torch.arange(rows * width, device=device)
             cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
@@ -886,7 +891,8 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
         Args:
             input_ids, inputs_embeds: `(B, T)` or `(B, T, H)`.
-            attention_mask: `(B, T)`, 1 at real tokens; pads may be anywhere, and come out as zeros.
+            attention_mask: `(B, T)`, 1 at real tokens and 0 at pads; pads may be anywhere, and come out as zeros. Other numbers
+                are refused. An additive mask of zeros alone cannot be told from a batch of pads, and is taken for one.
             position_ids: `(B, T)` or `(1, T)`; by default counted from each document's first real token.
             cu_seqlens, max_seqlen: packed input: the documents' bounds `(D + 1,)` from 0 to N, and the longest. transformers'
                 names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another. The bounds are read at

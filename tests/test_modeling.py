@@ -969,6 +969,14 @@ def bounds(*values):
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])}, "need cu_seqlens"),
         ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -1e9}, "additive mask"),
         ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -0.05}, "additive mask"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.eye(10)[:2].log()}, "got -inf. .* additive mask"),
+        ({"input_ids": IDS, "attention_mask": torch.tensor([[1] * 6 + [2] * 4])}, r"got 2\. .* give cu_seqlens"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.tensor([[1] * 10, [0] * 6 + [3] * 4])}, r"got 3\. .* give cu_seqlens"),
+        (
+            {"input_ids": IDS, "attention_mask": torch.tensor([[1, 2, 2, 3, 3, 3, -1, -1, -1, -1]])},
+            r"got 2\. .* give cu_seqlens",
+        ),
+        ({"input_ids": IDS, "attention_mask": torch.full((1, 10), 0.5)}, "got 0.5"),
         ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds \(batch, tokens, hidden\)"),
     ],
 )
