@@ -19,9 +19,12 @@ def write(tmp_path):
     (tmp_path / "results").mkdir()
     count = iter(range(100))
 
-    def write(task: str, metrics: dict, split="dev", model="mine", seed=1, num_examples=100, notes="", **said) -> None:
+    def write(
+        task: str, metrics: dict, split="dev", model="mine", seed=1, num_examples=100, notes="", cells=(), **said
+    ) -> None:
         result = {"task": task, "split": split, "model": model, "primary_metric": next(iter(metrics)), "metrics": metrics}
         result |= {"num_examples": num_examples, "seed": seed, "hyperparameters": said, "notes": notes, "runtime_seconds": 1.0}
+        result |= {"cells": cells} if cells else {}
         (tmp_path / "results" / f"{next(count)}.json").write_text(json.dumps(result), encoding="utf-8")
 
     return write
@@ -31,11 +34,15 @@ def settings(tmp_path: Path, **changes) -> report.Settings:
     return report.Settings([str(tmp_path / "results")], str(tmp_path / "report"), **changes)
 
 
+def report_of(tmp_path: Path) -> str:
+    report.main(settings(tmp_path))
+    return (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+
+
 def tables(tmp_path: Path) -> dict[str, dict[str, dict[str, str]]]:
     """Benchmark -> column -> row -> what stands there."""
-    report.main(settings(tmp_path))
     found = {}
-    for section in (tmp_path / "report" / "report.md").read_text(encoding="utf-8").split("\n## ")[1:]:
+    for section in report_of(tmp_path).split("\n## ")[1:]:
         lines = [line for line in section.splitlines() if line.startswith("|")]
         (_, *columns), _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
         names = [section.splitlines()[0]] if "Tokens up to" not in columns else []
@@ -149,20 +156,58 @@ def test_a_result_given_twice(write, tmp_path):
         report.main(settings(tmp_path))
 
 
-def test_pseudo_perplexity_by_script_and_length(write, tmp_path):
-    cell = {"pseudo_perplexity": 12.345, "unigram_perplexity": 900.4, "bits_per_character": 3.1, "documents": 5}
-    said = {"metrics": cell, "split": "all", "max_length": 8192, "unit": "token"}
-    for model, notes in (("mine", ""), ("mine", "random weights"), ("other", "")):
-        write("held_out", **said, model=model, notes=notes)
-    for path in (tmp_path / "results").glob("*.json"):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        rows = [("hans", 128), ("hant", 128), ("hant", 8192)][: 2 if result["model"] == "other" else 3]
-        result["cells"] = [{"script": script, "max_tokens": length, "standard_error": 0.5, **cell} for script, length in rows]
-        path.write_text(json.dumps(result), encoding="utf-8")
-    report.main(settings(tmp_path))
-    lines = (tmp_path / "report" / "report.md").read_text(encoding="utf-8").splitlines()
-    assert "| hant | 8,192 | 12.35 ± 0.50 | 900 | 3.100 | 12.35 ± 0.50 | 900 | 3.100 | – | – | – |" in lines
-    assert any(line.startswith("| all |  | 12.35 | 900 | 3.100 |") for line in lines)
+@pytest.fixture
+def write_perplexity(write):
+    """`write_perplexity(rows, ...)` leaves a result with rows of (script, most tokens, text)."""
+
+    def write_perplexity(rows: list[tuple[str, int, str]], text="abc", unigram_input=(), **said) -> None:
+        cell = {"pseudo_perplexity": 12.345, "standard_error": 0.5, "unigram_perplexity": 900.4, "bits_per_character": 3.1}
+        cells = [{"script": script, "max_tokens": length, "text": part, **cell} for script, length, part in rows]
+        said = {"split": "all", "max_length": 8192, "unit": "token", "unigram_input": unigram_input, "text": text} | said
+        write("held_out", cell, cells=cells, **said)
+
+    return write_perplexity
+
+
+def test_pseudo_perplexity_by_script_and_length(write_perplexity, tmp_path):
+    rows = [("hans", 128, "a"), ("hant", 128, "b"), ("hant", 8192, "c")]
+    for model, notes, has in (
+        ("mine", "", rows),
+        ("mine", "random weights", rows),
+        ("other", "", [*rows[:2], ("hant", 8192, "d")]),
+    ):
+        write_perplexity(has, model=model, notes=notes, unigram_input=["x"] if model == "mine" else [])
+    lines = report_of(tmp_path).splitlines()
+    mine, nothing = "12.35 ± 0.50 | 900 | 3.100", "– | – | –"
+    assert f"| hant | 128 | {mine} | {mine} | {mine} |" in lines
+    assert f"| hant | 8,192 | {mine} | {mine} | {nothing} |" in lines
+    assert f"| hant | 8,192 | {nothing} | {nothing} | {mine} |" in lines  # by other tokens, of other documents
+    assert f"| all |  | {mine} | {mine} | {mine} |" in lines
+    (header,) = [line for line in lines if "Tokens up to" in line]
+    assert "| mine: unigrams |" in header
+    assert "| other: unigrams of the scored text itself |" in header
+
+
+def test_pseudo_perplexities_of_two_texts(write_perplexity, tmp_path):
+    """Of one name and length; each has a table."""
+    write_perplexity([("hans", 128, "abc")], model="mine")
+    write_perplexity([("hans", 128, "xyz")], text="xyz", model="other")
+    found = report_of(tmp_path)
+    assert found.count("| all |") == found.count(".png)") == 2
+    assert "held_out, masked by token, cut to 8,192 tokens, text xyz" in found
+
+
+def test_one_text_cut_in_two_ways(write_perplexity, tmp_path):
+    """No row is of the same documents, so nothing is drawn."""
+    write_perplexity([("hans", 128, "abc")], model="mine")
+    write_perplexity([("hans", 512, "abc")], model="other")
+    assert ".png" not in report_of(tmp_path)
+
+
+def test_a_pseudo_perplexity_of_an_unknown_text(write, tmp_path):
+    write("held_out", {"pseudo_perplexity": 12.3}, max_length=128, unit="token")
+    with pytest.raises(InputError, match=r"0\.json: .*text, unigram_input"):
+        report.main(settings(tmp_path))
 
 
 def test_the_model_index(write, tmp_path):
