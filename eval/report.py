@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from zh_modernbert.eval.reporting.columns import (
     CORRELATIONS,
+    Cell,
     Cells,
     Column,
     baseline_cells,
@@ -80,13 +81,20 @@ def kind_of(task: str) -> tuple[str, str]:
 
 
 def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
-    """The first metric of each column, in %: bars of one's own, with the seeds' deviation, and marks of what stands beside."""
+    """The first metric of each column, in %, of the rows that have it.
+
+    One's own are bars, with the seeds' deviation. What stands beside them are marks.
+    """
     scales = [100.0 if column.metrics[0] in CORRELATIONS else 1.0 for column in columns]
     figure = Figure(figsize=(max(5.0, 1.6 * len(columns)), 4.5))
     axes = figure.subplots()
     width = 0.8 / max(len(own), 1)
+
+    def places_of(found: dict[Column, Cell]) -> list[int]:
+        return [place for place, column in enumerate(columns) if column in found and found[column].scores[0]]
+
     for number, (row, found) in enumerate(own.items()):
-        places = [place for place, column in enumerate(columns) if column in found]
+        places = places_of(found)
         seeds = [[scales[place] * score for score in found[columns[place]].scores[0]] for place in places]
         axes.bar(
             [place + (number - (len(own) - 1) / 2) * width for place in places],
@@ -96,7 +104,7 @@ def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
             label=as_label(row),
         )
     for number, (row, found) in enumerate(others.items()):
-        places = [place for place, column in enumerate(columns) if column in found]
+        places = places_of(found)
         values = [scales[place] * found[columns[place]].scores[0][0] for place in places]
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(places, values, linestyle="", marker=marker, color="black", label=as_label(row))

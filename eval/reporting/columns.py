@@ -95,7 +95,7 @@ def column_of(result: dict) -> Column:
 
 @dataclass
 class Cell:
-    """The scores of a row in a column: for each metric, the scores of the seeds."""
+    """The scores of a row in a column: for each of its metrics, the scores of the seeds; none where they are not known."""
 
     scores: tuple[list[float], ...]
     mark: str = ""
@@ -105,6 +105,8 @@ class Cell:
 
 
 def score_text(values: list[float], metric: str) -> str:
+    if not values:
+        return "–"
     digits = 4 if metric in CORRELATIONS else 2
     spread = f" ± {stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
@@ -128,8 +130,10 @@ def own_cells(results: list[dict]) -> Cells:
     for (row, column), seeds in grouped.items():
         metrics = [result["metrics"] for result in seeds.values()]
         cells[row][column] = Cell(tuple([each[name] for each in metrics] for name in column.metrics))
-        if all("best_on_dev" in each for each in metrics):
-            cells[f"{row}, best on dev"][column] = Cell(([each["best_on_dev"] for each in metrics],))
+        if all("best_on_dev" in each for each in metrics):  # of one metric
+            (chosen_by,) = {result["primary_metric"] for result in seeds.values()}
+            best = [each["best_on_dev"] for each in metrics]
+            cells[f"{row}, best on dev"][column] = Cell(tuple(best if name == chosen_by else [] for name in column.metrics))
     return cells
 
 

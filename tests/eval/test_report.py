@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from zh_modernbert.eval import report
 from zh_modernbert.eval.reporting.published import PUBLISHED
@@ -141,6 +142,23 @@ def test_best_on_dev_is_a_row_of_its_own(write, tmp_path):
     write("tnews", {"accuracy": 50.0}, notes="fine-tuned from random weights")
     (column,) = [rows for title, rows in tables(tmp_path)["CLUE"].items() if "mine" in rows]
     assert (column["mine"], column["mine, best on dev"], column["mine (random weights)"]) == ("56.00", "57.00", "50.00")
+
+
+def test_the_best_on_dev_is_of_one_metric(write, tmp_path, monkeypatch):
+    """The one that chose: the second of reading's. Another metric's bar is not drawn."""
+    write("cmrc2018", {"f1": 85.0, "em": 65.0, "best_on_dev": 86.1}, scorer="cmrc2018", max_length=512)
+    write("sts_b", {"spearman": 0.5, "pearson": 0.6, "best_on_dev": 0.7})
+    write("tnews", {"accuracy": 56.0, "best_on_dev": 57.0})
+    bars = {}
+    monkeypatch.setattr(Axes, "bar", lambda axes, places, heights, *_, label, **__: bars.setdefault(label, []).extend(heights))
+    monkeypatch.setattr(Axes, "legend", lambda *_, **__: None)
+    found = {title: rows for table in tables(tmp_path).values() for title, rows in table.items() if "mine" in rows}
+    assert {title.partition(",")[0]: rows["mine, best on dev"] for title, rows in found.items()} == {
+        "cmrc2018": "– / 86.10",
+        "sts_b": "– / 0.7000",
+        "tnews": "57.00",
+    }
+    assert bars == {"mine": [56.0, 65.0, 60.0], "mine, best on dev": [57.0]}
 
 
 def test_correlations_have_four_digits(write, tmp_path):
