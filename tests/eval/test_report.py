@@ -74,10 +74,52 @@ def test_mean_and_deviation_of_seeds_beside_baselines_and_published_scores(write
 
 def test_a_part_of_a_split_is_beside_nothing_published(write, tmp_path):
     write("afqmc", {"accuracy": 74.0}, max_length=128, notes="only 100 of 4316 examples of dev")
-    write("afqmc", {"accuracy": 75.0}, model="other", max_length=128, notes="only 100 of 34334 examples of train")
+    write("afqmc", {"accuracy": 75.0}, model="other", max_length=128, notes="only 100 of 3861 examples of test")
     found = tables(tmp_path)["CLUE"]
     assert found["afqmc, dev, accuracy, 128 tokens, 100 examples, of more"].keys() == {"mine"}
     assert found["afqmc, dev, accuracy, 128 tokens, 100 examples"].keys() > {"other", "BERT-base (CLUE)"}
+
+
+def test_trained_on_a_part(write, tmp_path):
+    """Each number of examples is a column beside nothing published, and none is the model's score."""
+    part = "only {} of 34334 examples of train"
+    write("afqmc", {"accuracy": 74.0}, max_length=128)
+    for seed, (accuracy, count) in enumerate([(60.0, 100), (62.0, 100), (65.0, 500)], 2):
+        write("afqmc", {"accuracy": accuracy}, seed=seed, max_length=128, notes=part.format(count), num_train_examples=count)
+    write("afqmc", {"accuracy": 70.0}, model="other", max_length=128, notes=part.format(500))
+    found, title = tables(tmp_path)["CLUE"], "afqmc, dev, accuracy, 128 tokens, 100 examples"
+    assert found[title]["mine"] == "74.00"
+    assert found[f"{title}, trained on 100 of more"] == {"mine": "61.00 ± 1.41 (2)"}
+    assert found[f"{title}, trained on 500 of more"] == {"mine": "65.00", "other": "70.00"}
+    assert "- other, afqmc, dev: only 500 of" in report_of(tmp_path)
+    report.main(settings(tmp_path, model="mine"))
+    (entry,) = json.loads((tmp_path / "report" / "model_index.json").read_text(encoding="utf-8"))["results"]
+    assert entry["metrics"] == [{"type": "accuracy", "name": "accuracy", "value": 74.0}]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "said"),
+    [
+        ({"learning_rate": 2e-5}, {"learning_rate": 5e-5}, "learning_rate is 2e-05 and 5e-05"),
+        ({"num_train_epochs": 3}, {"num_train_epochs": 8}, "num_train_epochs is 3 and 8"),
+        ({"grid": "clue", "learning_rate": 2e-5}, {"learning_rate": 5e-5}, "grid is clue and not stated"),
+    ],
+)
+def test_seeds_of_other_settings(one, two, said, write, tmp_path):
+    for seed, settings_of in enumerate([one, two]):
+        write("afqmc", {"accuracy": 74.0}, seed=seed, **settings_of)
+    with pytest.raises(InputError, match=rf"0\.json and .*1\.json: .*{said}"):
+        report.main(settings(tmp_path))
+
+
+def test_seeds_for_which_a_grid_and_dev_chose(write, tmp_path):
+    for seed, rate in enumerate([1e-5, 5e-5]):
+        write(
+            "afqmc", {"accuracy": 74.0 + seed}, seed=seed, grid="clue", learning_rate=rate, batch_size=16 + seed, epochs=[seed]
+        )
+        write("csl", {"accuracy": 74.0 + seed}, seed=seed, learning_rate=1e-5, epochs=[seed])
+    found = {rows["mine"] for rows in tables(tmp_path)["CLUE"].values() if "mine" in rows}
+    assert found == {"74.50 ± 0.71 (2)"}
 
 
 def test_what_never_stands_in_one_column(write, tmp_path):
@@ -233,6 +275,7 @@ def test_the_model_index(write, tmp_path):
     for seed in (1, 2):
         write("afqmc", {"accuracy": 70.0 + seed}, seed=seed, max_length=128)
     write("afqmc_substitute", {"accuracy": 99.0})
+    write("afqmc", {"accuracy": 98.0}, notes="only 100 of 4316 examples of dev")
     write("afqmc", {"accuracy": 1.0}, model="other")
     report.main(settings(tmp_path, model="mine"))
     (entry,) = json.loads((tmp_path / "report" / "model_index.json").read_text(encoding="utf-8"))["results"]
