@@ -13,6 +13,8 @@ least on how finely a tokenizer cuts. Words are found by rjieba.
 
 With `mask_share`, a document is passed a few times, each time with that share of its tokens masked. That alone is too high, for
 lack of context. So some tokens are also masked alone, and their mean difference corrects the estimate without bias.
+`standard_error` is what the masks leave to chance on these documents. `standard_error_over_documents` is for other documents of
+the kind, exact or not, and mostly far larger.
 
     python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \\
         --input runs/quickstart/held_out_hans.jsonl --unigram_input runs/quickstart/dedup
@@ -224,6 +226,17 @@ class Scorer:
 # --- texts ---
 
 
+def error_over_documents(log_probabilities: np.ndarray, sizes: np.ndarray) -> float:
+    """The standard error of a perplexity, had other documents been drawn: the jackknife, which leaves out each in turn.
+
+    Args:
+        log_probabilities: `(D,)`: the sum over a document's tokens, D > 1.
+        sizes: `(D,)`: how many those are.
+    """
+    without_each = np.exp(-(log_probabilities.sum() - log_probabilities) / (sizes.sum() - sizes))
+    return float(np.sqrt((len(sizes) - 1) * without_each.var()))
+
+
 def unigram_perplexity(tokens: np.ndarray, counts: np.ndarray | None = None) -> float:
     """The perplexity of `tokens` under a unigram model.
 
@@ -325,13 +338,16 @@ class Tally:
         tokens, characters = self.tokens, sum(len(text.content) for text in self.texts)
         total = float(self.log_probabilities.sum())
         perplexity = math.exp(-total / len(tokens))
-        estimate = {}
+        errors = {}
         if self.error is not None:
-            estimate["standard_error"] = round(perplexity * self.error / len(tokens), 3)
-            estimate["uncorrected"] = round(math.exp(-self.uncorrected / len(tokens)), 3)
+            errors["standard_error"] = round(perplexity * self.error / len(tokens), 3)
+            errors["uncorrected"] = round(math.exp(-self.uncorrected / len(tokens)), 3)
+        if len(self.texts) > 1:
+            sizes = np.array([len(text.tokens) for text in self.texts])
+            errors["standard_error_over_documents"] = round(error_over_documents(self.log_probabilities, sizes), 3)
         return {
             "pseudo_perplexity": round(perplexity, 3),
-            **estimate,
+            **errors,
             "unigram_perplexity": round(unigram_perplexity(tokens, counts), 3),
             "bits_per_character": round(-total / math.log(2) / characters, 4),
             "tokens": len(tokens),

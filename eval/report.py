@@ -3,8 +3,8 @@
 A column is a task, its split, its script where that was converted, whose scorer it is, the most tokens of an example, what is
 measured, on how many examples, and how many were trained on where that is not all. Nothing else is put into it: dev and test, a
 substitute for official files, titles and full texts, two scorers of one task are columns of their own. A published score stands
-beside one's own where all that its source states agrees; it is marked where the length is not stated. Of several seeds, which must
-be of the same settings, mean and standard deviation are shown.
+beside one's own where all that its source states agrees; it is marked where the length is not stated. Of several seeds, which
+must be of the same settings, mean and standard deviation are shown.
 
     python eval/report.py --results runs/a/results runs/b/results --output_dir runs/report
     python eval/report.py --results results --model runs/published  # and model_index.json, for train/publish.py

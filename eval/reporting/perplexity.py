@@ -14,6 +14,7 @@ from zh_modernbert.train.common.figures import as_label
 REMARKS = f"""Perplexities compare models of one tokenizer, bits a character those of several.
 A table is of one text, whose hash is above it.
 Rows count a tokenizer's own tokens, so models of two tokenizers may have other documents in them, but not in the row "all".
+What follows ± is the chance of the masks on these documents; "over documents" is the standard error for other documents alike.
 Unigrams of the scored text itself are no model of it, and far too low.
 Published, on another text, so that no other figure here compares with them: {PSEUDO_PERPLEXITIES}."""
 STATED = ("text", "unit", "max_length", "unigram_input")  # among a result's hyperparameters
@@ -52,7 +53,7 @@ def cells_of(result: dict) -> Cells:
 def shown_of(result: dict) -> list[str]:
     """What a table shows of a result."""
     counted = "unigrams" if result["hyperparameters"]["unigram_input"] else "unigrams of the scored text itself"
-    return ["pseudo-perplexity", counted, "bits a character"]
+    return ["pseudo-perplexity", "over documents ±", counted, "bits a character"]
 
 
 def perplexity_table(group: list[dict]) -> list[str]:
@@ -67,9 +68,11 @@ def perplexity_table(group: list[dict]) -> list[str]:
 
 def texts_of(cell: dict | None) -> list[str]:
     if cell is None:
-        return ["–"] * 3
+        return ["–"] * 4
     error = f" ± {cell['standard_error']:.2f}" if "standard_error" in cell else ""
-    return [f"{cell['pseudo_perplexity']:.2f}{error}", f"{cell['unigram_perplexity']:.0f}", f"{cell['bits_per_character']:.3f}"]
+    over = f"{cell[name]:.2f}" if (name := "standard_error_over_documents") in cell else "–"  # there is none of one document
+    perplexity, bits = f"{cell['pseudo_perplexity']:.2f}{error}", f"{cell['bits_per_character']:.3f}"
+    return [perplexity, over, f"{cell['unigram_perplexity']:.0f}", bits]
 
 
 def draw(rows: dict[str, Cells], path: Path) -> None:

@@ -161,6 +161,32 @@ def test_the_error_of_an_estimate():
     assert Oracle().correction(texts, estimates, 1000) == (pytest.approx(right), 0)
 
 
+def test_the_error_over_documents():
+    """Perplexities of many draws of documents of uneven length spread as it says."""
+    generator, found = np.random.default_rng(1), []
+    for _ in range(400):
+        sizes = generator.integers(5, 100, size=40)
+        log_probabilities = -sizes * generator.normal(3, 0.5, size=40)
+        perplexity = math.exp(-log_probabilities.sum() / sizes.sum())
+        found.append((perplexity, pseudo_perplexity.error_over_documents(log_probabilities, sizes)))
+    perplexities, errors = zip(*found, strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(perplexities), rel=0.1)
+
+
+def test_errors_in_the_result(settings, tmp_path):
+    """That over documents also where the figure is exact; none of one document."""
+    name = "standard_error_over_documents"
+    metrics = pseudo_perplexity.main(settings)["metrics"]
+    assert metrics.keys() & {name, "standard_error"} == {name}
+    left_out = []
+    for text in TEXTS:
+        (tmp_path / "others.txt").write_text("\n\n".join(other for other in TEXTS if other != text), encoding="utf-8")
+        result = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "others.txt")]))
+        left_out.append(result["metrics"]["pseudo_perplexity"])
+    assert metrics[name] == pytest.approx(math.sqrt(3 * np.var(left_out)), rel=1e-3)
+    assert name not in pseudo_perplexity.main(dataclasses.replace(settings, max_documents=1))["metrics"]
+
+
 def test_cells(settings, tmp_path):
     """A row for each script and length class; together they are the whole."""
     documents = [{"text": TEXTS[i % 2] * (1 + 9 * (i > 1)), "script": ("hans", "hant")[i % 2]} for i in range(4)]

@@ -222,6 +222,7 @@ def write_perplexity(write):
 
     def write_perplexity(rows: list[tuple[str, int, str]], text="abc", unigram_input=(), **said) -> None:
         cell = {"pseudo_perplexity": 12.345, "standard_error": 0.5, "unigram_perplexity": 900.4, "bits_per_character": 3.1}
+        cell |= {"standard_error_over_documents": 1.7} if text != "one" else {}
         cells = [{"script": script, "max_tokens": length, "text": part, **cell} for script, length, part in rows]
         said = {"split": "all", "max_length": 8192, "unit": "token", "unigram_input": unigram_input, "text": text} | said
         write("held_out", cell, cells=cells, **said)
@@ -238,7 +239,7 @@ def test_pseudo_perplexity_by_script_and_length(write_perplexity, tmp_path):
     ):
         write_perplexity(has, model=model, notes=notes, unigram_input=["x"] if model == "mine" else [])
     lines = report_of(tmp_path).splitlines()
-    mine, nothing = "12.35 ± 0.50 | 900 | 3.100", "– | – | –"
+    mine, nothing = "12.35 ± 0.50 | 1.70 | 900 | 3.100", "– | – | – | –"
     assert f"| hant | 128 | {mine} | {mine} | {mine} |" in lines
     assert f"| hant | 8,192 | {mine} | {mine} | {nothing} |" in lines
     assert f"| hant | 8,192 | {nothing} | {nothing} | {mine} |" in lines  # by other tokens, of other documents
@@ -251,10 +252,11 @@ def test_pseudo_perplexity_by_script_and_length(write_perplexity, tmp_path):
 def test_pseudo_perplexities_of_two_texts(write_perplexity, tmp_path):
     """Of one name and length; each has a table."""
     write_perplexity([("hans", 128, "abc")], model="mine")
-    write_perplexity([("hans", 128, "xyz")], text="xyz", model="other")
+    write_perplexity([("hans", 128, "one")], text="one", model="other")
     found = report_of(tmp_path)
     assert found.count("| all |") == found.count(".png)") == 2
-    assert "held_out, masked by token, cut to 8,192 tokens, text xyz" in found
+    assert "held_out, masked by token, cut to 8,192 tokens, text one" in found
+    assert "| all |  | 12.35 ± 0.50 | – | 900 | 3.100 |" in found  # of one document
 
 
 def test_one_text_cut_in_two_ways(write_perplexity, tmp_path):
