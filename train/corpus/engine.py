@@ -185,8 +185,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         ranks, at_work = iter(self.get_incomplete_ranks()), {}
         # The kernel kills the workers when the run that started them dies. Otherwise they would write beside the next run.
-        bind = {"initializer": signal_at_parents_end, "initargs": (signal.SIGKILL,)}
-        with ProcessPoolExecutor(self.workers, get_context("spawn"), **bind) as pool:
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), signal_at_parents_end, (signal.SIGKILL,)) as pool:
             try:
                 while True:
                     for rank in islice(ranks, self.workers - len(at_work)):
