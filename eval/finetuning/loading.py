@@ -12,6 +12,11 @@ from zh_modernbert.train.common.model_folder import load_by_auto_class, weight_f
 
 
 def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """A fast tokenizer that pads and cuts on the right, as what reads the model's outputs counts tokens from the left.
+
+    Raises:
+        InputError: it cannot be loaded, is not a fast one, or knows no tokens.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and tokenizers raise many kinds
@@ -19,6 +24,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer gives no character offsets; a fast one (tokenizer.json) is needed")
     check_vocabulary(tokenizer, name)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 
