@@ -33,6 +33,7 @@ class Data:
         chosen_on: the split that chooses epoch and setting: dev, or a part of training, `held_out`.
         labels: the names of classes, or the types of spans, sorted: those of training, before it was cut, and of the task.
         notes: what a reader of the score has to know.
+        official: these are the benchmark's own files, whole and in their own script.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Data:
     chosen_on: str
     labels: list[str]
     notes: list[str]
+    official: bool = True
 
     def __post_init__(self):
         """Each half of the split that chooses has to have an example: see `eval/finetuning/runs.py`.
@@ -290,4 +292,5 @@ def load_data(
     if chosen_on == "held_out":
         splits |= hold_out(splits["train"])
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
-    return Data(name, split, splits, chosen_on, labels, notes)
+    official = not (release.substitute or script or max_train_examples or max_eval_examples)
+    return Data(name, split, splits, chosen_on, labels, notes, official)
