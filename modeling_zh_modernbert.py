@@ -945,9 +945,14 @@ def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_ind
     total = loss_function(logits.float(), labels, reduction="sum", **ignore)
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum() if ignore else labels.numel()
-    if torch.is_tensor(num_items_in_batch):
-        return total / num_items_in_batch.to(total.device).clamp(min=1)
-    return total / max(num_items_in_batch, 1)
+    return share(total, num_items_in_batch)
+
+
+def share(total, count):
+    """`total / count`, where `count` is a number or a tensor; of a count of 0, `total`."""
+    if torch.is_tensor(count):
+        return total / count.to(total.device).clamp(min=1)
+    return total / max(count, 1)
 
 
 class _HeadModel(ZhModernBertPreTrainedModel):
@@ -986,9 +991,13 @@ class _HeadModel(ZhModernBertPreTrainedModel):
 
 @dataclass
 class ZhModernBertMaskedLMOutput(MaskedLMOutput):
-    """`predictions` `(M,)`: the likeliest token for each of the M labels set, where no logits are returned."""
+    """For each of the M labels set, where no logits are returned: `predictions` `(M,)` and `losses` `(M,)`.
+
+    A prediction is the likeliest token. A loss is in nats, and has no gradient.
+    """
 
     predictions: torch.LongTensor | None = None
+    losses: torch.FloatTensor | None = None
 
 
 class ZhModernBertForMaskedLM(_HeadModel):
@@ -1021,7 +1030,8 @@ class ZhModernBertForMaskedLM(_HeadModel):
         """`labels` `(B, T)` or `(1, N)`, -100 where nothing is asked -> logits `(B, T, V)` or `(1, N, V)`.
 
         With `config.sparse_prediction` and labels, logits are `(M, V)`: a row for each of the M labels set, in order. Without
-        `return_logits` there are `predictions` `(M,)` instead, and memory for the logits of `LOSS_CHUNK` labels is enough.
+        `return_logits` there are `predictions` and `losses`, each `(M,)`, instead, and memory for the logits of `LOSS_CHUNK`
+        labels is enough.
 
         Labels of packed documents may be on CPU. Then they are counted there, and nothing waits for the GPU.
         """
@@ -1038,9 +1048,9 @@ class ZhModernBertForMaskedLM(_HeadModel):
         hidden_states = outputs.last_hidden_state
         if sparse:
             hidden_states = hidden_states.index_select(0, asked)
-        logits = loss = predictions = None
+        logits = loss = predictions = losses = None
         if labels is not None and not return_logits:
-            loss, predictions = self.chunked_loss(hidden_states, labels, num_items_in_batch)
+            loss, predictions, losses = self.chunked_loss(hidden_states, labels, num_items_in_batch)
         else:
             logits = self.decoder(self.head(hidden_states))
             if labels is not None:
@@ -1052,10 +1062,11 @@ class ZhModernBertForMaskedLM(_HeadModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             predictions=predictions,
+            losses=losses,
         )
 
     def chunked_loss(self, hidden_states, labels, num_items_in_batch=None):
-        """The mean loss at `(M, H)` hidden states with labels `(M,)`, and the likeliest tokens `(M,)`.
+        """The mean loss at `(M, H)` hidden states with labels `(M,)`, the likeliest tokens `(M,)`, and each loss `(M,)`.
 
         Logits are computed chunk by chunk, and once more in the backward pass. Those of the last chunk are kept, since the
         backward pass begins with them.
@@ -1068,12 +1079,13 @@ class ZhModernBertForMaskedLM(_HeadModel):
             device, enabled = hidden_states.device.type, torch.is_autocast_enabled(hidden_states.device.type)
             with torch.autocast(device, torch.get_autocast_dtype(device), enabled, cache_enabled=False):
                 logits = self.decoder(self.head(hidden_states)).float()
-                return mean_loss(F.cross_entropy, logits, labels, num_items_in_batch), logits.argmax(-1)
+                return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1)
 
         *chunks, last = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
         results = [checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         losses, predictions = zip(*results, chunk_loss(*last), strict=True)
-        return torch.stack(losses).sum(), torch.cat(predictions)
+        losses = torch.cat(losses)
+        return share(losses.sum(), num_items_in_batch), torch.cat(predictions), losses.detach()
 
 
 class ZhModernBertForSequenceClassification(_HeadModel):

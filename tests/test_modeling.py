@@ -504,6 +504,8 @@ def test_a_loss_without_logits_is_the_loss(monkeypatch, chunk, items, compiled):
     found = run(**batch, labels=labels, num_items_in_batch=items, return_logits=False)
     assert found.logits is None
     assert torch.equal(found.predictions, expected.logits.argmax(-1))
+    assert_close(found.losses, F.cross_entropy(expected.logits, labels[labels != IGNORED], reduction="none"), 1e-6)
+    assert not found.losses.requires_grad
     assert_close(found.loss, expected.loss, 1e-6)
     for loss in (expected.loss, found.loss):
         loss.backward()
