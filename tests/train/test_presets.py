@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.train import pretrain
+from zh_modernbert.train import pretrain, train_tokenizer
 from zh_modernbert.train import sources as sources_script
 from zh_modernbert.train.common import cli
 from zh_modernbert.train.pretraining.set_up import rows_per_update
@@ -74,6 +74,9 @@ def test_system_a_is_as_published():
     assert sorted(one.mixture.values()) == [0.03, 0.1, 0.1, 0.2, 0.57]
     sources = cli.parse(sources_script.Settings, [str(ROOT / "train/configs/system_a/data.yaml")], "sources")
     assert set(one.mixture) == {source.name for source in sources.input}
+    assert {source.script for source in sources.input} == {"hans"}
+    tokenizer = cli.parse(train_tokenizer.Settings, [str(ROOT / "train/configs/system_a/tokenizer.yaml")], "train_tokenizer")
+    assert (tokenizer.sample_fraction, tokenizer.hans_share) == (0.15, None)  # balanced, Simplified would not be learned from
 
 
 def test_system_b_is_as_published():
