@@ -10,7 +10,7 @@ Shapes: B rows, T tokens a row, N real tokens, D documents, H hidden size, A hea
 
 import inspect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import groupby, pairwise
 
@@ -162,11 +162,16 @@ class SequenceLayout:
         if attention_mask is not None:
             advice = "give one 0 or 1 a token. For documents packed in a row, give cu_seqlens."
             check_shape("attention_mask", attention_mask, (rows, width), advice)
-            if attention_mask.is_floating_point() and not exported and (attention_mask < 0).any():
-                raise ValueError("attention_mask is 1 at real tokens and 0 at pads; got an additive mask, with numbers below 0")
             mask = attention_mask.to(torch.bool)
             if not exported:
-                lengths = tuple(mask.sum(1).tolist())
+                lengths, others = torch.stack((mask.sum(1), (attention_mask != mask).sum(1))).tolist()
+                if any(others):
+                    found = attention_mask[attention_mask != mask][0].item()
+                    raise ValueError(
+                        f"attention_mask is 1 at real tokens and 0 at pads; got {found:g}. Turn an additive mask into such a one. "
+                        "Where it numbers documents packed in a row, give cu_seqlens."
+                    )
+                lengths = tuple(lengths)
         if attention_mask is None or (lengths and min(lengths) == width):
             token = torch.arange(rows * width, device=device)
             cu_seqlens = torch.arange(rows + 1, dtype=torch.int32, device=device) * width
@@ -219,6 +224,23 @@ class SequenceLayout:
         indices = None if min(lengths) == longest else document_ids * longest + position_ids
         return cls(cu_seqlens, document_ids, position_ids, lengths, longest, len(lengths), longest, indices, packed=True)
 
+    @cached_property
+    def _copies(self) -> dict[torch.device, "SequenceLayout"]:
+        return {}
+
+    def to(self, device) -> "SequenceLayout":
+        """This layout where its tensors are there, else its copy on `device`, of which there is one for all who ask.
+
+        Where the layers of a model are on several devices, accelerate asks for it before each layer.
+        """
+        device = torch.device(device)
+        if self.exported or device == self.cu_seqlens.device:
+            return self
+        if device not in self._copies:
+            tensors = {name: part for name, part in vars(self).items() if isinstance(part, torch.Tensor)}
+            self._copies[device] = replace(self, **{name: move(tensor, device) for name, tensor in tensors.items()})
+        return self._copies[device]
+
     @property
     def num_tokens(self) -> int:
         return self.position_ids.shape[0]
@@ -230,7 +252,7 @@ class SequenceLayout:
 
     def unpad(self, tensor: torch.Tensor) -> torch.Tensor:
         """The caller's `(B, T, ...)` or packed `(1, N, ...)` -> `(N, ...)`."""
-        return tensor.flatten(0, 1) if self.packed else unpad_input(tensor, self.indices)
+        return tensor.flatten(0, 1) if self.packed else self.from_grid(tensor)
 
     def pad(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
         """`(N, ...)` -> the caller's `(B, T, ...)` or packed `(1, N, ...)`."""
@@ -245,11 +267,11 @@ class SequenceLayout:
 
     def to_places(self, tensor: torch.Tensor, value=0.0) -> torch.Tensor:
         """The same, but in an exported program pads keep what they have: in attention no other token sees it."""
-        return pad_input(tensor, self.indices, self.rows, self.width, value)
+        return pad_input(tensor, self.to(tensor.device).indices, self.rows, self.width, value)
 
     def from_grid(self, tensor: torch.Tensor) -> torch.Tensor:
         """`(rows, width, ...)` -> `(N, ...)`."""
-        return unpad_input(tensor, self.indices)
+        return unpad_input(tensor, self.to(tensor.device).indices)
 
     @cached_property
     def _masks(self) -> dict:
@@ -457,6 +479,23 @@ def grid_attention(attention_interface, module, query, key, value, layout, half_
         module, query, key, value, layout.grid_mask(half_window), scaling=query.shape[-1] ** -0.5, dropout=dropout
     )
     return layout.from_grid(output), weights
+
+
+def varlen_interface_attention(attention_interface, module, query, key, value, layout, half_window, dropout):
+    """A FlashAttention written for transformers' AttentionInterface, on the documents one after the other in one row.
+
+    transformers gives kernels windows that reach `sliding_window - 1` tokens to each side.
+    """
+    query, key, value = (states.unsqueeze(0).transpose(1, 2) for states in (query, key, _copy_to_keep(value)))  # (1, A, N, C)
+    # If it is not asked for here, transformers' environment variable decides.
+    deterministic = {"deterministic": True} if module.config.deterministic_flash_attn else {}
+    output, _ = attention_interface(
+        module, query, key, value, None, scaling=query.shape[-1] ** -0.5, dropout=dropout, is_causal=False,
+        sliding_window=None if half_window is None else half_window + 1,
+        cu_seq_lens_q=layout.cu_seqlens, cu_seq_lens_k=layout.cu_seqlens,
+        max_length_q=layout.max_seqlen, max_length_k=layout.max_seqlen, **deterministic,
+    )  # fmt: skip
+    return output.squeeze(0), None
 
 
 def empty_attention(module, query, key, value, layout, half_window, dropout):
@@ -852,7 +891,8 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
 
         Args:
             input_ids, inputs_embeds: `(B, T)` or `(B, T, H)`.
-            attention_mask: `(B, T)`, 1 at real tokens; pads may be anywhere, and come out as zeros.
+            attention_mask: `(B, T)`, 1 at real tokens and 0 at pads; pads may be anywhere, and come out as zeros. Other numbers
+                are refused. An additive mask of zeros alone cannot be told from a batch of pads, and is taken for one.
             position_ids: `(B, T)` or `(1, T)`; by default counted from each document's first real token.
             cu_seqlens, max_seqlen: packed input: the documents' bounds `(D + 1,)` from 0 to N, and the longest. transformers'
                 names `cu_seq_lens_q`, `max_length_q` are understood too. No document sees another. The bounds are read at
@@ -907,9 +947,11 @@ class ZhModernBertModel(ZhModernBertPreTrainedModel):
             return empty_attention
         if name in ATTENTION_BACKENDS:
             return ATTENTION_BACKENDS[name]
-        # The user registered one with AttentionInterface. transformers searches this file for ALL_ATTENTION_FUNCTIONS[name], or
-        # from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
-        return partial(grid_attention, ALL_ATTENTION_FUNCTIONS[name])
+        # transformers or the user registered one with AttentionInterface. By "flash" in its name transformers, too, knows those
+        # that take no such mask. Before a model may switch to another, it searches this file for the words of the next line,
+        # or from 5.1 for ALL_ATTENTION_FUNCTIONS.get_interface(name), which 4.57 lacks. In a comment it is found too.
+        interface = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        return partial(varlen_interface_attention if "flash" in name else grid_attention, interface)
 
     def _rotary(self, position_ids: torch.Tensor) -> dict:
         """For each layer type float32 `cos` and `sin` `(N, 1, 1, C)` of the positions `(N,)`, as `apply_rotary` takes them."""
@@ -945,9 +987,14 @@ def mean_loss(loss_function, logits, labels, num_items_in_batch=None, ignore_ind
     total = loss_function(logits.float(), labels, reduction="sum", **ignore)
     if num_items_in_batch is None:
         num_items_in_batch = (labels != ignore_index).sum() if ignore else labels.numel()
-    if torch.is_tensor(num_items_in_batch):
-        return total / num_items_in_batch.to(total.device).clamp(min=1)
-    return total / max(num_items_in_batch, 1)
+    return share(total, num_items_in_batch)
+
+
+def share(total, count):
+    """`total / count`, where `count` is a number or a tensor; of a count of 0, `total`."""
+    if torch.is_tensor(count):
+        return total / count.to(total.device).clamp(min=1)
+    return total / max(count, 1)
 
 
 class _HeadModel(ZhModernBertPreTrainedModel):
@@ -969,6 +1016,7 @@ class _HeadModel(ZhModernBertPreTrainedModel):
 
     def pool(self, hidden_states: torch.Tensor, layout: SequenceLayout) -> torch.Tensor:
         """`(N, H)` -> `(D, H)`: each document's first token or mean; zeros for a document without tokens."""
+        layout = layout.to(hidden_states.device)
         lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).unsqueeze(1)
         mean = self.config.classifier_pooling == "mean"
         if layout.exported:  # not every exporter adds at indices that come again
@@ -986,9 +1034,13 @@ class _HeadModel(ZhModernBertPreTrainedModel):
 
 @dataclass
 class ZhModernBertMaskedLMOutput(MaskedLMOutput):
-    """`predictions` `(M,)`: the likeliest token for each of the M labels set, where no logits are returned."""
+    """For each of the M labels set, where no logits are returned: `predictions` `(M,)` and `losses` `(M,)`.
+
+    A prediction is the likeliest token. A loss is in nats, and has no gradient.
+    """
 
     predictions: torch.LongTensor | None = None
+    losses: torch.FloatTensor | None = None
 
 
 class ZhModernBertForMaskedLM(_HeadModel):
@@ -1021,7 +1073,8 @@ class ZhModernBertForMaskedLM(_HeadModel):
         """`labels` `(B, T)` or `(1, N)`, -100 where nothing is asked -> logits `(B, T, V)` or `(1, N, V)`.
 
         With `config.sparse_prediction` and labels, logits are `(M, V)`: a row for each of the M labels set, in order. Without
-        `return_logits` there are `predictions` `(M,)` instead, and memory for the logits of `LOSS_CHUNK` labels is enough.
+        `return_logits` there are `predictions` and `losses`, each `(M,)`, instead, and memory for the logits of `LOSS_CHUNK`
+        labels is enough.
 
         Labels of packed documents may be on CPU. Then they are counted there, and nothing waits for the GPU.
         """
@@ -1037,10 +1090,10 @@ class ZhModernBertForMaskedLM(_HeadModel):
         outputs, _ = self.encode(input_ids, None, position_ids, inputs_embeds, layout, **kwargs)
         hidden_states = outputs.last_hidden_state
         if sparse:
-            hidden_states = hidden_states.index_select(0, asked)
-        logits = loss = predictions = None
+            hidden_states = hidden_states.index_select(0, asked.to(hidden_states.device))
+        logits = loss = predictions = losses = None
         if labels is not None and not return_logits:
-            loss, predictions = self.chunked_loss(hidden_states, labels, num_items_in_batch)
+            loss, predictions, losses = self.chunked_loss(hidden_states, labels, num_items_in_batch)
         else:
             logits = self.decoder(self.head(hidden_states))
             if labels is not None:
@@ -1052,10 +1105,11 @@ class ZhModernBertForMaskedLM(_HeadModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             predictions=predictions,
+            losses=losses,
         )
 
     def chunked_loss(self, hidden_states, labels, num_items_in_batch=None):
-        """The mean loss at `(M, H)` hidden states with labels `(M,)`, and the likeliest tokens `(M,)`.
+        """The mean loss at `(M, H)` hidden states with labels `(M,)`, the likeliest tokens `(M,)`, and each loss `(M,)`.
 
         Logits are computed chunk by chunk, and once more in the backward pass. Those of the last chunk are kept, since the
         backward pass begins with them.
@@ -1068,12 +1122,13 @@ class ZhModernBertForMaskedLM(_HeadModel):
             device, enabled = hidden_states.device.type, torch.is_autocast_enabled(hidden_states.device.type)
             with torch.autocast(device, torch.get_autocast_dtype(device), enabled, cache_enabled=False):
                 logits = self.decoder(self.head(hidden_states)).float()
-                return mean_loss(F.cross_entropy, logits, labels, num_items_in_batch), logits.argmax(-1)
+                return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1)
 
         *chunks, last = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
         results = [checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
         losses, predictions = zip(*results, chunk_loss(*last), strict=True)
-        return torch.stack(losses).sum(), torch.cat(predictions)
+        losses = torch.cat(losses)
+        return share(losses.sum(), num_items_in_batch), torch.cat(predictions), losses.detach()
 
 
 class ZhModernBertForSequenceClassification(_HeadModel):
@@ -1182,7 +1237,7 @@ class ZhModernBertForQuestionAnswering(_HeadModel):
         loss = None
         if start_positions is not None and end_positions is not None:
             losses = []
-            real = layout.to_grid(torch.ones_like(layout.document_ids, dtype=torch.bool), False)  # (D, longest)
+            real = layout.to_grid(torch.ones_like(logits[:, 0], dtype=torch.bool), False)  # (D, longest)
             for document_logits, positions in zip(
                 layout.to_grid(logits, lowest).unbind(-1),  # (D, longest)
                 (start_positions.view(-1), end_positions.view(-1)),

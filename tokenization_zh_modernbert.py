@@ -70,14 +70,17 @@ class ZhModernBertTokenizer(PreTrainedTokenizerFast):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """Saves a folder that loads as a plain fast tokenizer on transformers 4.57 and 5, with the same ids."""
         try:
-            saved = super().save_pretrained(save_directory, *args, **kwargs)
+            return super().save_pretrained(save_directory, *args, **kwargs)
         except Exception as error:
             if type(error) is Exception:  # what tokenizers raises where the disk is full
                 raise OSError(str(error)) from error
             raise
-        path = Path(save_directory) / "tokenizer_config.json"
+
+    def _save_pretrained(self, save_directory, file_names, *args, **kwargs):
+        """Corrects the settings in the first of `file_names` before transformers saves, and maybe uploads, the rest."""
+        path = Path(file_names[0])
         config = json.loads(path.read_text(encoding="utf-8"))
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config["model_input_names"] = self.model_input_names
         path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        return saved
+        return super()._save_pretrained(save_directory, file_names, *args, **kwargs)

@@ -4,12 +4,17 @@ Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over 
 in a copy of its document. Many copies of many documents go through the model at once, sorted by length. Bits per character
 come from the same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
 
+Figures compare where the scored characters are the same. `text` is their hash. `max_length` and the rows of the table count a
+tokenizer's own tokens. So two tokenizers score the same text only where no document is cut and `max_documents` is 0.
+
 What is masked beside the token that is asked for (`unit`): nothing (token), its whole word (word), or what follows of its word
 (word_l2r, https://arxiv.org/abs/2305.10588). Only the last is log P of the whole word, by the chain rule, so that it depends
 least on how finely a tokenizer cuts. Words are found by rjieba.
 
 With `mask_share`, a document is passed a few times, each time with that share of its tokens masked. That alone is too high, for
 lack of context. So some tokens are also masked alone, and their mean difference corrects the estimate without bias.
+`standard_error` is what the masks leave to chance on these documents. `standard_error_over_documents` is for other documents of
+the kind, exact or not, and mostly far larger.
 
     python eval/pseudo_perplexity.py --model runs/quickstart/model --trust_remote_code true \\
         --input runs/quickstart/held_out_hans.jsonl --unigram_input runs/quickstart/dedup
@@ -35,6 +40,7 @@ from transformers import AutoModelForMaskedLM, set_seed
 from zh_modernbert.eval.finetuning.loading import load_tokenizer, load_with_head
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, row_name, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
 from zh_modernbert.train.corpus.source import Source, read_source
@@ -76,12 +82,13 @@ class Text:
         ids: `(T,)`.
         places: `(P,)`, rising: where the scored tokens stand.
         words: `(P,)`, rising: the number of each scored token's word.
+        content: the characters that are scored.
     """
 
     ids: np.ndarray
     places: np.ndarray
     words: np.ndarray
-    characters: int
+    content: str
     script: str
 
     @property
@@ -219,6 +226,17 @@ class Scorer:
 # --- texts ---
 
 
+def error_over_documents(log_probabilities: np.ndarray, sizes: np.ndarray) -> float:
+    """The standard error of a perplexity, had other documents been drawn: the jackknife, which leaves out each in turn.
+
+    Args:
+        log_probabilities: `(D,)`: the sum over a document's tokens, D > 1.
+        sizes: `(D,)`: how many those are.
+    """
+    without_each = np.exp(-(log_probabilities.sum() - log_probabilities) / (sizes.sum() - sizes))
+    return float(np.sqrt((len(sizes) - 1) * without_each.var()))
+
+
 def unigram_perplexity(tokens: np.ndarray, counts: np.ndarray | None = None) -> float:
     """The perplexity of `tokens` under a unigram model.
 
@@ -259,7 +277,9 @@ def encode(tokenizer, document: dict, max_length: int, unit: str) -> Text:
     ids, offsets = np.array(encoded["input_ids"]), np.array(encoded["offset_mapping"])
     places = np.flatnonzero(np.array(encoded["special_tokens_mask"]) == 0)
     words = np.arange(len(places)) if unit == "token" else word_numbers(text, offsets[places])
-    return Text(ids, places, words, int(offsets[:, 1].max(initial=0)), document.get("script", ""))
+    is_cut = bool(encoded.encodings[0].overflowing)  # where it is not, some tokenizers have no token of its last space
+    content = text[: offsets[:, 1].max(initial=0)] if is_cut else text
+    return Text(ids, places, words, content, document.get("script", ""))
 
 
 def load(settings: Settings):
@@ -292,58 +312,68 @@ def spread(texts: list[Text], count: int) -> list[Text]:
 
 @dataclass
 class Tally:
-    """What is known of some documents.
+    """What is known of D documents.
 
     Args:
-        log_probability: the sum over all tokens.
-        error: its standard error; None where it is exact.
-        uncorrected: the same sum before its correction.
+        log_probabilities: `(D,)`: the sum over a document's tokens.
+        error: the standard error of the sum over all documents, by the chance of the masks; None where it is exact.
+        uncorrected: the sum over all documents before its correction.
     """
 
-    log_probability: float
+    texts: list[Text]
+    log_probabilities: np.ndarray
     error: float | None
     uncorrected: float
-    tokens: np.ndarray
-    characters: int
-    documents: int
+
+    @property
+    def tokens(self) -> np.ndarray:
+        return np.concatenate([text.tokens for text in self.texts])
+
+    @property
+    def text(self) -> str:
+        """A hash of the scored characters, whatever the order of the documents."""
+        return hash_json(sorted(text.content for text in self.texts))[:16]
 
     def metrics(self, counts: np.ndarray | None) -> dict:
-        perplexity = math.exp(-self.log_probability / len(self.tokens))
-        estimate = {}
+        tokens, characters = self.tokens, sum(len(text.content) for text in self.texts)
+        total = float(self.log_probabilities.sum())
+        perplexity = math.exp(-total / len(tokens))
+        errors = {}
         if self.error is not None:
-            estimate["standard_error"] = round(perplexity * self.error / len(self.tokens), 3)
-            estimate["uncorrected"] = round(math.exp(-self.uncorrected / len(self.tokens)), 3)
+            errors["standard_error"] = round(perplexity * self.error / len(tokens), 3)
+            errors["uncorrected"] = round(math.exp(-self.uncorrected / len(tokens)), 3)
+        if len(self.texts) > 1:
+            sizes = np.array([len(text.tokens) for text in self.texts])
+            errors["standard_error_over_documents"] = round(error_over_documents(self.log_probabilities, sizes), 3)
         return {
             "pseudo_perplexity": round(perplexity, 3),
-            **estimate,
-            "unigram_perplexity": round(unigram_perplexity(self.tokens, counts), 3),
-            "bits_per_character": round(-self.log_probability / math.log(2) / self.characters, 4),
-            "tokens": len(self.tokens),
-            "characters": self.characters,
+            **errors,
+            "unigram_perplexity": round(unigram_perplexity(tokens, counts), 3),
+            "bits_per_character": round(-total / math.log(2) / characters, 4),
+            "tokens": len(tokens),
+            "characters": characters,
         }
 
 
 def tally(scorer: Scorer, texts: list[Text], settings: Settings) -> Tally:
     """The documents of one script and length; of an estimate, corrected."""
     answers = scorer.score(texts, settings.seed)
-    tokens = np.concatenate([text.tokens for text in texts])
-    total, shift, error = float(sum(each.sum() for each in answers)), 0.0, None
+    sums, sizes = np.array([each.sum() for each in answers]), np.array([len(each) for each in answers])
+    shift, error = 0.0, None
     if settings.mask_share:
         shift, error = scorer.correction(texts, answers, settings.exact_units, settings.seed)
-        shift, error = shift * len(tokens), error * len(tokens)
-    return Tally(total + shift, error, total, tokens, sum(text.characters for text in texts), len(texts))
+        error *= sizes.sum()
+    return Tally(texts, sums + shift * sizes, error, float(sums.sum()))
 
 
 def together(tallies: list[Tally]) -> Tally:
     """All documents of some tallies, whose errors are independent."""
     errors = [each.error for each in tallies if each.error is not None]
     return Tally(
-        log_probability=sum(each.log_probability for each in tallies),
+        texts=[text for each in tallies for text in each.texts],
+        log_probabilities=np.concatenate([each.log_probabilities for each in tallies]),
         error=math.hypot(*errors) if errors else None,
         uncorrected=sum(each.uncorrected for each in tallies),
-        tokens=np.concatenate([each.tokens for each in tallies]),
-        characters=sum(each.characters for each in tallies),
-        documents=sum(each.documents for each in tallies),
     )
 
 
@@ -383,15 +413,21 @@ def main(settings: Settings) -> dict:
         "primary_metric": "pseudo_perplexity",
         "metrics": total.metrics(counts),
         "cells": [
-            {"script": script, "max_tokens": length, **each.metrics(counts), "documents": each.documents}
+            {"script": script, "max_tokens": length, **each.metrics(counts), "documents": len(each.texts), "text": each.text}
             for (script, length), each in tallies.items()
         ],
-        "num_examples": total.documents,
+        "num_examples": len(total.texts),
         "seed": settings.seed,
         "hyperparameters": {
+            "text": total.text,
+            "input": settings.input,
+            "held_out": settings.held_out,
+            "max_documents": settings.max_documents,
             "max_length": settings.max_length,
             "unit": settings.unit,
             "mask_share": settings.mask_share,
+            "exact_units": settings.exact_units,
+            "unigram_input": settings.unigram_input,
             "random_init": settings.random_init,
             "dtype": "bfloat16" if scorer.bf16 else "float32",
         },

@@ -1,9 +1,10 @@
 """Result files -> one Markdown table and one plot a benchmark, beside published scores, and the model-index of a model's card.
 
 A column is a task, its split, its script where that was converted, whose scorer it is, the most tokens of an example, what is
-measured, and on how many examples. Nothing else is put into it: dev and test, a substitute for official files, titles and full
-texts, two scorers of one task are columns of their own. A published score stands beside one's own where all that its source
-states agrees; it is marked where the length is not stated. Of several seeds, mean and standard deviation are shown.
+measured, on how many examples, and how many were trained on where that is not all. Nothing else is put into it: dev and test, a
+substitute for official files, titles and full texts, two scorers of one task are columns of their own. A published score stands
+beside one's own where all that its source states agrees; it is marked where the length is not stated. Of several seeds, which
+must be of the same settings, mean and standard deviation are shown.
 
     python eval/report.py --results runs/a/results runs/b/results --output_dir runs/report
     python eval/report.py --results results --model runs/published  # and model_index.json, for train/publish.py
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 
 from zh_modernbert.eval.reporting.columns import (
     CORRELATIONS,
+    Cell,
     Cells,
     Column,
     baseline_cells,
@@ -80,13 +82,20 @@ def kind_of(task: str) -> tuple[str, str]:
 
 
 def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
-    """The first metric of each column, in %: bars of one's own, with the seeds' deviation, and marks of what stands beside."""
+    """The first metric of each column, in %, of the rows that have it.
+
+    One's own are bars, with the seeds' deviation. What stands beside them are marks.
+    """
     scales = [100.0 if column.metrics[0] in CORRELATIONS else 1.0 for column in columns]
     figure = Figure(figsize=(max(5.0, 1.6 * len(columns)), 4.5))
     axes = figure.subplots()
     width = 0.8 / max(len(own), 1)
+
+    def places_of(found: dict[Column, Cell]) -> list[int]:
+        return [place for place, column in enumerate(columns) if column in found and found[column].scores[0]]
+
     for number, (row, found) in enumerate(own.items()):
-        places = [place for place, column in enumerate(columns) if column in found]
+        places = places_of(found)
         seeds = [[scales[place] * score for score in found[columns[place]].scores[0]] for place in places]
         axes.bar(
             [place + (number - (len(own) - 1) / 2) * width for place in places],
@@ -96,7 +105,7 @@ def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
             label=as_label(row),
         )
     for number, (row, found) in enumerate(others.items()):
-        places = [place for place, column in enumerate(columns) if column in found]
+        places = places_of(found)
         values = [scales[place] * found[columns[place]].scores[0][0] for place in places]
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(places, values, linestyle="", marker=marker, color="black", label=as_label(row))
@@ -108,7 +117,9 @@ def draw(path: Path, columns: list[Column], own: Cells, others: Cells) -> None:
 
 def notes_of(results: list[dict], columns: list[Column], published: Cells) -> list[str]:
     """What the results in `columns` say of themselves, and where published rows are from."""
-    notes = sorted({f"- {each['task']}, {each['split']}: {each['notes']}" for each in results if each.get("notes")})
+    notes = sorted(
+        {f"- {row_of(each)}, {each['task']}, {each['split']}: {each['notes']}" for each in results if each.get("notes")}
+    )
     sources = {each.model: f"- {each.model}: {each.source}{f'; {each.chosen}' if each.chosen else ''}" for each in PUBLISHED}
     notes += [sources[row] for row in published]
     if any(cell.mark for found in published.values() for column, cell in found.items() if column in columns):
@@ -137,13 +148,13 @@ def benchmark_sections(results: list[dict], folder: Path) -> list[str]:
 
 
 def model_index(results: list[dict]) -> list[dict]:
-    """One model's results as entries of a card's model-index. Substitutes are left out: they are not the benchmark."""
+    """One model's results as entries of a card's model-index, but substitutes and parts: they are not the benchmark."""
     columns: dict[Column, list[dict]] = defaultdict(list)
     for result in results:
         columns[column_of(result)].append(result)
     entries = []
     for column, seeds in sorted(columns.items(), key=lambda item: item[0]):
-        if column.task != column.base_task:
+        if not column.whole:
             continue
         hub = TASKS[column.task].hub if column.task in TASKS else None
         place = {"type": hub.repository, "config": hub.config or "default"} if hub else {"type": column.task}

@@ -5,10 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from tiny import assert_close, build, make_documents, pack
+from tiny import HEADS, assert_close, build, make_documents, pack, pad
 from zh_modernbert import modeling_zh_modernbert as modeling
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -135,3 +136,17 @@ def test_a_slow_path_on_a_gpu_is_named(monkeypatch):
     assert_close(found.as_subclass(torch.Tensor), expected)
     (text,) = warned
     assert "needs half precision (here: torch.float32), no attention_dropout (0.0), a head size of 8, 16 ... 256 (16)" in text
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "MultipleChoice"])
+@pytest.mark.parametrize("how", [pad, pack])
+def test_layers_on_two_gpus_compute_the_same(head, how):
+    batch = how(make_documents((30, 9, 1)))
+    whole, parts = build(HEADS[head]), build(HEADS[head])
+    second = ("model.layers.2", "model.layers.3", "model.final_norm")
+    places = {name: int(name in second) for name in (*(f"model.layers.{layer}" for layer in range(4)), *second)}
+    parts = dispatch_model(parts, {"model.embeddings": 0, "decoder": 0, "head": 1, "classifier": 1} | places)
+    found, expected = parts(**batch), whole(**batch)
+    for name, tensor in expected.items():
+        assert_close(found[name].cpu(), tensor)

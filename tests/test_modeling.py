@@ -3,14 +3,16 @@ zeros; half precision stays finite; losses add up over micro-batches."""
 
 import math
 from functools import cache
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface
+from transformers import AttentionInterface, modeling_flash_attention_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import logging as transformers_logging
 
@@ -504,6 +506,8 @@ def test_a_loss_without_logits_is_the_loss(monkeypatch, chunk, items, compiled):
     found = run(**batch, labels=labels, num_items_in_batch=items, return_logits=False)
     assert found.logits is None
     assert torch.equal(found.predictions, expected.logits.argmax(-1))
+    assert_close(found.losses, F.cross_entropy(expected.logits, labels[labels != IGNORED], reduction="none"), 1e-6)
+    assert not found.losses.requires_grad
     assert_close(found.loss, expected.loss, 1e-6)
     for loss in (expected.loss, found.loss):
         loss.backward()
@@ -592,6 +596,14 @@ def loss_batch(case):
     return batch | {"labels": labels}, (labels != IGNORED).sum()
 
 
+def pack_rows(batch):
+    """A padded batch with its labels, packed."""
+    real = batch["attention_mask"].bool()
+    packed = {name: tensor[real][None] if tensor.shape == real.shape else tensor for name, tensor in batch.items()}
+    del packed["attention_mask"]
+    return packed | {"cu_seqlens": F.pad(real.sum(1).cumsum(0), (1, 0)).int()}
+
+
 @pytest.mark.parametrize("case", LOSS_CASES)
 @pytest.mark.parametrize("number", [int, torch.tensor], ids=["int", "tensor"])
 def test_losses_of_micro_batches_add_up(case, number):
@@ -615,11 +627,10 @@ def test_losses_of_micro_batches_add_up(case, number):
 def test_a_packed_row_gives_the_losses_and_gradients_of_its_documents_alone(case, backend):
     head, changes = LOSS_CASES[case]
     batch, items = loss_batch(case)
+    packed = pack_rows(batch)
     real = batch.pop("attention_mask").bool()
     whole, alone = (build(HEADS[head], backend, **changes) for _ in range(2))
-    cu_seqlens = F.pad(real.sum(1).cumsum(0), (1, 0)).int()
-    packed = {name: tensor[real][None] if tensor.shape == real.shape else tensor for name, tensor in batch.items()}
-    loss = whole(**packed, cu_seqlens=cu_seqlens, num_items_in_batch=items).loss
+    loss = whole(**packed, num_items_in_batch=items).loss
     loss.backward()
     total = 0
     for row, is_real in enumerate(real):
@@ -632,6 +643,43 @@ def test_a_packed_row_gives_the_losses_and_gradients_of_its_documents_alone(case
         total += part.item()
     assert total == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(whole), gradients(alone))
+
+
+# --- layers on several devices ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("case", "how"), [*product(LOSS_CASES, ["padded"]), *((case, "packed") for case in LOSS_CASES if case != "MultipleChoice")]
+)
+def test_half_of_the_layers_may_be_on_another_device(case, how, backend):
+    """As `device_map` has it. The other device has shapes and no values, and refuses what is on the first one."""
+    head, changes = LOSS_CASES[case]
+    batch = loss_batch(case)[0]
+    batch = pack_rows(batch) if how == "packed" else batch
+    model = build(HEADS[head], backend, **changes | {"classifier_pooling": "mean"})
+    expected = model(**batch, output_hidden_states=True)
+    second = [*model.model.layers[2:], model.model.final_norm]
+    for module in second + [module for name, module in model.named_children() if name != "model"]:
+        add_hook_to_module(module, AlignDevicesHook("meta", place_submodules=True))
+    outputs = model(**batch, output_hidden_states=True)
+    assert {name: tensor.shape for name, tensor in outputs.items() if torch.is_tensor(tensor)} == {
+        name: tensor.shape for name, tensor in expected.items() if torch.is_tensor(tensor)
+    }
+    assert outputs.loss.device.type == "meta"
+    assert [states.device.type for states in outputs.hidden_states] == ["cpu"] * 3 + ["meta"] * 2
+    assert [states.shape for states in outputs.hidden_states] == [states.shape for states in expected.hidden_states]
+
+
+def test_a_layout_has_one_copy_on_each_device():
+    batch = pad(make_documents((9, 30)))
+    layout = build().get_layout(**batch)
+    assert layout.to("cpu") is layout.to(torch.device("cpu")) is layout
+    copy = layout.to("meta")
+    assert copy is layout.to(torch.device("meta"))
+    assert copy.grid_mask(4) is layout.to("meta").grid_mask(4)
+    assert {part.device.type for part in vars(copy).values() if torch.is_tensor(part)} == {"meta"}
+    assert (copy.lengths, copy.input_shape) == ((9, 30), (2, 30))
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------
@@ -923,6 +971,14 @@ def bounds(*values):
         ({"input_ids": IDS, "position_ids": torch.tensor([[0, 0, 1, 2, 3, 4, 5, 6, 7, 8]])}, "need cu_seqlens"),
         ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -1e9}, "additive mask"),
         ({"input_ids": IDS, "attention_mask": torch.arange(10)[None] * -0.05}, "additive mask"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.eye(10)[:2].log()}, "got -inf. .* additive mask"),
+        ({"input_ids": IDS, "attention_mask": torch.tensor([[1] * 6 + [2] * 4])}, r"got 2\. .* give cu_seqlens"),
+        ({"input_ids": TWO_ROWS, "attention_mask": torch.tensor([[1] * 10, [0] * 6 + [3] * 4])}, r"got 3\. .* give cu_seqlens"),
+        (
+            {"input_ids": IDS, "attention_mask": torch.tensor([[1, 2, 2, 3, 3, 3, -1, -1, -1, -1]])},
+            r"got 2\. .* give cu_seqlens",
+        ),
+        ({"input_ids": IDS, "attention_mask": torch.full((1, 10), 0.5)}, "got 0.5"),
         ({"inputs_embeds": torch.zeros(10, 32)}, r"inputs_embeds \(batch, tokens, hidden\)"),
     ],
 )
@@ -1060,6 +1116,60 @@ def test_flash_attention_without_its_package_says_what_to_do(monkeypatch):
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ImportError, match="pip install flash-attn"):
         model(torch.tensor([[8, 9]]))
+
+
+def assert_a_flash_attention_equals_eager(name, how, half_window, **changes):
+    """On documents of which the last begins behind the reach of every window, and the second is longer than it."""
+    changes = {"local_attention": 2 * half_window + 1} | changes
+    documents = make_documents((9, 70, 17))
+    model = build(**changes)
+    model.config._attn_implementation = name  # its setter asks for the package, or for a kernel of the Hub
+    expected = encode(build(backend="eager", **changes), documents, how)[1]
+    for mine, logits in zip(encode(model, documents, how)[1], expected, strict=True):
+        assert_close(mine, logits)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("how", ["right", "left", "packed"])
+def test_a_registered_flash_attention_gets_documents_in_one_row(monkeypatch, how, deterministic):
+    windows = []
+
+    def flash(module, query, key, value, attention_mask, scaling, dropout, is_causal, sliding_window, **more):
+        assert query.shape == key.shape == value.shape == (1, 2, 96, 16)
+        assert attention_mask is None
+        assert (scaling, dropout, is_causal) == (0.25, 0.0, False)
+        bounds = [more.pop(f"cu_seq_lens_{side}") for side in "qk"]
+        assert all(tensor.dtype == torch.int32 and tensor.tolist() == [0, 9, 79, 96] for tensor in bounds)
+        assert [more.pop(f"max_length_{side}") for side in "qk"] == [70, 70]
+        assert more == ({"deterministic": True} if deterministic else {})
+        windows.append(sliding_window)
+        states = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
+        return plain_varlen(*states, bounds[0], -1 if sliding_window is None else sliding_window - 1)[None], None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "somebody/flash-attn9", flash)
+    assert_a_flash_attention_equals_eager("somebody/flash-attn9", how, 4, deterministic_flash_attn=deterministic)
+    assert windows == [None, 5, 5, None]
+
+
+@pytest.mark.parametrize("half_window", [0, 4, 69, 95, 200])
+@pytest.mark.parametrize("how", ["left", "packed"])
+def test_transformers_own_flash_attention(monkeypatch, how, half_window):
+    """Its adapter, which cuts the states and counts the window for a kernel, around a stand-in for the kernel."""
+    windows = []
+
+    def kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, window_size=(-1, -1)):
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        assert (max_seqlen_q, max_seqlen_k, softmax_scale, causal) == (70, 70, 0.25, False)
+        windows.append(window_size)
+        return plain_varlen(q, k, v, cu_seqlens_q, window_size[0])
+
+    process = modeling_flash_attention_utils._lazy_define_process_function(kernel)
+    functions = (None, kernel, None, None, None), (process, None)
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda *names: functions)
+    assert_a_flash_attention_equals_eager("flash_attention_3", how, half_window)
+    # A window that reaches every token of the batch is none.
+    window = (half_window, half_window) if half_window < 95 else (-1, -1)
+    assert windows == [(-1, -1), window, window, (-1, -1)]
 
 
 @pytest.mark.parametrize(

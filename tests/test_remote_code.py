@@ -249,6 +249,7 @@ def test_the_model_cards_example_runs_and_asks_nothing(published, user):
 def test_other_ways_to_load(published, user):
     for name in ("loaded eager", "switched to eager", "switched to sdpa"):
         assert_outputs(user.tensors, name, {"logits": published.expected["logits"]})
+    assert user.found["switched to"] == ["eager", "sdpa"]
     rows, width = published.inputs["input_ids"].shape
     heads = published.config.num_attention_heads
     assert user.found["attentions"] == [[rows, heads, width, width]] * published.config.num_hidden_layers

@@ -1,9 +1,11 @@
 """The tokenizer: exact round trips and offsets for any text, the templates, and one behaviour however it is loaded."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, tokenization_utils_base
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS, ZhModernBertTokenizer, build_backend
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
@@ -207,3 +209,28 @@ def test_saved_settings_hold_for_older_transformers(tokenizer, tmp_path):
     assert "auto_map" not in saved, "a tokenizer that needs no code can be saved by whatever class loaded it"
     assert saved["model_input_names"] == ["input_ids", "attention_mask"]
     assert saved["clean_up_tokenization_spaces"] is False
+
+
+def test_a_prefix_of_the_files_names(tokenizer, tmp_path):
+    files = tokenizer.save_pretrained(tmp_path, filename_prefix="old")
+    names = {"old-tokenizer_config.json", "old-tokenizer.json"}
+    assert {Path(file).name for file in files} == {path.name for path in tmp_path.iterdir()} == names
+    for name in names:
+        (tmp_path / name).rename(tmp_path / name.removeprefix("old-"))
+    assert_same(PreTrainedTokenizerFast.from_pretrained(tmp_path), tokenizer)
+
+
+def test_what_is_uploaded_is_what_is_saved(tokenizer, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(self, folder, repo_id, *arguments, **more):
+        uploaded.update({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+        assert repo_id == "somebody/tokenizer"
+
+    hub = SimpleNamespace(create_repo=lambda repo_id, exist_ok: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(tokenization_utils_base, "hf_api", lambda: hub)
+    monkeypatch.setattr(ZhModernBertTokenizer, "_upload_modified_files", upload)
+    tokenizer = ZhModernBertTokenizer.from_backend(tokenizer.backend_tokenizer)
+    tokenizer.save_pretrained(tmp_path, push_to_hub=True, repo_id="somebody/tokenizer")
+    assert uploaded == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert b'"PreTrainedTokenizerFast"' in uploaded["tokenizer_config.json"]

@@ -97,9 +97,11 @@ def use_models():
     tied = [is_tied(model)]
     record("masked lm", model, batch)
     model.set_attn_implementation("eager")
+    found["switched to"] = [model.config._attn_implementation]
     outputs = record("switched to eager", model, batch, output_attentions=True)
     found["attentions"] = [list(weights.shape) for weights in outputs.attentions]
     model.set_attn_implementation("sdpa")
+    found["switched to"].append(model.config._attn_implementation)
     record("switched to sdpa", model, batch)
 
     vocab_size = model.config.vocab_size

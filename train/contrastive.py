@@ -12,6 +12,7 @@ where this project is not installed. A run that was killed goes on from its last
 """
 
 import contextlib
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,6 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch
 from datasets import Dataset, DatasetDict
-from transformers.trainer_utils import get_last_checkpoint
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
@@ -167,6 +167,17 @@ def loss_of(kind: str, model: SentenceTransformer, settings: Settings) -> torch.
     return losses.MatryoshkaLoss(model, loss, settings.matryoshka_dims) if settings.matryoshka_dims else loss
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint in `folder`, if any. The Trainer writes in place, so what a kill left unfinished is removed."""
+    finished = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            finished[read_json(path / "trainer_state.json")["global_step"]] = str(path)  # the Trainer writes it last
+        except InputError:
+            shutil.rmtree(path)
+    return finished[max(finished)] if finished else None
+
+
 def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str], settings: Settings, work: Path) -> dict:
     """Trains the model in place, from the last checkpoint in `work` where there is one.
 
@@ -202,8 +213,7 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         train_dataset=tables,
         loss={name: loss_of(kind, model, settings) for name, kind in kinds.items()},
     )
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if any(not parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError("the training diverged: weights are not finite; lower learning_rate")
     losses_logged = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]

@@ -32,7 +32,7 @@ from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, r
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
 from zh_modernbert.train.common.model_folder import CLASSES, TOKENIZER_FILES, build_model, read_weights, write_model
 from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
-from zh_modernbert.train.publishing.card import TASKS, header_in, header_text, licence_in
+from zh_modernbert.train.publishing.card import KINDS, header_in, header_text, licence_in
 
 # transformers' name of each architecture -> our class
 ARCHITECTURES = {name.removeprefix("Zh"): model_class for name, model_class in CLASSES.items()}
@@ -306,7 +306,7 @@ def model_card(settings: Settings, source: Path, architecture: str, norm_type: s
     A folder on this machine is not named: nobody else has it.
     """
     header, on_hub = header_in(source), source != Path(settings.source)
-    licence, task = licence_in(header), TASKS[f"Zh{architecture}"]
+    licence, task = licence_in(header), KINDS[f"Zh{architecture}"].task
     fields = {
         "language": header.get("language"),
         **licence,

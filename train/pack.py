@@ -108,23 +108,33 @@ def kept_fractions(tokens: dict[str, int], mixture: dict[str, float]) -> dict[st
 
 
 class Group:
-    """The documents of several encoded shards as one list. Document d is lengths[d] tokens of shard[d], from offsets[d] on."""
+    """The documents of several encoded shards as one list. Document d is lengths[d] tokens of shard[d], from offsets[d] on.
+
+    Its source is names[sources[d]].
+    """
 
     def __init__(self, shards: list[EncodedShard]):
         self.shards = shards
         self.shard = np.repeat(np.arange(len(shards)), [len(shard.sources) for shard in shards])
         self.offsets = np.concatenate([shard.offsets[:-1] for shard in shards])
         self.lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
-        self.sources = np.concatenate([np.array(shard.names, dtype=object)[shard.sources] for shard in shards])
+        self.names = sorted({name for shard in shards for name in shard.names})
+        numbers = {name: number for number, name in enumerate(self.names)}
+        own = [np.array([numbers[name] for name in shard.names], int) for shard in shards]  # the numbers of each shard's names
+        self.sources = np.concatenate([of[shard.sources] for of, shard in zip(own, shards, strict=True)])
 
     def mix(self, fractions: dict[str, float], generator: np.random.Generator) -> np.ndarray:
         """Numbers of documents in random order: of each source its fraction of the tokens, to within half a document."""
         order = generator.permutation(len(self.sources))
+        by_source = order[np.argsort(self.sources[order], kind="stable")]
+        own, lengths = self.sources[by_source], self.lengths[by_source]
+        before = np.concatenate(([0], np.cumsum(lengths)))  # tokens before each document, and before the first of each source
+        firsts = before[np.searchsorted(own, np.arange(len(self.names) + 1))]
+        ends, totals = before[1:] - firsts[own], np.diff(firsts)[own]
+        # A source that is not in the mixture has no fraction, and no number is below that.
+        wanted = np.array([fractions.get(name, np.nan) for name in self.names])[own] * totals
         keep = np.zeros(len(order), dtype=bool)
-        for name, fraction in fractions.items():
-            own = order[self.sources[order] == name]
-            lengths = self.lengths[own]
-            keep[own[np.cumsum(lengths) - lengths / 2 <= fraction * lengths.sum()]] = True
+        keep[by_source[ends - lengths / 2 <= wanted]] = True
         return order[keep[order]]
 
     def pieces(self, documents: np.ndarray, longest: int) -> np.ndarray:

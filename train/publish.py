@@ -32,7 +32,7 @@ from zh_modernbert.train.common.model_folder import hash_model, write_model
 from zh_modernbert.train.common.stock import write_stock
 from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of, verify
 from zh_modernbert.train.publishing.card import model_card, plots_of
-from zh_modernbert.train.publishing.folder import check_output, is_clone, is_published, lay_into, names_in, onnx_of
+from zh_modernbert.train.publishing.folder import PLOTS, check_output, is_clone, lay_into, names_in, of_a_model, onnx_of
 from zh_modernbert.train.publishing.source import modules_in, read_source
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -90,7 +90,7 @@ def send(settings: Settings, files: dict[str, Path | bytes]) -> dict:
     told = {"repository": settings.push_to_hub, "revision": settings.revision, "files": sizes}
     if settings.dry_run:
         return told
-    return told | {"commit": push(settings.push_to_hub, files, is_published, settings.revision, settings.private)}
+    return told | {"commit": push(settings.push_to_hub, files, of_a_model, settings.revision, settings.private)}
 
 
 def publish_checkpoints(settings: Settings, found: list[Path]) -> dict:
@@ -144,7 +144,7 @@ def main(settings: Settings) -> dict:
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / name)
         if plots:
-            shutil.copyfile(plots, folder / "metrics.png")
+            shutil.copyfile(plots, folder / PLOTS)
         if onnx:
             shutil.copytree(onnx, folder / "onnx")
         if settings.form == "modernbert":
@@ -153,7 +153,7 @@ def main(settings: Settings) -> dict:
             write_model(folder, model)
         name_dtype(folder / "config.json", loaded_as)
     files: dict[str, Path | bytes] = {name: output_dir / name for name in names_in(written)}
-    files["README.md"] = card.encode()
+    files |= {"README.md": card.encode(), **({PLOTS: plots} if plots else {})}  # a clone keeps its own
     if written != output_dir:
         lay_into(output_dir, written)
     return result | send(settings, files)

@@ -27,7 +27,9 @@ from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run,
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.common.model_folder import build_model, load_model, read_weights, save_model
 from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of
+from zh_modernbert.train.pretraining.set_up import check_rows
 from zh_modernbert.train.pretraining.tracking import read_metrics
+from zh_modernbert.train.rows.packed import PackedRows
 from zh_modernbert.train.rows.row_stream import PackedStream
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -59,26 +61,55 @@ class Pace:
     update: float
 
 
-def check(settings: Settings) -> pretrain.Settings:
-    """The settings of stage one; those of both stages are checked before any time is spent.
+def arguments_of(stage: str, output_dir: Path, *flags: str) -> list[str]:
+    """The arguments of train/pretrain.py for a stage that writes `output_dir`."""
+    return [*shlex.split(stage), *flags, "--output_dir", str(output_dir)]
+
+
+def going_on(output_dir: Path, checkpoint: Path) -> tuple[str, ...]:
+    """The flags of a run that goes on from a checkpoint, whose model `keep` has written."""
+    return "--init_from", str(output_dir / "model"), "--resume_from", str(checkpoint)
+
+
+def decaying(last: int, updates: int) -> tuple[str, ...]:
+    """The flags of a run that ends at update `last`, and decays in its last `updates`."""
+    return "--max_steps", str(last), "--num_decay_steps", str(updates)
+
+
+def check(settings: Settings) -> ZhModernBertTokenizer:
+    """The tokenizer of both stages. Their arguments and data are checked before any time is spent, with the flags added later.
 
     Raises:
-        InputError: the shares leave nothing, a stage's arguments are wrong, or output_dir is taken, naming it.
+        InputError: the shares leave nothing, a stage's arguments or data are wrong, or output_dir is taken, naming it.
     """
     if settings.stage_two_share + settings.decay_share >= 1:
         raise InputError("stage_two_share + decay_share leave no time for stage one")
-    stages = {}
-    for stage in ("stage_one", "stage_two"):
+    output_dir = Path(settings.output_dir)
+    later = going_on(output_dir, output_dir)
+    tokenizers = {}
+    for stage, flags, decay in (
+        ("stage_one", (), 0),
+        ("stage_two", later, 0),
+        ("stage_two", (*later, *decaying(10**7, 1)), 1),
+    ):
         try:
-            stages[stage] = resolved = parse(pretrain.Settings, shlex.split(getattr(settings, stage)), "pretrain")
+            arguments = arguments_of(getattr(settings, stage), output_dir, *flags)
+            resolved = parse(pretrain.Settings, arguments, "pretrain")
             pretrain.check(resolved)
+            if resolved.schedule != "warmup_stable_decay" or resolved.num_decay_steps != decay:
+                raise InputError("needs schedule warmup_stable_decay with num_decay_steps 0; the decay comes at the end")
+            rows = PackedStream(resolved.data_dir, resolved.mixture)
+            check_rows(resolved, rows, 1)
+            if resolved.validation_dir:
+                PackedRows(resolved.validation_dir)
         except InputError as error:
             raise InputError(f"{stage}: {error}") from error
-        if resolved.schedule != "warmup_stable_decay" or resolved.num_decay_steps:
-            raise InputError(f"{stage}: needs schedule warmup_stable_decay with num_decay_steps 0; the decay comes at the end")
-    if (Path(settings.output_dir) / "stage_one").exists():
+        tokenizers[rows.tokenizer] = rows.tokenizer_dir
+    if len(tokenizers) > 1:
+        raise InputError("stage_two: its data_dir was encoded with another tokenizer than that of stage_one; encode it anew")
+    if (output_dir / "stage_one").exists():
         raise InputError(f"{settings.output_dir}: holds a timed run; choose another output_dir, and --init_from its model/")
-    return stages["stage_one"]
+    return load_tokenizer(*tokenizers.values())
 
 
 def updates_done(output_dir: Path) -> int:
@@ -93,9 +124,9 @@ def run_until(end: float, output_dir: Path, arguments: str, *flags: str) -> tupl
     Returns:
         Its exit status, and its pace; None where it logged less than twice.
     """
-    command = [sys.executable, "-m", "zh_modernbert.train.pretrain", *shlex.split(arguments), *flags]
+    command = [sys.executable, "-m", "zh_modernbert.train.pretrain", *arguments_of(arguments, output_dir, *flags)]
     started, before, logged = time.monotonic(), updates_done(output_dir), []
-    process = subprocess.Popen([*command, "--output_dir", str(output_dir)], stdout=sys.stderr)
+    process = subprocess.Popen(command, stdout=sys.stderr)
     try:
         while process.poll() is None and time.monotonic() < end:
             time.sleep(0.1)
@@ -147,26 +178,22 @@ def keep(source: Path, output_dir: Path, tokenizer: ZhModernBertTokenizer) -> No
 
 def main(settings: Settings) -> dict:
     started, output_dir = time.monotonic(), Path(settings.output_dir)
-    one = check(settings)
-    tokenizer = load_tokenizer(PackedStream(one.data_dir, one.mixture).tokenizer_dir)  # both stages have the same
+    tokenizer = check(settings)
     end = started + 60 * settings.minutes
     decay = 60 * settings.minutes * settings.decay_share
     stage_two = 60 * settings.minutes * settings.stage_two_share
 
     checkpoint, pace = run_stage("stage_one", end - decay - stage_two, output_dir / "stage_one", settings.stage_one)
     keep(checkpoint, output_dir, tokenizer)
-    start = ("--init_from", str(output_dir / "model"), "--resume_from")
-    checkpoint, pace = run_stage(
-        "stage_two", end - decay, output_dir / "stage_two", settings.stage_two, *start, str(checkpoint)
-    )
+    start = going_on(output_dir, checkpoint)
+    checkpoint, pace = run_stage("stage_two", end - decay, output_dir / "stage_two", settings.stage_two, *start)
     keep(checkpoint, output_dir, tokenizer)
 
     # The decay has to end in time, also where it is a tenth slower than the stage before.
     updates = int((end - time.monotonic() - 1.2 * pace.start_up - CLOSING) / (1.1 * pace.update))
     if updates < 1:
         raise InputError(f"no time is left for the decay; {output_dir / 'model'} is the model before it")
-    last = step_of(checkpoint) + updates
-    flags = (*start, str(checkpoint), "--max_steps", str(last), "--num_decay_steps", str(updates))
+    flags = (*going_on(output_dir, checkpoint), *decaying(step_of(checkpoint) + updates, updates))
     # A decay that is late is worth more than its time.
     status, _ = run_until(float("inf"), output_dir / "decay", settings.stage_two, *flags)
     if status:

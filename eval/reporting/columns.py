@@ -17,13 +17,18 @@ CORRELATIONS = {"pearson", "spearman"}
 SUBSTITUTE = "_substitute"
 # What the name of a result's task says beside the task.
 NAME = re.compile(rf"(?P<task>.+?)(_(?P<script>hans|hant))?(?P<substitute>{SUBSTITUTE})?(_by_(?P<scorer>\w+))?")
-# What its notes say of a split that was not scored as a whole.
-PART = re.compile(r"only \d+ of \d+ examples of (\w+)")
+# What its notes say of a split of which not all was used.
+PART = re.compile(r"only (?P<used>\d+) of \d+ examples of (?P<split>\w+)")
+# Hyperparameters in which seeds of one row may differ, alone and where a grid chose them.
+CHOSEN, CHOSEN_BY_GRID = {"epochs"}, {"epochs", "learning_rate", "batch_size"}
 
 
 @dataclass(frozen=True, order=True)
 class Column:
-    """What compares. `max_length` and `examples` are 0 where a source does not state them. `part`: not all were scored."""
+    """What compares. `max_length` and `examples` are 0 where a source does not state them.
+
+    `part`: not all examples were scored. `training`: how many were trained on, where that is not all of them, or 0.
+    """
 
     task: str
     split: str
@@ -33,6 +38,12 @@ class Column:
     metrics: tuple[str, ...]
     examples: int
     part: bool = False
+    training: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the benchmark's own: official files, all of them."""
+        return not (self.part or self.training or self.task.endswith(SUBSTITUTE))
 
     @property
     def base_task(self) -> str:
@@ -42,6 +53,7 @@ class Column:
         parts = [self.task, self.split, self.script, self.scorer, "/".join(self.metrics)]
         parts += [f"{number:,} {unit}" for number, unit in ((self.max_length, "tokens"), (self.examples, "examples")) if number]
         parts += ["of more"] if self.part else []
+        parts += [f"trained on {self.training:,} of more"] if self.training else []
         return ", ".join(filter(None, parts))
 
     def admits(self, other: "Column") -> bool:
@@ -86,8 +98,11 @@ def column_of(result: dict) -> Column:
     shown = metrics if metrics and set(metrics) <= result["metrics"].keys() else (result["primary_metric"],)
     scorer, max_length = detail(result, "scorer", named["scorer"] or ""), int(detail(result, "max_length", 0))
     task = named["task"] + (named["substitute"] or "")
-    part = result["split"] in PART.findall(result.get("notes", ""))
-    return Column(task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"], part)
+    used = {found["split"]: int(found["used"]) for found in PART.finditer(result.get("notes", ""))}
+    part, training = result["split"] in used, used.get("train", 0)
+    return Column(
+        task, result["split"], named["script"] or "", scorer, max_length, shown, result["num_examples"], part, training
+    )
 
 
 # --- cells ---
@@ -95,7 +110,7 @@ def column_of(result: dict) -> Column:
 
 @dataclass
 class Cell:
-    """The scores of a row in a column: for each metric, the scores of the seeds."""
+    """The scores of a row in a column: for each of its metrics, the scores of the seeds; none where they are not known."""
 
     scores: tuple[list[float], ...]
     mark: str = ""
@@ -105,6 +120,8 @@ class Cell:
 
 
 def score_text(values: list[float], metric: str) -> str:
+    if not values:
+        return "–"
     digits = 4 if metric in CORRELATIONS else 2
     spread = f" ± {stdev(values):.{digits}f} ({len(values)})" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
@@ -113,11 +130,26 @@ def score_text(values: list[float], metric: str) -> str:
 Cells = dict[str, dict[Column, Cell]]  # row -> column -> cell
 
 
+def check_seeds(first: dict, other: dict) -> None:
+    """Checks that results of two seeds of a row and column are of the same settings.
+
+    Raises:
+        InputError: they are not.
+    """
+    settings = [result["hyperparameters"] for result in (first, other)]
+    free = CHOSEN_BY_GRID if all(said.get("grid") for said in settings) else CHOSEN
+    for name in sorted((settings[0].keys() | settings[1].keys()) - free):
+        one, two = (said.get(name, "not stated") for said in settings)
+        if one != two:
+            files = f"{first['file']} and {other['file']}"
+            raise InputError(f"{files}: seeds of one model and task, but {name} is {one} and {two}; leave one out")
+
+
 def own_cells(results: list[dict]) -> Cells:
     """A row a model, over all seeds.
 
     Raises:
-        InputError: two results are of the same model, column and seed.
+        InputError: two results are of the same model, column and seed, or of two seeds with other settings.
     """
     grouped: dict[tuple[str, Column], dict[int, dict]] = defaultdict(dict)
     for result in results:
@@ -126,10 +158,15 @@ def own_cells(results: list[dict]) -> Cells:
             raise InputError(f"{other['file']} and {result['file']}: two results of one model, task and seed; leave one out")
     cells: Cells = defaultdict(dict)
     for (row, column), seeds in grouped.items():
+        first, *others = seeds.values()
+        for other in others:
+            check_seeds(first, other)
         metrics = [result["metrics"] for result in seeds.values()]
         cells[row][column] = Cell(tuple([each[name] for each in metrics] for name in column.metrics))
-        if all("best_on_dev" in each for each in metrics):
-            cells[f"{row}, best on dev"][column] = Cell(([each["best_on_dev"] for each in metrics],))
+        if all("best_on_dev" in each for each in metrics):  # of one metric
+            (chosen_by,) = {result["primary_metric"] for result in seeds.values()}
+            best = [each["best_on_dev"] for each in metrics]
+            cells[f"{row}, best on dev"][column] = Cell(tuple(best if name == chosen_by else [] for name in column.metrics))
     return cells
 
 

@@ -120,7 +120,7 @@ def test_units():
 @pytest.mark.parametrize(("share", "passes"), [(0.3, 4), (0.5, 2), (0.01, 20)])
 def test_a_share_a_pass(share, passes):
     """Every token is asked for once, and each pass masks about as many."""
-    text = pseudo_perplexity.Text(np.arange(22), np.arange(1, 21), np.arange(20), 20, "")
+    text = pseudo_perplexity.Text(np.arange(22), np.arange(1, 21), np.arange(20), "字" * 20, "")
     copies = list(pseudo_perplexity.copies_of(text, "token", share, np.random.default_rng(0)))
     asked = [copy.places()[1].tolist() for copy in copies]
     assert sorted(place for places in asked for place in places) == list(range(1, 21))
@@ -140,7 +140,7 @@ def test_a_corrected_estimate(settings):
 def test_the_error_of_an_estimate():
     """The corrections of many draws spread as the standard error says, around what would be right."""
     lengths, generator = [50, 80, 30], np.random.default_rng(1)
-    texts = [pseudo_perplexity.Text(np.arange(n), np.arange(n), np.arange(n) // 3, n, "") for n in lengths]
+    texts = [pseudo_perplexity.Text(np.arange(n), np.arange(n), np.arange(n) // 3, "字" * n, "") for n in lengths]
     truth, estimates = ([generator.normal(size=n) for n in lengths] for _ in range(2))
 
     class Oracle(pseudo_perplexity.Scorer):
@@ -161,6 +161,32 @@ def test_the_error_of_an_estimate():
     assert Oracle().correction(texts, estimates, 1000) == (pytest.approx(right), 0)
 
 
+def test_the_error_over_documents():
+    """Perplexities of many draws of documents of uneven length spread as it says."""
+    generator, found = np.random.default_rng(1), []
+    for _ in range(400):
+        sizes = generator.integers(5, 100, size=40)
+        log_probabilities = -sizes * generator.normal(3, 0.5, size=40)
+        perplexity = math.exp(-log_probabilities.sum() / sizes.sum())
+        found.append((perplexity, pseudo_perplexity.error_over_documents(log_probabilities, sizes)))
+    perplexities, errors = zip(*found, strict=True)
+    assert np.mean(errors) == pytest.approx(np.std(perplexities), rel=0.1)
+
+
+def test_errors_in_the_result(settings, tmp_path):
+    """That over documents also where the figure is exact; none of one document."""
+    name = "standard_error_over_documents"
+    metrics = pseudo_perplexity.main(settings)["metrics"]
+    assert metrics.keys() & {name, "standard_error"} == {name}
+    left_out = []
+    for text in TEXTS:
+        (tmp_path / "others.txt").write_text("\n\n".join(other for other in TEXTS if other != text), encoding="utf-8")
+        result = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "others.txt")]))
+        left_out.append(result["metrics"]["pseudo_perplexity"])
+    assert metrics[name] == pytest.approx(math.sqrt(3 * np.var(left_out)), rel=1e-3)
+    assert name not in pseudo_perplexity.main(dataclasses.replace(settings, max_documents=1))["metrics"]
+
+
 def test_cells(settings, tmp_path):
     """A row for each script and length class; together they are the whole."""
     documents = [{"text": TEXTS[i % 2] * (1 + 9 * (i > 1)), "script": ("hans", "hant")[i % 2]} for i in range(4)]
@@ -175,6 +201,47 @@ def test_cells(settings, tmp_path):
     assert sum(row["tokens"] for row in rows.values()) == result["metrics"]["tokens"]
     mean = sum(math.log(row["pseudo_perplexity"]) * row["tokens"] for row in rows.values()) / result["metrics"]["tokens"]
     assert math.exp(mean) == pytest.approx(result["metrics"]["pseudo_perplexity"], rel=1e-4)
+
+
+def test_what_a_figure_is_of(settings, tmp_path):
+    """The hash of the text is of the scored characters, in whatever order and rows; all that decides them stands beside it."""
+
+    def said(*texts: str, **changes) -> dict:
+        path = tmp_path / "these.jsonl"
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
+        result = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(path)], **changes))
+        assert result["hyperparameters"].items() >= {"input": [str(path)], "held_out": 0.0, **changes}.items()
+        assert len({cell["text"] for cell in result["cells"]}) == len(result["cells"])
+        return result["hyperparameters"]
+
+    first = said(*TEXTS[:2], max_length=128, max_documents=0, unigram_input=[])["text"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pseudo_perplexity, "LENGTHS", (10, 128))
+        assert said(*TEXTS[1::-1], mask_share=0.5, exact_units=7, unigram_input=settings.input)["text"] == first
+    others = [said(*TEXTS[:2], max_length=8), said(*TEXTS[:2], max_documents=1), said("".join(TEXTS[:2]))]
+    assert len({first, *(each["text"] for each in others)}) == 4
+
+
+def test_a_space_at_the_end_is_text(settings):
+    """Of a whole document, so that a tokenizer without a token of it scores the same characters as others."""
+
+    class Stripping:
+        """Its last token ends before the space."""
+
+        def __init__(self, tokenizer):
+            self.tokenizer = tokenizer
+
+        def __call__(self, text, **options):
+            return self.tokenizer(text.rstrip(), **options)
+
+    tokenizer, document = load_tokenizer(settings.model), {"text": TEXTS[1] + " \n"}
+    whole, again, cut = (
+        pseudo_perplexity.encode(each, document, length, "token")
+        for each, length in ((tokenizer, 128), (Stripping(tokenizer), 128), (Stripping(tokenizer), 8))
+    )
+    assert whole.content == again.content == document["text"]
+    assert document["text"].startswith(cut.content)
+    assert 0 < len(cut.content) < len(TEXTS[1])
 
 
 def test_before_training(settings):

@@ -210,6 +210,18 @@ def test_a_killed_run_goes_on(settings, monkeypatch):
         torch.testing.assert_close(mine, theirs)
 
 
+def test_a_checkpoint_that_a_kill_left_unfinished_is_not_gone_on_from(tmp_path):
+    assert contrastive.last_checkpoint(tmp_path / "none") is None
+    for step, state in ((9, '{"global_step": 9}'), (10, '{"global_step": 10}'), (11, '{"global_st'), (12, None)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        if state:
+            (folder / "trainer_state.json").write_text(state)
+    assert contrastive.last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+
+
 def test_what_is_wrong_is_named(settings, tmp_path):
     (empty := tmp_path / "empty").mkdir()
     for changes, said in (

@@ -372,6 +372,27 @@ def test_a_source_has_its_fraction_to_half_a_document(fraction):
     assert abs(lengths[kept].sum() - wanted) <= edge / 2
 
 
+def test_any_number_of_sources_each_has_its_fraction():
+    """As going through the sources one by one gives it. Each shard numbers them its own way; one is not wanted."""
+    generator = np.random.default_rng(3)
+    names = [f"file {number}" for number in range(60)]
+    shards = []
+    for _ in range(3):
+        own = generator.permutation(names)[:50].tolist()
+        sources, lengths = generator.integers(0, 50, 400).astype(np.uint16), generator.integers(0, 300, 400)
+        shards.append(SimpleNamespace(names=own, sources=sources, offsets=np.cumsum([0, *lengths])))
+    fractions = dict(zip([*names[1:], "elsewhere"], generator.random(60).tolist(), strict=True)) | {"file 7": 1.0}
+    group = Group(shards)
+    of_documents = np.array([shard.names[source] for shard in shards for source in shard.sources])
+    order, keep = np.random.default_rng(4).permutation(1200), np.zeros(1200, dtype=bool)
+    for name, fraction in fractions.items():
+        own = order[of_documents[order] == name]
+        lengths = group.lengths[own]
+        keep[own[np.cumsum(lengths) - lengths / 2 <= fraction * lengths.sum()]] = True
+    assert group.mix(fractions, np.random.default_rng(4)).tolist() == order[keep[order]].tolist()
+    assert [group.names[source] for source in group.sources] == of_documents.tolist()
+
+
 def test_no_mixture_keeps_everything(three_sources, tmp_path):
     encoded, _, lengths = three_sources
     _, rows = run(encoded, tmp_path / "packed", seq_len=512)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train import pretrain, train_tokenizer
@@ -110,3 +111,9 @@ def test_base_is_system_a_at_another_size():
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "layer_types")
     ours, theirs = ({k: v for k, v in each.to_dict().items() if k not in sizes} for each in (config, large))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("system", ["system_a", "system_b"])
+def test_every_stage_of_a_large_corpus_is_shared_by_workers(system):
+    stages = yaml.safe_load((ROOT / "train" / "configs" / system / "data.yaml").read_text(encoding="utf-8"))
+    assert {stage: settings.get("workers") for stage, settings in stages.items()} == dict.fromkeys(stages, 16)

@@ -32,6 +32,7 @@ from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.model_folder import hash_model, load_as_written, load_model
 from zh_modernbert.train.common.stage import describe_files
+from zh_modernbert.train.publishing.card import reach_text
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -599,8 +600,44 @@ def test_sentence_embeddings(hub, settings, sentences, form):
     publish.main(settings)  # over it
 
 
+@pytest.mark.parametrize(
+    ("kind", "task", "example"),
+    [
+        ("SparseEncoder", "feature-extraction", 'model = SparseEncoder("zh-modernbert"'),
+        ("MultiVectorEncoder", "feature-extraction", 'model = MultiVectorEncoder("zh-modernbert"'),
+        ("CrossEncoder", "text-ranking", "model.predict(["),
+    ],
+)
+def test_other_kinds_of_sentence_transformers(settings, sentences, kind, task, example):
+    settings.model_dir = str(sentences)
+    (sentences / "config_sentence_transformers.json").write_text(json.dumps({"model_type": kind}))
+    publish.main(settings)
+    card = ModelCard.load(Path(settings.output_dir) / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("sentence-transformers", task)
+    assert example in card.text
+    assert "SentenceTransformer" not in card.text.split("## Intended use")[0].split("```python")[1].split("```")[0]
+    (sentences / "config_sentence_transformers.json").write_text('{"model_type": "ColBERT"}')
+    assert "config_sentence_transformers.json: model_type is 'ColBERT'" in refused(settings)
+
+
+@pytest.mark.parametrize(
+    ("full", "said"),
+    [
+        ((0, 3), "Every 3 layers one sees the whole document, the others a window of 128 tokens."),
+        ((1, 3), "2 of the layers see the whole document, the others a window of 128 tokens."),
+        (range(4), "Each layer sees the whole document."),
+    ],
+)
+def test_the_card_says_how_far_layers_see(full, said):
+    layer_types = ["full_attention" if layer in full else "sliding_attention" for layer in range(4)]
+    assert reach_text(ZhModernBertConfig(num_hidden_layers=4, layer_types=layer_types)) == said
+
+
 def test_modules_that_are_not_published(settings, sentences):
     settings.model_dir = str(sentences)
+    (sentences / "1_Pooling" / "cnn_config.json").write_text("{}")
+    assert "1_Pooling/cnn_config.json: only config.json and model.safetensors of a module" in refused(settings)
+    (sentences / "1_Pooling" / "cnn_config.json").unlink()
     (sentences / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
     assert "2_Dense: pickled weights" in refused(settings)
     modules = json.loads((sentences / "modules.json").read_text())
@@ -736,6 +773,33 @@ def test_a_clone_is_a_model_repository(hub, clone, settings, monkeypatch):
     found = hub.branches["me/zh-tiny"]["main"]
     assert set(found) == added | {"README.md", ".gitattributes", *ROOT_FILES}
     assert b"\n# me/zh-tiny\n" in found["README.md"]
+
+
+THEIRS = ("2024_x/config.json", "2024_x/model.safetensors", "1_seed/model.safetensors", "metrics.png", "onnx/model.onnx")
+
+
+def test_what_others_put_there_stays(hub, clone, settings):
+    """Though it has names that a published folder may have."""
+    for name in THEIRS:
+        (clone / name).parent.mkdir(exist_ok=True)
+        (clone / name).write_text("precious")
+    hub.add("me/zh-tiny", **dict.fromkeys(THEIRS, b"precious"))
+    settings.output_dir, settings.push_to_hub = str(clone), "me/zh-tiny"
+    plots = Path(settings.model_dir).parent / "metrics.png"
+    plots.write_bytes(b"of the run")
+    (plots.parent / "settings.json").write_text("{}")
+    publish.main(settings)
+    found = hub.branches["me/zh-tiny"]["main"]
+    assert {(clone / name).read_text() for name in THEIRS} == {"precious"}
+    assert {name for name in THEIRS if found.get(name) != b"precious"} == {"metrics.png"}
+    assert found["metrics.png"] == b"of the run", "which the card shows"
+
+
+def test_a_published_folder_with_a_folder_of_the_users(settings):
+    publish.main(settings)
+    (Path(settings.output_dir) / "1_seed").mkdir()
+    (Path(settings.output_dir) / "1_seed" / "model.safetensors").write_text("precious")
+    assert "is no published folder" in refused(settings)
 
 
 def test_a_clone_with_other_code(clone, settings):

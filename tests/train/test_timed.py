@@ -112,11 +112,20 @@ def test_a_stage_that_fails_leaves_the_model_before_it(make, tmp_path):
     ("changes", "said"),
     [
         ({"stage_two_share": 0.5, "decay_share": 0.5}, "leave no time for stage one"),
-        ({"stage_two": "--data_dir a --output_dir b --model_config c"}, "stage_two: needs schedule warmup_stable_decay"),
+        ({"stage_two": "--data_dir a --schedule damped_cosine"}, "stage_two: needs schedule warmup_stable_decay"),
         ({"stage_one": "--learning_rat 1"}, "stage_one: .*learning_rate"),
+        ({"stage_one": "{} --data_dir not/there"}, "stage_one: not/there"),
+        ({"stage_two": "{} --data_dir not/there"}, "stage_two: not/there"),
+        ({"stage_two": "{} --validation_dir not/there"}, "stage_two: not/there"),
+        ({"stage_two": "{} --seq_len 1000"}, "stage_two: .* this run is to have 1000"),
+        *(
+            ({"stage_two": f"{{}} --{flag} 1"}, f"stage_two: .*--{flag} is given twice")
+            for flag in ("max_steps", "init_from", "resume_from", "output_dir")
+        ),
     ],
 )
 def test_what_cannot_be_is_said_before_any_time_is_spent(make, tmp_path, changes, said):
+    changes = {name: value.format(make().stage_one) if isinstance(value, str) else value for name, value in changes.items()}
     with pytest.raises(InputError, match=said):
         timed.main(make(**changes))
     assert not (tmp_path / "run").exists()

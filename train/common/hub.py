@@ -5,7 +5,7 @@ it. It goes to the Hub, and shows nowhere else.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
@@ -75,14 +75,17 @@ def without_secrets(text: str) -> str:
 def push(
     repository: str,
     files: dict[str, Path | bytes],
-    ours: Callable[[str], bool],
+    ours: Callable[[Collection[str]], set[str]],
     revision: str = "main",
     private: bool = False,
 ) -> str:
     """Makes a branch of a model repository hold `files`, in one commit. Repository and branch are made if missing.
 
-    Files of the repository that are not in `files` are deleted if `ours` says so of their names: shards of an earlier model,
-    for one. Others stay.
+    Files of the repository that are not in `files` are deleted if `ours` has their names: shards of an earlier model, for one.
+    Others stay.
+
+    Args:
+        ours: of the names of all files that are there, those that belong to what is sent here.
 
     Returns:
         The commit's address.
@@ -100,7 +103,7 @@ def push(
         make_repository(api, repository, private)
         if revision != "main":
             api.create_branch(repository, branch=revision, exist_ok=True)
-        stale = [name for name in api.list_repo_files(repository, revision=revision) if ours(name) and name not in files]
+        stale = sorted(ours(api.list_repo_files(repository, revision=revision)) - files.keys())
         changes = [CommitOperationAdd(name, content) for name, content in sorted(files.items())]
         deletions = [CommitOperationDelete(name) for name in stale]
         commit = api.create_commit(

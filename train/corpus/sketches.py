@@ -16,6 +16,7 @@ NGRAM = 5
 # The key of a document: priority of its source (8 bits), shard (24), number in the shard (32). Keys sort as documents are
 # taken.
 FILE_BITS, DOCUMENT_BITS = 24, 32
+TURNS = 64  # so many unlike rows of a group are compared with all of it
 BAND = np.dtype([("hash", "<u8"), ("key", "<u8")])
 
 
@@ -58,14 +59,19 @@ def find_pairs(hashes: np.ndarray, sketches: np.ndarray, least: float) -> np.nda
     """`(P, 2)`: pairs of similar rows with the same hash, the earlier row first.
 
     The first row of each group of one hash is compared with all others. Those that are not similar to it are a group again.
+    Pages from one template are many in a group, and unlike. So groups are split by one more place of the sketches after every
+    `TURNS` turns, and no row is compared with all. A pair that this parts mostly shares another band, where less is template.
     """
-    rows, found = np.arange(len(hashes)), []
+    rows, found, turn = np.arange(len(hashes)), [], 0
     while len(rows):
         _, first, group = np.unique(hashes[rows], return_index=True, return_inverse=True)
         pairs = np.stack([rows[first[group]], rows], axis=1)
         like = alike(sketches, pairs, least)
         found.append(pairs[like & (pairs[:, 0] != pairs[:, 1])])
         rows = rows[~like]
+        turn += 1
+        if turn % TURNS == 0:
+            hashes = mix(hashes ^ sketches[:, turn // TURNS - 1])
     return np.concatenate([np.empty((0, 2), np.int64), *found])
 
 

@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -66,7 +65,7 @@ class Validation:
 
     def __init__(self, settings, training: PackedStream, tokenizer: ZhModernBertTokenizer, config: ZhModernBertConfig):
         folder = settings.validation_dir
-        self.settings, self.rows, self.config = settings, PackedRows(folder), config
+        self.settings, self.rows = settings, PackedRows(folder)
         if self.rows.content in {rows.content for rows in training.folders.values()}:
             raise InputError(f"validation_dir: {folder} holds the very rows of data_dir; pack other documents")
         if self.rows.tokenizer != training.tokenizer:
@@ -77,6 +76,8 @@ class Validation:
                 f"max_position_embeddings ({config.max_position_embeddings}); pack it with a smaller seq_len"
             )
         self.masking = Masking(self.rows.vocab_size, "whole_word", 1.0, 0.0, tokenizer.mask_token_id, special_ids_of(tokenizer))
+        # Two passes over them have as many tokens as a batch of the training.
+        self.rows_at_once = max(settings.per_device_batch_size * training.seq_len // (len(PASSES) * self.rows.seq_len), 1)
         count = min(settings.eval_rows, len(self.rows))
         self.chosen = [place * len(self.rows) // count for place in range(count)]
 
@@ -118,20 +119,16 @@ class Validation:
         device = next(model.parameters()).device
         places = range(process_index, -(-len(self.chosen) // num_processes) * num_processes, num_processes)
         total = np.zeros((3, len(PASSES) * len(LENGTHS)))
-        was_training, was_sparse = model.training, self.config.sparse_prediction
+        was_training = model.training
         model.eval()
-        self.config.sparse_prediction = True  # logits at labels only
-        size = self.settings.per_device_batch_size
-        for first in range(0, len(places), size):
-            batch, cells, weights = self.batch(places[first : first + size])
-            labels = move(batch["labels"][batch["labels"] != IGNORE_INDEX], device)
-            logits = model(**{**batch, "input_ids": move(batch["input_ids"], device)}).logits
-            losses = F.cross_entropy(logits.float(), labels, reduction="none").double().cpu().numpy()
-            correct = (logits.argmax(-1) == labels).cpu().numpy()
+        for first in range(0, len(places), self.rows_at_once):
+            batch, cells, weights = self.batch(places[first : first + self.rows_at_once])
+            outputs = model(**{**batch, "input_ids": move(batch["input_ids"], device)}, return_logits=False)
+            losses = outputs.losses.double().cpu().numpy()
+            correct = (outputs.predictions.cpu() == batch["labels"][batch["labels"] != IGNORE_INDEX]).numpy()
             for kind, values in enumerate((losses, correct, np.ones(len(cells)))):
                 total[kind] += np.bincount(cells, values * weights, total.shape[1])
         model.train(was_training)
-        self.config.sparse_prediction = was_sparse
         return total.T.reshape(len(PASSES), len(LENGTHS), 3)
 
     def __call__(self, model, accelerator: Accelerator) -> dict[str, float]:

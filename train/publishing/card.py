@@ -5,12 +5,14 @@
 
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertPreTrainedModel
 from zh_modernbert.train.common.cli import InputError, describe
 from zh_modernbert.train.common.files import read_json, require_file
@@ -18,15 +20,6 @@ from zh_modernbert.train.common.hub import check_no_token
 from zh_modernbert.train.pretraining.tracking import read_metrics
 from zh_modernbert.train.publishing.source import is_checkpoint, modules_in
 
-# The Hub's name of what each kind of model is for.
-TASKS = {
-    "ZhModernBertForMaskedLM": "fill-mask",
-    "ZhModernBertModel": "feature-extraction",
-    "ZhModernBertForSequenceClassification": "text-classification",
-    "ZhModernBertForTokenClassification": "token-classification",
-    "ZhModernBertForQuestionAnswering": "question-answering",
-    "ZhModernBertForMultipleChoice": "multiple-choice",
-}
 # What the card says of the run that left the model: settings of the script that made it, and fields of pretraining's metrics.
 RECIPES = {
     "pretrain": (
@@ -50,8 +43,7 @@ CARD = """---
 # {name}
 
 A Chinese text encoder for Simplified and Traditional text: {layers} layers of {hidden}, {heads} heads, {parameters:,}
-parameters, {vocab:,} tokens, documents up to {longest:,} tokens. Every {every} layers one sees the whole document, the
-others a window of {window} tokens. {mark}
+parameters, {vocab:,} tokens, documents up to {longest:,} tokens. {reach} {mark}
 
 ```python
 {example}
@@ -78,6 +70,16 @@ decide about people.
 {training}{notes}"""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of model is for: the Hub's name of the task, lines of code, and whom it serves, all for the card."""
+
+    task: str
+    example: str
+    use: str
+    tags: tuple[str, ...] = ()
+
+
 ENCODER = """from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
@@ -85,17 +87,75 @@ outputs = model(**tokenizer(["今天天气很好。", "今天天氣很好。"], 
 embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads"""
 PIPELINE = """from transformers import pipeline
 run = pipeline("{task}", model="{name}", trust_remote_code=True)"""
-SENTENCES = """from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("{name}", trust_remote_code=True)
+SENTENCES = """from sentence_transformers import {kind}
+model = {kind}("{name}", trust_remote_code=True)
 embeddings = model.encode(["今天天气很好。", "今天天氣很好。"])
 print(model.similarity(embeddings, embeddings))"""
-EXAMPLES = {"sentence-similarity": SENTENCES, **dict.fromkeys(("fill-mask", "feature-extraction", "multiple-choice"), ENCODER)}
+RERANKER = """from sentence_transformers import CrossEncoder
+model = CrossEncoder("{name}", trust_remote_code=True)
+print(model.predict([("今天天气怎么样？", "今天天气很好。"), ("今天天气怎么样？", "他在看书。")]))"""
 TO_FINE_TUNE = """It is to be fine-tuned: for classification, tagging, extractive question answering, choice, and embeddings."""
-USES = {
-    "fill-mask": f"{TO_FINE_TUNE} As it is, it fills masks.",
-    "feature-extraction": TO_FINE_TUNE,
-    "sentence-similarity": "It is for search, clusters and deduplication: the cosine of two vectors says how alike texts are.",
+OF_ITS_TASK = "It is for its task alone; its labels stand in `config.json`."
+SENTENCE_LIBRARY = "sentence-transformers"
+# Models by the names of their classes, and below them those of sentence-transformers.
+KINDS = {
+    "ZhModernBertForMaskedLM": Kind("fill-mask", ENCODER, f"{TO_FINE_TUNE} As it is, it fills masks."),
+    "ZhModernBertModel": Kind("feature-extraction", ENCODER, TO_FINE_TUNE),
+    "ZhModernBertForSequenceClassification": Kind("text-classification", PIPELINE, OF_ITS_TASK),
+    "ZhModernBertForTokenClassification": Kind("token-classification", PIPELINE, OF_ITS_TASK),
+    "ZhModernBertForQuestionAnswering": Kind("question-answering", PIPELINE, OF_ITS_TASK),
+    "ZhModernBertForMultipleChoice": Kind("multiple-choice", ENCODER, OF_ITS_TASK),
 }
+SENTENCE_KINDS = {
+    "SentenceTransformer": Kind(
+        "sentence-similarity",
+        SENTENCES,
+        "It is for search, clusters and deduplication: the cosine of two vectors says how alike texts are.",
+    ),
+    "SparseEncoder": Kind(
+        "feature-extraction",
+        SENTENCES,
+        "It is for search: a text's vector has a weight for each token of the vocabulary, most of them 0.",
+        ("sparse-encoder", "sparse"),
+    ),
+    "MultiVectorEncoder": Kind(
+        "feature-extraction",
+        SENTENCES,
+        "It is for search by late interaction: a text has a vector for each token.",
+        ("multi-vector", "late-interaction"),
+    ),
+    "CrossEncoder": Kind(
+        "text-ranking",
+        RERANKER,
+        "It reads two texts together and scores the pair. It is to sort what a search has found.",
+        ("cross-encoder",),
+    ),
+}
+
+
+def kind_of(source: Path, model: ZhModernBertPreTrainedModel) -> tuple[str, Kind]:
+    """The name and the kind of the model in a folder.
+
+    Raises:
+        InputError: it is a model of sentence-transformers of another kind than those above.
+    """
+    if not modules_in(source):
+        return type(model).__name__, KINDS[type(model).__name__]
+    path = source / "config_sentence_transformers.json"
+    name = read_json(path).get("model_type", "SentenceTransformer") if path.is_file() else "SentenceTransformer"
+    if name not in SENTENCE_KINDS:
+        raise InputError(f"{path}: model_type is {name!r}; published are {', '.join(SENTENCE_KINDS)}")
+    return name, SENTENCE_KINDS[name]
+
+
+def reach_text(config: ZhModernBertConfig) -> str:
+    """How far the layers see, in a sentence."""
+    layers, full = len(config.layer_types), [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
+    if len(full) == layers:
+        return "Each layer sees the whole document."
+    every = next((step for step in range(2, layers + 1) if full == list(range(0, layers, step))), None)
+    which = f"Every {every} layers one sees" if every else f"{len(full)} of the layers see"
+    return f"{which} the whole document, the others a window of {config.local_attention} tokens."
 
 
 def header_in(folder: Path) -> dict:
@@ -189,15 +249,15 @@ def read_notes(path: str) -> str:
 
 def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> str:
     """The card of a model that was read from `source`, whose own card names the licence where the settings do not."""
-    config, header, kind = model.config, header_in(source), type(model).__name__
-    library, task = ("sentence-transformers", "sentence-similarity") if modules_in(source) else ("transformers", TASKS[kind])
+    config, header, (name, kind) = model.config, header_in(source), kind_of(source, model)
+    of_sentences = name in SENTENCE_KINDS
     fields = {
         "language": "zh",
         "language_bcp47": ["zh-Hans", "zh-Hant"],
         **({"license": settings.license} if settings.license else licence_in(header) or {"license": LICENCE}),
-        "library_name": library,
-        "pipeline_tag": task,
-        "tags": [task, *([library] if library == "sentence-transformers" else []), *TAGS],
+        "library_name": SENTENCE_LIBRARY if of_sentences else "transformers",
+        "pipeline_tag": kind.task,
+        "tags": [kind.task, *([SENTENCE_LIBRARY] if of_sentences else []), *kind.tags, *TAGS],
         "base_model": settings.base_model or header.get("base_model"),
         "datasets": settings.datasets,
         "model-index": model_index(settings),
@@ -206,16 +266,15 @@ def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> st
         header=header_text(fields),
         name=settings.name,
         mark=MARK,
-        example=EXAMPLES.get(task, PIPELINE).format(name=settings.name, task=task, hidden=config.hidden_size),
-        use=USES.get(task, "It is for its task alone; its labels stand in `config.json`."),
+        example=kind.example.format(name=settings.name, kind=name, task=kind.task, hidden=config.hidden_size),
+        use=kind.use,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
         parameters=model.num_parameters(),
         vocab=config.vocab_size,
         longest=config.max_position_embeddings,
-        every=config.global_attn_every_n_layers,
-        window=config.local_attention,
+        reach=reach_text(config),
         training=training(source),
         notes=read_notes(settings.notes),
     )

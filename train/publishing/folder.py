@@ -3,31 +3,35 @@
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import hash_file, read_json
 from zh_modernbert.train.common.model_folder import ROOT_FILES
 from zh_modernbert.train.publishing.card import MARK
-from zh_modernbert.train.publishing.source import MODULE_FILES, MODULE_PATH, SENTENCE_FILES
+from zh_modernbert.train.publishing.source import SENTENCE_FILES, modules_in
 
-# All that a published folder may hold; a folder with anything else in it is never replaced.
-PUBLISHED = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md", "metrics.png"} | {
+PLOTS = "metrics.png"
+# Files of a published model, beside shards of weights, ONNX files and the modules of sentence-transformers.
+FILES = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} | {
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
     *SENTENCE_FILES,
     *(path.name for path in ROOT_FILES),
 }
-PATTERN = re.compile(
-    r"model-\d{5}-of-\d{5}\.safetensors"
-    r"|onnx/(model(_int8)?\.onnx(\.data)?|export\.json)"
-    rf"|{MODULE_PATH.pattern}/({'|'.join(map(re.escape, MODULE_FILES))})"
-)
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+ONNX_LIST = "onnx/export.json"
+ONNX = re.compile(rf"onnx/model(_int8)?\.onnx(\.data)?|{ONNX_LIST}")
 
 
-def is_published(name: str) -> bool:
-    """Whether a file's name, from its folder on, is one that is published."""
-    return name in PUBLISHED or PATTERN.fullmatch(name) is not None
+def of_a_model(names: Collection[str]) -> set[str]:
+    """Of a folder's files, those that make it a published model. Beside another model they must not stay.
+
+    ONNX files do where train/export.py's list is beside them. A folder such as 1_Pooling/ may be anybody's, and is only read
+    where modules.json names it.
+    """
+    exported = ONNX_LIST in names
+    return {name for name in names if name in FILES or SHARD.fullmatch(name) or (exported and ONNX.fullmatch(name))}
 
 
 def names_in(folder: Path) -> Iterator[str]:
@@ -61,7 +65,8 @@ def check_output(output_dir: Path, form: str) -> None:
         return
     card = output_dir / "README.md"
     is_own = card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
-    if not is_own or not all(map(is_published, names_in(output_dir))):
+    names = set(names_in(output_dir))
+    if not is_own or names - {PLOTS, *of_a_model(names), *modules_in(output_dir)}:
         raise InputError(f"{output_dir}: exists and is no published folder; choose another output_dir")
 
 
@@ -85,15 +90,17 @@ def onnx_of(identity: str, *folders: Path) -> Path | None:
 
 
 def lay_into(clone: Path, folder: Path) -> None:
-    """Moves what was written in `folder` beside the root files of a clone, in the place of an earlier model."""
-    of_the_clone = {"README.md", *(path.name for path in ROOT_FILES)}
+    """Moves a model that was written in `folder` beside the root files of a clone, in the place of an earlier one.
+
+    The card and its plots are not taken along: the clone has its own README.
+    """
+    of_the_clone = {"README.md", PLOTS, *(path.name for path in ROOT_FILES)}
     new = set(names_in(folder)) - of_the_clone
-    for path in [*clone.glob("*"), *clone.glob("*/*")]:
-        name = path.relative_to(clone).as_posix()
-        if is_published(name) and name not in new | of_the_clone:
-            path.unlink()
-            if path.parent != clone and not any(path.parent.iterdir()):
-                path.parent.rmdir()
+    there = {path.relative_to(clone).as_posix() for path in [*clone.glob("*"), *clone.glob("onnx/*")] if path.is_file()}
+    for name in of_a_model(there) - new - of_the_clone:
+        (clone / name).unlink()
+    if (clone / "onnx").is_dir() and not any((clone / "onnx").iterdir()):
+        (clone / "onnx").rmdir()
     for name in new:
         (clone / name).parent.mkdir(exist_ok=True)
         (folder / name).replace(clone / name)

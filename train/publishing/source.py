@@ -59,7 +59,7 @@ def modules_in(folder: Path) -> dict[str, Path]:
     """Name -> file, of what makes a folder one of sentence-transformers; nothing where it is none.
 
     Raises:
-        InputError: a module brings code or pickled weights, which are not published.
+        InputError: a module brings code, pickled weights or files of its own, which are not published.
     """
     path = folder / "modules.json"
     if not path.is_file():
@@ -74,4 +74,6 @@ def modules_in(folder: Path) -> dict[str, Path]:
             raise InputError(f"{path}: {kind} in {place!r} is no module of sentence-transformers itself, and is not published")
         if place and (folder / place / "pytorch_model.bin").is_file():
             raise InputError(f"{folder / place}: pickled weights are not published; save the model again as safetensors")
+        if place and (others := {file.name for file in (folder / place).glob("*")} - set(MODULE_FILES)):
+            raise InputError(f"{folder / place / min(others)}: only {' and '.join(MODULE_FILES)} of a module are published")
     return {name: folder / name for name in names if (folder / name).is_file()}

@@ -96,4 +96,7 @@ def encoded_shards(folder: str | Path) -> list[Path]:
 
 
 def tokens_per_source(shards: list[Path]) -> Counter:
-    return sum((Counter(read_json(shard / "shard.json")["per_source"]) for shard in shards), Counter())
+    total = Counter()
+    for shard in shards:
+        total.update(read_json(shard / "shard.json")["per_source"])
+    return +total  # without sources that have no tokens

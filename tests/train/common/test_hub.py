@@ -12,7 +12,7 @@ from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.hub import check_card, check_repository, push
 
 CARD = "---\nlanguage: zh\nlicense: mit\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n# 卡\n"
-NAMES = ("README.md", "config.json", "model.safetensors", "model-00001-of-00002.safetensors")
+NAMES = {"README.md", "config.json", "model.safetensors", "model-00001-of-00002.safetensors"}
 ENDPOINTS = {
     "validate": r"POST /api/validate-yaml",
     "look": r"GET /api/models/me/zh",
@@ -40,7 +40,7 @@ def files(tmp_path):
 
 
 def send(files, **options) -> str:
-    return push("me/zh", files, NAMES.__contains__, **options)
+    return push("me/zh", files, NAMES.intersection, **options)
 
 
 def contents(files) -> dict[str, bytes]:
@@ -146,7 +146,7 @@ import sys
 from pathlib import Path
 from zh_modernbert.train.common.hub import push
 files = {name: Path(name) for name in ("config.json", "model.safetensors")}
-commit = push("me/zh", files | {"README.md": sys.argv[1].encode()}, bool, private=True)
+commit = push("me/zh", files | {"README.md": sys.argv[1].encode()}, set, private=True)
 print(commit, {"torch", "transformers"} & set(sys.modules))
 """
     folder = files["config.json"].parent

@@ -4,8 +4,9 @@ import random
 
 import numpy as np
 
+from zh_modernbert.train.corpus import sketches as module
 from zh_modernbert.train.corpus.ngrams import random_numbers
-from zh_modernbert.train.corpus.sketches import choose_removals, find_pairs, sketch
+from zh_modernbert.train.corpus.sketches import alike, choose_removals, find_pairs, sketch
 
 
 def test_sketches_agree_as_often_as_sets_are_alike():
@@ -46,3 +47,32 @@ def test_pairs_of_a_group():
     assert sorted(find_pairs(hashes, sketches, 3).tolist()) == [[0, 3], [1, 4]]
     assert sorted(find_pairs(hashes, sketches, 4).tolist()) == [[1, 4]]
     assert sorted(find_pairs(hashes, sketches, 0).tolist()) == [[0, 2], [0, 3], [1, 4]]
+
+
+def pages(count: int, generator: np.random.Generator) -> np.ndarray:
+    """`(count, 256)`: sketches of pages that have half of their places from one template, each page others."""
+    numbers, template = (generator.integers(0, 256, (rows, 256), np.uint8) for rows in (count, 1))
+    return np.where(generator.random((count, 256)) < 0.5, template, numbers)
+
+
+def test_pages_from_one_template_are_not_all_compared_with_all(monkeypatch):
+    """Four times as many take about four times the comparisons, not sixteen times."""
+    compared = []
+    monkeypatch.setattr(module, "alike", lambda *given: compared.append(len(given[1])) or alike(*given))
+    totals = []
+    for count in (1000, 4000):
+        compared.clear()
+        assert not len(find_pairs(np.zeros(count, np.uint64), pages(count, np.random.default_rng(1)), 180))
+        totals.append(sum(compared))
+    assert totals[1] < 6 * totals[0]
+
+
+def test_duplicates_among_pages_from_one_template_are_found():
+    """However many unlike pages there are: all copies of a page are paired with its first, and so are most that are like it."""
+    generator = np.random.default_rng(2)
+    unlike = pages(1000, generator)
+    rows = np.concatenate([unlike, unlike, unlike])
+    found = {tuple(pair) for pair in find_pairs(np.zeros(3000, np.uint64), rows, 180).tolist()}
+    assert found == {(row, row + copy) for row in range(1000) for copy in (1000, 2000)}
+    rows[1000:] ^= generator.random((2000, 256)) < 0.05
+    assert len(find_pairs(np.zeros(3000, np.uint64), rows, 180)) > 0.9 * 2000

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from tiny import TINY
+from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
@@ -104,6 +105,24 @@ def test_every_row_once(make, model):
     assert (by_length[:2] > 0).all()
     assert single[:, 2].tolist() == by_length.tolist()
     assert words[:, 2].sum() == pytest.approx(MLM_PROBABILITY * tokens, rel=0.05)
+
+
+@pytest.mark.parametrize(("rows", "times", "at_once"), [(64, 1, 32), (64, 1 / 8, 4), (4, 1 / 8, 1), (4, 8, 16)])
+def test_it_takes_as_many_tokens_at_once_as_the_training(make, monkeypatch, rows, times, at_once):
+    """Also where the rows of the training are shorter or longer: `times` as long."""
+    length = make().rows.seq_len
+    monkeypatch.setattr(
+        PackedStream, "seq_len", property(lambda stream: int(length * times), lambda stream, value: None), raising=False
+    )
+    assert make(per_device_batch_size=rows).rows_at_once == at_once
+
+
+def test_logits_are_computed_for_some_labels_at_a_time(make, model, monkeypatch):
+    expected, sizes = make().sums(model), []
+    monkeypatch.setattr(modeling, "LOSS_CHUNK", 5)
+    model.decoder.register_forward_hook(lambda module, inputs, logits: sizes.append(logits.numel() // logits.shape[-1]))
+    np.testing.assert_allclose(make().sums(model), expected, rtol=1e-5)
+    assert max(sizes) == 5
 
 
 def test_losses_are_the_model_s(make, model):
