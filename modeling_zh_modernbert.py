@@ -168,8 +168,8 @@ class SequenceLayout:
                 if any(others):
                     found = attention_mask[attention_mask != mask][0].item()
                     raise ValueError(
-                        f"attention_mask is 1 at real tokens and 0 at pads; got {found:g}. Make an additive mask such a one. "
-                        "Where it numbers documents packed in a row, give cu_seqlens."
+                        f"attention_mask is 1 at real tokens and 0 at pads; got {found:g}. Turn an additive mask into "
+                        "such a one. Where it numbers documents packed in a row, give cu_seqlens."
                     )
                 lengths = tuple(lengths)
         if attention_mask is None or (lengths and min(lengths) == width):

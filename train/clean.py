@@ -3,11 +3,12 @@
 train/corpus/normalise.py normalises the text. Then the rules of train/corpus/filters.py drop documents; the first rule that
 drops a document is the reason. Kept documents get their `script`: hans (Simplified), hant (Traditional), or mixed. `report.md`,
 `report.png` and `report.json` have the documents and characters of each source before and after, the reasons of what was
-dropped, and examples.
+dropped, and examples. Of many sources, only `report.json` has each.
 
     python train/clean.py --input_dir runs/mine/sources --output_dir runs/mine/clean
 """
 
+import copy
 import re
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -28,6 +29,7 @@ from zh_modernbert.train.corpus.normalise import NORMALISERS, normalise
 from zh_modernbert.train.corpus.rules import apply_rule
 
 EXAMPLES, EXAMPLE_CHARACTERS = 3, 200
+SHOWN = 40  # sources in report.md and report.png; report.json has all
 
 
 @dataclass(kw_only=True)
@@ -55,10 +57,11 @@ def tally(document: Document, before: str, changed: list[str], reason: str | Non
 
 
 def merge(first, second) -> Any:
-    """The sum of two tallies. Of the examples only the first `EXAMPLES` of each reason are kept."""
+    """The sum of two tallies: `first`, with the second added. Only the first `EXAMPLES` of each reason are kept."""
     if isinstance(first, dict):
-        keys = first | second
-        return {key: merge(first[key], second[key]) if key in first and key in second else keys[key] for key in keys}
+        for key, value in second.items():
+            first[key] = merge(first[key], value) if key in first else copy.deepcopy(value)
+        return first
     if isinstance(first, int):
         return first + second
     if isinstance(first[0], int):
@@ -93,6 +96,14 @@ def make_report(tallies: list[dict]) -> dict:
     }
 
 
+def shown(per_source: dict[str, dict]) -> dict[str, dict]:
+    """The figures of the largest `SHOWN` sources, by name, and then of the others together, if there are more."""
+    largest = set(sorted(per_source, key=lambda name: per_source[name]["characters_in"], reverse=True)[:SHOWN])
+    others = [figures for name, figures in per_source.items() if name not in largest]
+    together = {f"{len(others)} other sources": reduce(merge, others, {})} if others else {}
+    return {name: figures for name, figures in per_source.items() if name in largest} | together
+
+
 def plain(text: str) -> str:
     """A name as Markdown shows it: on one line, and without markup."""
     return re.sub(r"([\\`*_\[\]<>|~&$])", r"\\\1", " ".join(text.split()))
@@ -110,7 +121,7 @@ def markdown_report(report: dict) -> str:
         share = f"{100 * figures['characters'] / max(figures['characters_in'], 1):.1f}%"
         return [name, *(figures[key] for key in ("documents_in", "documents", "characters_in", "characters")), share]
 
-    rows = [row(plain(name), figures) for name, figures in report["per_source"].items()]
+    rows = [row(plain(name), figures) for name, figures in shown(report["per_source"]).items()]
     lines = ["# Cleaning", "", "## Sources", ""]
     lines += table("source | documents in | out | characters in | out | kept", [*rows, row("**all**", report)])
     lines += [
@@ -134,9 +145,9 @@ def plot_report(report: dict, path: Path) -> None:
     from matplotlib.figure import Figure
 
     # matplotlib's default font has no Chinese characters.
-    numbered = enumerate(report["per_source"], 1)
-    names = [as_label(name) if name.isascii() else f"source {number} of report.md" for number, name in numbered]
-    sources = {"all": report, **dict(zip(names, report["per_source"].values(), strict=True))}
+    figures = shown(report["per_source"])
+    names = [as_label(name) if name.isascii() else f"source {number} of report.md" for number, name in enumerate(figures, 1)]
+    sources = {"all": report, **dict(zip(names, figures.values(), strict=True))}
     figure = Figure(figsize=(10, 2 + 0.25 * len(sources)), layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(sources)

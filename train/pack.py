@@ -20,10 +20,17 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from zh_modernbert.train.common.cli import InputError, run, setting
-from zh_modernbert.train.common.files import replacing
+from zh_modernbert.train.common.files import replacing, verify
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.engine import ParallelSettings, run_pipeline
-from zh_modernbert.train.rows.encoded import EncodedShard, encoded_shards, ids_dtype, load_manifest, load_shard
+from zh_modernbert.train.rows.encoded import (
+    EncodedShard,
+    encoded_shards,
+    ids_dtype,
+    load_manifest,
+    load_shard,
+    tokens_per_source,
+)
 from zh_modernbert.train.rows.packed import checksum
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -38,7 +45,7 @@ class Settings(ParallelSettings):
         {}, "source -> its share of the tokens, less of it where need be; those left out are not used; empty keeps all as it is"
     )
     group_tokens: int = setting(
-        1 << 28, "documents are packed together in groups of about so many tokens, one task each", least=1
+        1 << 28, "documents are packed together in groups of about so many tokens that are kept, one task each", least=1
     )
 
 
@@ -101,23 +108,33 @@ def kept_fractions(tokens: dict[str, int], mixture: dict[str, float]) -> dict[st
 
 
 class Group:
-    """The documents of several encoded shards as one list. Document d is lengths[d] tokens of shard[d], from offsets[d] on."""
+    """The documents of several encoded shards as one list. Document d is lengths[d] tokens of shard[d], from offsets[d] on.
+
+    Its source is names[sources[d]].
+    """
 
     def __init__(self, shards: list[EncodedShard]):
         self.shards = shards
         self.shard = np.repeat(np.arange(len(shards)), [len(shard.sources) for shard in shards])
         self.offsets = np.concatenate([shard.offsets[:-1] for shard in shards])
         self.lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
-        self.sources = np.array([shard.names[source] for shard in shards for source in shard.sources], dtype=object)
+        self.names = sorted({name for shard in shards for name in shard.names})
+        numbers = {name: number for number, name in enumerate(self.names)}
+        own = [np.array([numbers[name] for name in shard.names], int) for shard in shards]  # the numbers of each shard's names
+        self.sources = np.concatenate([of[shard.sources] for of, shard in zip(own, shards, strict=True)])
 
     def mix(self, fractions: dict[str, float], generator: np.random.Generator) -> np.ndarray:
         """Numbers of documents in random order: of each source its fraction of the tokens, to within half a document."""
         order = generator.permutation(len(self.sources))
+        by_source = order[np.argsort(self.sources[order], kind="stable")]
+        own, lengths = self.sources[by_source], self.lengths[by_source]
+        before = np.concatenate(([0], np.cumsum(lengths)))  # tokens before each document, and before the first of each source
+        firsts = before[np.searchsorted(own, np.arange(len(self.names) + 1))]
+        ends, totals = before[1:] - firsts[own], np.diff(firsts)[own]
+        # A source that is not in the mixture has no fraction, and no number is below that.
+        wanted = np.array([fractions.get(name, np.nan) for name in self.names])[own] * totals
         keep = np.zeros(len(order), dtype=bool)
-        for name, fraction in fractions.items():
-            own = order[self.sources[order] == name]
-            lengths = self.lengths[own]
-            keep[own[np.cumsum(lengths) - lengths / 2 <= fraction * lengths.sum()]] = True
+        keep[by_source[ends - lengths / 2 <= wanted]] = True
         return order[keep[order]]
 
     def pieces(self, documents: np.ndarray, longest: int) -> np.ndarray:
@@ -127,7 +144,7 @@ class Group:
             if length <= longest:
                 found.append((shard, start, start + length))
             else:
-                edges = cut(np.asarray(self.shards[shard].word_starts[start : start + length]), longest)
+                edges = cut(self.shards[shard].word_starts[start : start + length], longest)
                 found.extend((shard, start + a, start + b) for a, b in pairwise(edges))
         return np.array(found, dtype=np.int64).reshape(-1, 3)
 
@@ -142,15 +159,15 @@ class Packer(PipelineStep):
     type = "packer"
     name = "pack"
 
-    def __init__(self, settings: Settings, folder: Path, vocab_size: int, fractions: dict[str, float]):
+    def __init__(self, settings: Settings, folder: Path, shards: list[Path], vocab_size: int, fractions: dict[str, float]):
         super().__init__()
-        self.settings, self.folder, self.vocab_size, self.fractions = settings, folder, vocab_size, fractions
+        self.settings, self.folder, self.shards = settings, folder, shards
+        self.vocab_size, self.fractions = vocab_size, fractions
 
     def run(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         settings = self.settings
         generator = np.random.default_rng((settings.seed, rank))
-        shards = encoded_shards(settings.input_dir)[rank::world_size]
-        group = Group([load_shard(shard, self.vocab_size) for shard in shards])
+        group = Group([load_shard(shard, self.vocab_size) for shard in self.shards[rank::world_size]])
         tokenizer = load_tokenizer(Path(settings.input_dir) / "tokenizer")
         cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
         documents = group.mix(self.fractions, generator)
@@ -184,12 +201,22 @@ class Packer(PipelineStep):
         self.stat_update("tokens", value=document_offsets[-1])
 
 
+def shards_to_pack(settings: Settings) -> list[Path]:
+    """The shards of the encoded folder; with a mixture, those that have a document of its sources."""
+    folder, shards = Path(settings.input_dir), encoded_shards(settings.input_dir)
+    if settings.mixture:
+        verify(folder, [f"{shard.name}/shard.json" for shard in shards])
+        shards = [shard for shard in shards if not tokens_per_source([shard]).keys().isdisjoint(settings.mixture)]
+    return shards
+
+
 def build(settings: Settings, folder: Path) -> dict:
     encoded = load_manifest(settings.input_dir, "encode")["result"]
     fractions = kept_fractions(encoded["per_source"], settings.mixture)
-    shards = encoded_shards(settings.input_dir)
-    groups = max(1, min(len(shards), round(encoded["tokens"] / settings.group_tokens)))
-    steps = [Packer(settings, folder, encoded["vocab_size"], fractions)]
+    shards = shards_to_pack(settings)
+    kept = sum(encoded["per_source"][name] * fraction for name, fraction in fractions.items())
+    groups = max(1, min(len(shards), round(kept / settings.group_tokens)))
+    steps = [Packer(settings, folder, shards, encoded["vocab_size"], fractions)]
     counts = run_pipeline(steps, groups, settings, folder, f"pack {settings.seq_len}")
     if not counts["rows"]:
         raise InputError(f"{settings.input_dir}: no documents to pack")

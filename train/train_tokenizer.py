@@ -13,6 +13,7 @@ docs/tokenizer.md has figures for each step.
     python train/train_tokenizer.py --input_dir runs/mine/dedup --output_dir runs/mine/tokenizer --word_list jieba:dict.txt
 """
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from zh_modernbert.train.tokenizer.learning import train
 from zh_modernbert.train.tokenizer.words import draw_words, find_word_list, read_word_list, words_in_script
 
 Stratum = tuple[str, str | None]  # source, script
+LITTLE = 0.5  # of the characters; where less is left when the scripts are balanced, the user is told
 
 
 @dataclass
@@ -102,6 +104,20 @@ def kept_fractions(
     return fractions
 
 
+def warn_of_little(settings: Settings, characters: dict[Stratum, int], fractions: dict[Stratum, float]) -> None:
+    """Says so on stderr where little of the corpus is left when its scripts are balanced: it has little of one of them."""
+    weighed = sum(settings.source_weights.get(source, 1.0) * count for (source, _), count in characters.items())
+    left = sum(fractions[stratum] * count for stratum, count in characters.items())
+    if left < LITTLE * weighed:
+        hans, hant = (sum(count for (_, own), count in characters.items() if own == script) for script in ("hans", "hant"))
+        print(
+            f"warning: hans_share is {settings.hans_share}, and {settings.input_dir} has {hans} characters of hans and "
+            f"{hant} of hant: {left / weighed:.1%} is left to take sample_fraction of; --hans_share null keeps the scripts as "
+            "they are",
+            file=sys.stderr,
+        )
+
+
 def stratified_sample(documents: Iterable[dict], fractions: dict[Stratum, float]) -> Iterator[dict]:
     """The documents that are kept, in order: of each stratum its fraction of the characters, to within half a document."""
     credit = defaultdict(float)
@@ -142,6 +158,7 @@ def build(settings: Settings, folder: Path) -> dict:
     for document in documents("weigh"):
         characters[stratum_of(document)] += len(document["text"])
     fractions = kept_fractions(characters, settings.hans_share, settings.source_weights)
+    warn_of_little(settings, characters, fractions)
     fractions = {stratum: settings.sample_fraction * fraction for stratum, fraction in fractions.items()}
     by_script = defaultdict(float)
     for stratum, fraction in fractions.items():

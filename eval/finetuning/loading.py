@@ -10,8 +10,17 @@ from zh_modernbert.train.common.cli import InputError, describe
 from zh_modernbert.train.common.files import hash_file, sha256
 from zh_modernbert.train.common.model_folder import load_by_auto_class, weight_files
 
+# Files that are no part of a fingerprint: documents, and weights, of which those that are read count on their own.
+NO_PART = {".md", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".log"}
+LARGEST = 2**27  # bytes of another file that counts
+
 
 def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """A fast tokenizer that pads and cuts on the right, as what reads the model's outputs counts tokens from the left.
+
+    Raises:
+        InputError: it cannot be loaded, is not a fast one, or knows no tokens.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and tokenizers raise many kinds
@@ -19,6 +28,7 @@ def load_tokenizer(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBas
     if not tokenizer.is_fast:
         raise InputError(f"{name}: its tokenizer gives no character offsets; a fast one (tokenizer.json) is needed")
     check_vocabulary(tokenizer, name)
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     return tokenizer
 
 
@@ -64,8 +74,15 @@ def load_with_head(auto_class, name: str, trust_remote_code: bool, random_init: 
 
 
 def fingerprint(name: str, random_init: bool = False) -> str:
-    """What a run's file says of the model: a hash of the files in its folder; of a model on the Hub, the name."""
-    if not Path(name).is_dir():
+    """What a run's file says of the model: a hash of the files in its folder; of a model on the Hub, the name.
+
+    Weights count but where they are not read. So do config, vocabulary, code, and what else there is, as nothing says for sure
+    which files a tokenizer or a model's code reads. Folders in the folder do not count, nor hidden files.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
         return name
-    files = sorted(Path(name).glob("*.json")) + ([] if random_init else weight_files(Path(name)))
+    others = (path for path in folder.iterdir() if path.suffix not in NO_PART and not path.name.startswith("."))
+    files = sorted(path for path in others if path.is_file() and path.stat().st_size <= LARGEST)
+    files += [] if random_init else weight_files(folder)
     return sha256(*(f"{path.name} {hash_file(path)}\n".encode() for path in files))[:16]

@@ -5,9 +5,9 @@ A run whose file is there is not repeated, so a killed grid goes on where it was
 is always trained.
 
 Each run scores dev after each epoch. A candidate is a setting of the grid and an epoch. The best score of all candidates is
-`best_on_dev`, the figure that papers give: it is too high, as it was chosen on the examples that it scores. The score of a seed
-is that of the candidate that is best on the other seeds. Where there is one seed, a candidate is chosen on each half of dev and
-scores the other half. Where the scored split is not dev, all of dev chooses.
+`best_on_dev`, the figure that papers give: it is too high, as it was chosen on the examples that it scores. For the score of a
+seed, each half of dev is scored by the candidate that is best on the other half for the other seeds, or where there are
+none, for itself. Where the scored split is not dev, all of dev chooses.
 """
 
 import sys
@@ -101,14 +101,15 @@ def mean_metrics(parts: list[Metrics]) -> Metrics:
 
 
 def figures_on_dev(outcomes: dict[int, list[Outcome]], primary_metric: str) -> dict[int, Figure]:
-    """The figure of each seed on dev, chosen on other seeds, or where there is one, on the other half of dev."""
+    """The figure of each seed on dev. A half's candidate is chosen on the other half, by other seeds where there are any."""
     tables = {seed: candidates(runs) for seed, runs in outcomes.items()}
     figures = {}
     for seed, table in tables.items():
-        if others := [other for name, other in tables.items() if name != seed]:
-            chosen = [best({key: mean(other[key]["metrics"][primary_metric] for other in others) for key in table})]
-        else:
-            chosen = [best({key: epoch["halves"][half][primary_metric] for key, epoch in table.items()}) for half in (1, 0)]
+        choosing = [other for name, other in tables.items() if name != seed] or [table]
+        chosen = [
+            best({key: mean(other[key]["halves"][half][primary_metric] for other in choosing) for key in table})
+            for half in (1, 0)
+        ]
         if len(set(chosen)) == 1:
             figures[seed] = Figure(table[chosen[0]]["metrics"], chosen[:1])
         else:

@@ -15,7 +15,7 @@ from zh_modernbert.eval.finetuning.settings import FineTuningSettings, grid_of, 
 from zh_modernbert.eval.finetuning.training import Hyperparameters, Metrics, fine_tune, predict
 from zh_modernbert.eval.kinds.kind import Kind
 from zh_modernbert.eval.tasks.loading import Data, load_data
-from zh_modernbert.eval.tasks.predictions import write_predictions, zip_predictions
+from zh_modernbert.eval.tasks.predictions import check_owner, claim, write_predictions, zip_predictions
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.results import check_no_other, row_name, write_result
 from zh_modernbert.train.common.cli import InputError, describe, script_of
@@ -32,9 +32,13 @@ def run_kind(
         details: what else than model, data and settings decides an outcome, as `max_length`. It stands in the result files.
     """
     started, grid, seeds = time.perf_counter(), grid_of(settings, task), seeds_of(settings)
-    check_no_other(settings.results_dir, data.name, data.split, seeds, row_name(settings.model, settings.random_init))
+    row = row_name(settings.model, settings.random_init)
+    check_no_other(settings.results_dir, data.name, data.split, seeds, row)
     examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
+    folders = {seed: Path(settings.results_dir) / f"predictions-{seed}" for seed in seeds if predicted}
+    for folder in folders.values():
+        check_owner(folder, row)
 
     def run_one(hyperparameters: Hyperparameters, seed: int) -> Outcome:
         set_seed(seed)
@@ -88,10 +92,12 @@ def run_kind(
         write_result(settings.results_dir, result)
         results.append(result)
         if predicted:
-            folder = Path(settings.results_dir) / f"predictions-{seed}"
+            folder = folders[seed]
+            claim(folder, row)
             best = max(outcomes[seed], key=lambda outcome: best_on_dev([outcome], task.primary_metric))
             for split in predicted:
-                write_predictions(folder / task.predictions[split], best.answers[split])
+                place = folder if data.official else folder / data.name  # of which the zip file has nothing
+                write_predictions(place / task.predictions[split], best.answers[split])
             zip_predictions(folder)
     return results
 

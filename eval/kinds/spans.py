@@ -67,7 +67,6 @@ def make_windows(
     questions: Sequence[Question], tokenizer: PreTrainedTokenizerBase, max_length: int, stride: int
 ) -> tuple[list[Window], dict[str, list]]:
     """The windows of all questions, and the model's inputs, one a window. Questions are cut to a quarter of `max_length`."""
-    tokenizer.padding_side = "right"  # places in a window are counted from its left
     windows: list[Window] = []
     inputs: dict[str, list] = {}
     for begin in range(0, len(questions), BATCH):

@@ -13,10 +13,12 @@ from zh_modernbert.eval.tasks.reading import check_defects
 from zh_modernbert.eval.tasks.registry import Release, Task
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.ngrams import ngram_hashes, tokens
 from zh_modernbert.train.corpus.tables import PACKED
 
 HELD_OUT = 10  # every tenth example of training chooses, where no other split may,
 MOST_HELD_OUT = 2000  # and no more than these
+WINDOW = 13  # characters, or words of other scripts: so many in a row are the same text, and hardly ever a common phrase
 CHOOSING = ("dev", "validation")  # splits that choose epoch and setting for themselves and others
 
 
@@ -31,6 +33,7 @@ class Data:
         chosen_on: the split that chooses epoch and setting: dev, or a part of training, `held_out`.
         labels: the names of classes, or the types of spans, sorted: those of training, before it was cut, and of the task.
         notes: what a reader of the score has to know.
+        official: these are the benchmark's own files, whole and in their own script.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Data:
     chosen_on: str
     labels: list[str]
     notes: list[str]
+    official: bool = True
 
     def __post_init__(self):
         """Each half of the split that chooses has to have an example: see `eval/finetuning/runs.py`.
@@ -158,9 +162,18 @@ def without_new_labels(rows: list[Row], task: Task, labels: list[str], bad_rows:
     return kept
 
 
-def texts_of(row: Row) -> tuple:
+def texts_of(row: Row) -> tuple[str, ...]:
     """What an example is, without its label."""
-    return tuple(str(row.values.get(name)) for name in ("text", "text_pair", "question", "context", "passages"))
+    names = ("text", "text_pair", "question", "context", "passages")
+    return tuple(str(row.values[name]) for name in names if name in row.values)
+
+
+def windows_of(row: Row) -> list[int]:
+    """Hashes of all windows of an example's texts, whatever their width, case, script, spaces and punctuation.
+
+    An example that is shorter than a window has one hash, of the whole.
+    """
+    return ngram_hashes(tokens("\n".join(texts_of(row)))[0], WINDOW).tolist()
 
 
 def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: bool) -> tuple[list[Row], list[str]]:
@@ -212,6 +225,12 @@ def without(rows: list[Row], others: list[Row]) -> list[Row]:
     return [row for row in rows if texts_of(row) not in texts]
 
 
+def without_copies(rows: list[Row], others: list[Row]) -> list[Row]:
+    """The rows that share no window with any of others: the same texts may be cut and written in other ways."""
+    windows = {window for row in others for window in windows_of(row)}
+    return [row for row in rows if windows.isdisjoint(windows_of(row))]
+
+
 def hold_out(rows: list[Row]) -> dict[str, list[Row]]:
     """Rows of training as `train` and `held_out`, which chooses epoch and setting."""
     held_out = sample(rows, min(max(len(rows) // HELD_OUT, 2), MOST_HELD_OUT))
@@ -260,9 +279,10 @@ def load_data(
     if release.substitute:
         notes.insert(0, f"not the benchmark's score: {release.substitute}")
         before = len(splits["train"])
-        splits["train"] = without(splits["train"], splits[split] + splits.get(chosen_on, []))
+        scored = [row for part in {split, chosen_on} - {"held_out"} for row in splits[part]]
+        splits["train"] = without_copies(splits["train"], scored)
         if dropped := before - len(splits["train"]):
-            notes.append(f"{dropped} training examples left out, for they are scored too")
+            notes.append(f"{dropped} training examples left out, for what is scored has {WINDOW} characters in a row of them")
     if script:
         splits = {part: convert_rows(rows, task.kind, script) for part, rows in splits.items()}
         notes.append(f"all texts brought into {script} by OpenCC")
@@ -272,4 +292,5 @@ def load_data(
     if chosen_on == "held_out":
         splits |= hold_out(splits["train"])
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
-    return Data(name, split, splits, chosen_on, labels, notes)
+    official = not (release.substitute or script or max_train_examples or max_eval_examples)
+    return Data(name, split, splits, chosen_on, labels, notes, official)

@@ -1,8 +1,38 @@
-"""Official files of predictions, as CLUE's site takes them: an object a line, or one object; all of them in one zip file."""
+"""Official files of predictions, as CLUE's site takes them: an object a line, or one object; one model's in one zip file."""
 
 import json
 import zipfile
 from pathlib import Path
+
+from zh_modernbert.train.common.cli import InputError
+
+OWNER = "model.txt"  # says whose predictions a folder has
+
+
+def check_owner(folder: Path, row: str) -> None:
+    """Checks that the predictions in a folder, where there are any, are those of a model, so that others may stand beside them.
+
+    Args:
+        row: the model, as `results.row_name` calls it.
+
+    Raises:
+        InputError: they are of another one, or nothing says of which.
+    """
+    owner = folder / OWNER
+    other = owner.read_text(encoding="utf-8") if owner.is_file() else "a model that no file names"
+    if folder.is_dir() and any(folder.iterdir()) and other != row:
+        raise InputError(f"{folder}: predictions of {other}, not of {row}; give another --results_dir, or delete them")
+
+
+def claim(folder: Path, row: str) -> None:
+    """Makes a folder for the predictions of a model, and says so in it.
+
+    Raises:
+        InputError: as `check_owner`.
+    """
+    check_owner(folder, row)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OWNER).write_text(row, encoding="utf-8")
 
 
 def write_predictions(path: Path, entries: list[dict] | dict) -> Path:

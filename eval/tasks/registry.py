@@ -2,8 +2,8 @@
 
 A row has releases: what a task's files are called, and how they are written. The first whose files for training and scoring are
 all there is taken. A release with a `substitute` stands in where official files are not to be had. What is scored with it is
-named `<task>_substitute`, so that no table mixes the two. Of such a release, training examples whose texts are scored too are
-left out.
+named `<task>_substitute`, so that no table mixes the two. Of such a release, training examples are left out that share a window
+of text with what is scored.
 
 A file name may end in a share, `dev.tsv[:90%]` or `dev.tsv[90%:]`: of the rows in a fixed shuffled order, for want of a split.
 """

@@ -359,7 +359,7 @@ def test_all_that_is_there_is_scored_and_predicted(benchmark):
     assert {*found} == {"chnsenticorp", "tnews", "c3", "chid", "cluener"}
     results = Path(benchmark.results_dir)
     assert {path.name for path in results.glob("*.json")} == {f"{name}-dev-42.json" for name in found}
-    predicted = {path.name: path.read_text(encoding="utf-8") for path in (results / "predictions-42").iterdir()}
+    predicted = {path.name: path.read_text(encoding="utf-8") for path in (results / "predictions-42").glob("*.json")}
     assert {*predicted} == {"tnews11_predict.json", "c311_predict.json", "chid11_predict.json", "cluener_predict.json"}
     tnews, c3, chid, cluener = (
         [json.loads(line) for line in predicted[f"{name}_predict.json"].splitlines()]
@@ -373,6 +373,17 @@ def test_all_that_is_there_is_scored_and_predicted(benchmark):
     assert all(line.keys() == {"id", "text", "label"} for line in cluener)
     with zipfile.ZipFile(results / "predictions-42.zip") as archive:
         assert {*archive.namelist()} == {*predicted}
+    # Of a part of training, the same files are no official ones; and another model's are refused before it is trained.
+    benchmark.task, benchmark.max_train_examples = ["tnews"], 4
+    clue.main(benchmark)
+    official, partial = (results / "predictions-42" / name for name in ("tnews11_predict.json", "tnews/tnews11_predict.json"))
+    assert official.read_text(encoding="utf-8") == predicted[official.name]
+    assert partial.is_file()
+    benchmark.random_init, benchmark.split = True, "dev"
+    for path in results.glob("*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"predictions-42: predictions of .*, not of .* \(random weights\)"):
+        clue.main(benchmark)
 
 
 def test_what_is_done_is_not_repeated_and_what_fails_stops_no_other(benchmark, monkeypatch):

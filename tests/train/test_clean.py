@@ -8,7 +8,17 @@ import pytest
 import zstandard
 
 from zh_modernbert.train import clean
-from zh_modernbert.train.clean import EXAMPLE_CHARACTERS, EXAMPLES, Settings, make_report, markdown_report, merge
+from zh_modernbert.train.clean import (
+    EXAMPLE_CHARACTERS,
+    EXAMPLES,
+    SHOWN,
+    Settings,
+    make_report,
+    markdown_report,
+    merge,
+    plot_report,
+    shown,
+)
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 
@@ -248,3 +258,28 @@ def test_input_is_not_overwritten(tmp_path):
     with pytest.raises(InputError):
         run(corpus, input_dir=corpus)
     assert len(list(read_corpus(corpus))) == 2
+
+
+def test_of_many_sources_the_report_shows_the_largest_and_the_others_together(tmp_path):
+    """A source is a file where none is named. The plot of 100,000 would take 10 GB."""
+    sources = {f"file {number}": {"in": [1, 1000 + number], "out": [1, 900]} for number in range(5000)}
+    sources["file 0"] = {"in": [2, 7], "dropped": {"too_short": [2, 7]}}
+    report = make_report([{"sources": sources, "changed": {}, "examples": {}}])
+    assert len(report["per_source"]) == 5000
+    found = shown(report["per_source"])
+    assert list(found) == [*sorted(f"file {number}" for number in range(5000 - SHOWN, 5000)), f"{5000 - SHOWN} other sources"]
+    others = found.popitem()[1]
+    assert others["documents_in"] == 5000 - SHOWN + 1
+    assert others["dropped"] == {"too_short": {"documents": 2, "characters": 7}}
+    assert sum(figures["characters"] for figures in [*found.values(), others]) == report["characters"]
+    assert report["per_source"]["file 0"]["documents_in"] == 2, "the report itself stays"
+    assert "other sources" in markdown_report(report)
+    plot_report(report, tmp_path / "report.png")
+
+
+def test_a_tally_grows_in_place():
+    """The work of a document does not grow with the sources before it, and what is added stays as it was."""
+    first, second = {"a": {"x": [1, 2]}}, {"b": {"x": [3, 4]}}
+    whole = merge(merge(first, second), {"b": {"x": [1, 1]}})
+    assert whole is first
+    assert (whole["b"], second) == ({"x": [4, 5]}, {"b": {"x": [3, 4]}})

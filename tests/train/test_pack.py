@@ -69,7 +69,7 @@ class Corpus:
         vocab_size = load_manifest(folder, "encode")["result"]["vocab_size"]
         shards = [load_shard(shard, vocab_size) for shard in encoded_shards(folder)]
         self.input_ids, self.word_starts = (
-            np.concatenate([getattr(s, a) for s in shards]) for a in ("input_ids", "word_starts")
+            np.concatenate([getattr(s, a)[:] for s in shards]) for a in ("input_ids", "word_starts")
         )
         self.lengths = np.concatenate([np.diff(shard.offsets) for shard in shards])
         self.offsets = np.concatenate(([0], np.cumsum(self.lengths)))
@@ -231,11 +231,24 @@ def test_groups_keep_the_mixture(stages, tmp_path):
     sources = sorted(generator.choice(["a", "b", "c"], size=6000, p=[0.2, 0.3, 0.5]).tolist())
     encoded = write_encoded(tmp_path / "encoded", stages, generator.integers(20, 100, 6000), sources, shards=7)
     mixture = {"a": 0.5, "b": 0.2, "c": 0.3}
-    _, rows = run(encoded, tmp_path / "packed", seq_len=256, mixture=mixture, group_tokens=100_000)
+    _, rows = run(encoded, tmp_path / "packed", seq_len=256, mixture=mixture, group_tokens=40_000)
     assert len(rows.shards) > 2
     counts = tokens_per_source(encoded, rows)
     for name, share in mixture.items():
         assert counts[name] / sum(counts.values()) == pytest.approx(share, abs=0.01)
+
+
+def test_groups_are_of_what_is_kept(stages, tmp_path, monkeypatch):
+    """A folder a source, of a corpus of shards of one source each, as train/configs/system_a has it."""
+    lengths = np.random.default_rng(4).integers(20, 100, 3000)
+    sources = np.repeat(["a", "b", "c"], [300, 700, 2000]).tolist()
+    encoded = write_encoded(tmp_path / "encoded", stages, lengths, sources, shards=30)
+    loaded = []
+    monkeypatch.setattr(pack, "load_shard", lambda shard, size: loaded.append(shard.name) or load_shard(shard, size))
+    result, rows = run(encoded, tmp_path / "packed", seq_len=256, mixture={"a": 1}, group_tokens=int(lengths[:300].sum()) // 2)
+    assert len(rows.shards) == 2
+    assert sorted(loaded) == ["00000", "00001", "00002"]
+    assert (result["documents"], tokens_per_source(encoded, rows)) == (300, {"a": lengths[:300].sum()})
 
 
 # --- its parts ---
@@ -357,6 +370,27 @@ def test_a_source_has_its_fraction_to_half_a_document(fraction):
     assert kept.tolist() == order[: len(kept)].tolist()
     wanted, edge = fraction * lengths.sum(), lengths[order[max(len(kept) - 1, 0) : len(kept) + 1]].max()
     assert abs(lengths[kept].sum() - wanted) <= edge / 2
+
+
+def test_any_number_of_sources_each_has_its_fraction():
+    """As going through the sources one by one gives it. Each shard numbers them its own way; one is not wanted."""
+    generator = np.random.default_rng(3)
+    names = [f"file {number}" for number in range(60)]
+    shards = []
+    for _ in range(3):
+        own = generator.permutation(names)[:50].tolist()
+        sources, lengths = generator.integers(0, 50, 400).astype(np.uint16), generator.integers(0, 300, 400)
+        shards.append(SimpleNamespace(names=own, sources=sources, offsets=np.cumsum([0, *lengths])))
+    fractions = dict(zip([*names[1:], "elsewhere"], generator.random(60).tolist(), strict=True)) | {"file 7": 1.0}
+    group = Group(shards)
+    of_documents = np.array([shard.names[source] for shard in shards for source in shard.sources])
+    order, keep = np.random.default_rng(4).permutation(1200), np.zeros(1200, dtype=bool)
+    for name, fraction in fractions.items():
+        own = order[of_documents[order] == name]
+        lengths = group.lengths[own]
+        keep[own[np.cumsum(lengths) - lengths / 2 <= fraction * lengths.sum()]] = True
+    assert group.mix(fractions, np.random.default_rng(4)).tolist() == order[keep[order]].tolist()
+    assert [group.names[source] for source in group.sources] == of_documents.tolist()
 
 
 def test_no_mixture_keeps_everything(three_sources, tmp_path):

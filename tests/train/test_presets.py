@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.train import pretrain
+from zh_modernbert.train import pretrain, train_tokenizer
 from zh_modernbert.train import sources as sources_script
 from zh_modernbert.train.common import cli
 from zh_modernbert.train.pretraining.set_up import rows_per_update
@@ -73,6 +74,9 @@ def test_system_a_is_as_published():
     assert sorted(one.mixture.values()) == [0.03, 0.1, 0.1, 0.2, 0.57]
     sources = cli.parse(sources_script.Settings, [str(ROOT / "train/configs/system_a/data.yaml")], "sources")
     assert set(one.mixture) == {source.name for source in sources.input}
+    assert {source.script for source in sources.input} == {"hans"}
+    tokenizer = cli.parse(train_tokenizer.Settings, [str(ROOT / "train/configs/system_a/tokenizer.yaml")], "train_tokenizer")
+    assert (tokenizer.sample_fraction, tokenizer.hans_share) == (0.15, None)  # balanced, Simplified would not be learned from
 
 
 def test_system_b_is_as_published():
@@ -107,3 +111,9 @@ def test_base_is_system_a_at_another_size():
     sizes = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "layer_types")
     ours, theirs = ({k: v for k, v in each.to_dict().items() if k not in sizes} for each in (config, large))
     assert ours == theirs
+
+
+@pytest.mark.parametrize("system", ["system_a", "system_b"])
+def test_every_stage_of_a_large_corpus_is_shared_by_workers(system):
+    stages = yaml.safe_load((ROOT / "train" / "configs" / system / "data.yaml").read_text(encoding="utf-8"))
+    assert {stage: settings.get("workers") for stage, settings in stages.items()} == dict.fromkeys(stages, 16)

@@ -74,9 +74,31 @@ def stage(tmp_path, *inputs, **fields) -> tuple[dict, list[str]]:
 def test_a_broken_source_leaves_no_output(tmp_path):
     write_rows(tmp_path / "a.jsonl", [{"text": "一"}])
     (tmp_path / "b.jsonl").write_text("{")
-    with pytest.raises(InputError, match=r"b\.jsonl: 1 of its 1 lines cannot be read.*not valid JSON"):
+    with pytest.raises(InputError, match=r"b\.jsonl, line 1: not valid JSON.* 1 of 2 lines cannot be read"):
+        stage(tmp_path, str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    (tmp_path / "b.jsonl").write_text("{\n" * 51 + '{"text": "一"}\n' * 49)
+    write_rows(tmp_path / "a.jsonl", [{"text": "一"}] * 9900)
+    with pytest.raises(InputError, match=r"b\.jsonl: 51 of its 100 lines cannot be read.*not valid JSON"):
         stage(tmp_path, str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_document_that_is_a_file_is_set_aside(tmp_path):
+    """Of files of one document each, JSON or a line of text. More than one in a hundred stop the run."""
+    for i in range(150):
+        write_rows(tmp_path / "in" / f"{i}.json", [{"text": f"第{i}篇"}])
+        (tmp_path / "in" / f"{i}.txt").write_text(f"第{i}行", encoding="utf-8")
+    write_rows(tmp_path / "in" / "7.json", [{"text": None}])
+    (tmp_path / "in" / "9.txt").write_bytes(b"\xe7\xac\xac\xff")
+    result, texts = stage(tmp_path, str(tmp_path / "in"))
+    assert (result["quarantined"], len(texts)) == (2, 298)
+    files = [entry["file"] for _, entry in read_jsonl(tmp_path / "out" / "quarantine" / "00000.jsonl")]
+    assert [Path(file).name for file in files] == ["7.json", "9.txt"]
+    shutil.rmtree(tmp_path / "out")
+    for i in (1, 2):
+        (tmp_path / "in" / f"{i}.json").write_text("{")
+    with pytest.raises(InputError, match=r"1\.json, .*not valid JSON.* 4 of 300 lines"):
+        stage(tmp_path, str(tmp_path / "in"))
 
 
 def test_rows_that_cannot_be_read_are_set_aside(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -139,6 +140,22 @@ def test_counts_tell_the_sample(stages, tmp_path):
     assert result["characters"] == pytest.approx(0.25 * 2 * min(weighed.values()), rel=0.1)
     assert result["documents"] < 110
     assert result["vocab_size"] == 320
+
+
+@pytest.mark.parametrize(("hant", "share", "warned"), [(2, 0.5, True), (2, None, False), (30, 0.5, False)])
+def test_a_corpus_of_nearly_one_script(tmp_path, capsys, hant, share, warned):
+    """Balancing leaves next to nothing of it, and says so."""
+    (tmp_path / "in").mkdir()
+    scripts = ["hans"] * (60 - hant) + ["hant"] * hant
+    write_corpus(
+        tmp_path / "in",
+        [{"id": str(i), "source": "s", "script": script, "text": SENTENCES[0] * 5} for i, script in enumerate(scripts)],
+    )
+    settings = Settings(input_dir=str(tmp_path / "in"), output_dir=str(tmp_path / "o"), vocab_size=320, hans_share=share)
+    result = train_tokenizer.main(settings)
+    assert result["documents"] == (60 if share is None else 2 * hant)
+    said = r"warning: hans_share is 0\.5, and .*in has \d+ characters of hans and \d+ of hant: 6\.7% is left"
+    assert bool(re.search(said, capsys.readouterr().err)) == warned
 
 
 def test_sample_without_a_document_is_an_error(tmp_path):

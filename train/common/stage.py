@@ -36,6 +36,7 @@ from zh_modernbert.train.common.files import (
 )
 
 SCRATCH = "scratch"  # a folder in the hidden one: notes on the work, which are not part of the output
+RECIPE_DIGITS = 12  # of the recipe, in the name of the hidden folder
 
 
 def content_of(path: str | Path) -> str:
@@ -176,9 +177,10 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
     if (done := finished_result(path, stage, recipe)) is not None:
         print(f"{path}: there already, from the same settings and input; nothing to do", file=sys.stderr)
         return {**done, "output_dir": settings.output_dir}
-    work = path.with_name(f".{path.name}.{recipe[:12]}.tmp")
+    work = path.with_name(f".{path.name}.{recipe[:RECIPE_DIGITS]}.tmp")
     try:
-        for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        # Exactly this output's: corpus.v2 has a hidden folder whose name begins alike.
+        for other in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * RECIPE_DIGITS}.tmp"):
             if other != work and lock_folder(other):
                 shutil.rmtree(other)
         work.mkdir(parents=True, exist_ok=True)

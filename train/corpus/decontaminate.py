@@ -21,13 +21,12 @@ from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import files_below
 from zh_modernbert.train.corpus.engine import CorpusWriter, Filter
 from zh_modernbert.train.corpus.lines import PACKED, read_lines
-from zh_modernbert.train.corpus.ngrams import letter_table, mix, ngram_hashes
+from zh_modernbert.train.corpus.ngrams import ngram_hashes, tokens
 from zh_modernbert.train.corpus.rules import apply_rule
 
 NGRAM = 13
 # Numbers of 13-grams: the fewest of a passage that is looked for; up to which a document needs all; how many are always enough.
 FEWEST, SHORT, ENOUGH = 5, 8, 100
-ALONE = 0x2E80  # from this code point on scripts have no spaces, and each letter is a token
 FIELDS = re.compile(r"\t|\|\||_!_")
 TAG = re.compile(r"/[A-Za-z]{1,4}(?:\][A-Za-z]{1,4})?$")  # 中央/n, or the last word of a bracket: 电视台/n]nt
 MOST_COLUMNS, LONGEST_TOKEN = 12, 24  # of a table of tokens; longer fields are texts
@@ -117,21 +116,6 @@ def read_passages(path: Path) -> Iterator[str]:
         for blank, block in itertools.groupby(lines, lambda line: not line.strip()):
             if not blank:
                 yield from passages_of_lines(list(block))
-
-
-def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
-    """(hashes, places in the text) `(T,)` of a text's tokens: single Chinese characters, and whole words and numbers of others.
-
-    "GPT-4 很好" has the tokens gpt, 4, 很 and 好 at places 0, 4, 6 and 7. "gpt：4，很好" has the same hashes.
-    """
-    codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
-    letter, word = codes > 0, (codes > 0) & (codes < ALONE)
-    starts = letter.copy()
-    starts[1:] &= ~(word[1:] & word[:-1])
-    places, codes, starts = np.flatnonzero(starts), codes[letter].astype(np.uint64), np.flatnonzero(starts[letter])
-    inside = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
-    hashes = mix(codes | inside.astype(np.uint64) << 32)
-    return np.add.reduceat(hashes, starts) if len(starts) else hashes, places
 
 
 def ngrams_of(passages: list[str]) -> tuple[np.ndarray, np.ndarray]:

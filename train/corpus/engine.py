@@ -16,7 +16,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -29,7 +33,6 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 from datatrove.utils.stats import Stats
 from fsspec.compression import register_compression
-from multiprocess.process import parent_process
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
@@ -144,18 +147,56 @@ class Filter(PipelineStep):
 
 
 class TaskStart:
-    """The first step of every task's pipeline: binds the worker's life to the run's, and starts the statistics at zero."""
+    """The first step of every task's pipeline: starts the statistics at zero."""
 
     def __init__(self, steps: list[PipelineStep]):
         self.steps = steps
 
     def __call__(self, data, rank: int, world_size: int) -> None:
-        # The kernel kills the worker when the run that started it dies. Otherwise it would write beside the next run.
-        if parent_process() is not None:
-            signal_at_parents_end(signal.SIGKILL)
         # Tasks of one Slurm job share these objects. With the old statistics a task would count the documents of those before.
         for step in self.steps:
             step.stats = Stats(str(step))
+
+
+class WorkerKilledError(Exception):
+    """A worker process ended without a word.
+
+    Args:
+        ranks: of the tasks that were in work, each in a process of its own. All of them were given up.
+    """
+
+    def __init__(self, ranks: list[int]):
+        super().__init__(ranks)
+        self.ranks = ranks
+
+
+class LocalExecutor(LocalPipelineExecutor):
+    """datatrove's, which would wait forever for the task of a worker that the kernel killed."""
+
+    def run(self) -> None:
+        """Runs the tasks without a mark.
+
+        Raises:
+            WorkerKilledError: a worker was killed.
+            Exception: what a task raised; the tasks that were in work beside it are brought to their ends first.
+        """
+        if self.workers == 1:
+            super().run()
+            return
+        ranks, at_work = iter(self.get_incomplete_ranks()), {}
+        # The kernel kills the workers when the run that started them dies. Otherwise they would write beside the next run.
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), signal_at_parents_end, (signal.SIGKILL,)) as pool:
+            try:
+                while True:
+                    for rank in islice(ranks, self.workers - len(at_work)):
+                        at_work[pool.submit(self._run_for_rank, rank)] = rank
+                    if not at_work:
+                        return
+                    for task in wait(at_work, return_when=FIRST_COMPLETED).done:
+                        task.result()
+                        del at_work[task]
+            except BrokenProcessPool as error:
+                raise WorkerKilledError(self.get_incomplete_ranks(sorted(at_work.values()))) from error
 
 
 def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Path):
@@ -171,7 +212,7 @@ def build_executor(steps: list, tasks: int, settings: ParallelSettings, logs: Pa
         "workers": min(settings.workers, tasks),
     }
     if settings.executor == "local":
-        return LocalPipelineExecutor(**common)
+        return LocalExecutor(**common)
     if settings.executor == "ray":
         if importlib.util.find_spec("ray") is None:
             raise InputError("executor is ray, which is not installed; pip install ray")
@@ -255,14 +296,23 @@ def run_pipeline(steps: list, tasks: int, settings: ParallelSettings, folder: Pa
         that could not be read.
 
     Raises:
-        InputError: more than `MAX_QUARANTINED` of the lines went into the quarantine, or tasks failed on a cluster.
+        InputError: more than `MAX_QUARANTINED` of the lines went into the quarantine, a worker was killed, or tasks failed on a
+            cluster.
     """
     logs = folder / SCRATCH / name
     executor = build_executor(steps, tasks, settings, logs)
-    with silence() as stderr, progress(executor, name, stderr):
-        executor.run()
-        if isinstance(executor, SlurmPipelineExecutor):
-            wait_for_slurm(executor)
+    try:
+        with silence() as stderr, progress(executor, name, stderr):
+            executor.run()
+            if isinstance(executor, SlurmPipelineExecutor):
+                wait_for_slurm(executor)
+    except WorkerKilledError as error:
+        shards = steps[0].shards if isinstance(steps[0], CorpusReader) else [f"{name} {rank:05d}" for rank in range(tasks)]
+        places = " or ".join(str(shards[rank]) for rank in error.ranks)
+        raise InputError(
+            f"{places or name}: its worker was killed, perhaps for want of memory; the same command goes on, "
+            "with fewer --workers in less memory"
+        ) from error
     if missing := executor.get_incomplete_ranks():
         raise InputError(f"{logs}/logs: {len(missing)} of {tasks} tasks failed, see there; the same command goes on")
     totals = Counter()

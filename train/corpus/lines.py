@@ -22,6 +22,7 @@ BinaryFile = gzip.GzipFile | io.BufferedReader
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised when a damaged file is read
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 BUFFER = 1 << 20
+ENOUGH_LINES = 100  # of a file, to tell by its bad lines that it is not what its name says
 
 
 class Streams(io.RawIOBase):
@@ -138,7 +139,7 @@ class Quarantine(BadLines):
         self.count += lines
 
     def end_file(self, path: str | Path, lines: int) -> None:
-        if 2 * self._in_file > lines:
+        if 2 * self._in_file > lines >= ENOUGH_LINES:
             what = f"{self._in_file} of its {lines} lines cannot be read"
             raise InputError(f"{path}: {what}; is it what its name says? The last of them, {self._last}")
         self.lines, self._in_file = self.lines + lines, 0

@@ -7,6 +7,8 @@ import numpy as np
 
 from zh_modernbert.train.corpus.characters import converter
 
+ALONE = 0x2E80  # from this code point on scripts have no spaces, and each letter is a token
+
 
 @cache
 def letter_table(fold_scripts: bool) -> np.ndarray:
@@ -36,6 +38,21 @@ def mix(hashes: np.ndarray) -> np.ndarray:
     hashes = (hashes ^ (hashes >> half)) * np.uint64(0xFF51AFD7ED558CCD)
     hashes = (hashes ^ (hashes >> half)) * np.uint64(0xC4CEB9FE1A85EC53)
     return hashes ^ (hashes >> half)
+
+
+def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """(hashes, places in the text) `(T,)` of a text's tokens: single Chinese characters, and whole words and numbers of others.
+
+    "GPT-4 很好" has the tokens gpt, 4, 很 and 好 at places 0, 4, 6 and 7. "gpt：4，很好" has the same hashes.
+    """
+    codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
+    letter, word = codes > 0, (codes > 0) & (codes < ALONE)
+    starts = letter.copy()
+    starts[1:] &= ~(word[1:] & word[:-1])
+    places, codes, starts = np.flatnonzero(starts), codes[letter].astype(np.uint64), np.flatnonzero(starts[letter])
+    inside = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
+    hashes = mix(codes | inside.astype(np.uint64) << 32)
+    return np.add.reduceat(hashes, starts) if len(starts) else hashes, places
 
 
 @cache

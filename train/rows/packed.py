@@ -14,7 +14,7 @@ import numpy as np
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import verify
-from zh_modernbert.train.rows.encoded import ids_dtype, load_array, load_manifest
+from zh_modernbert.train.rows.encoded import FileArray, ids_dtype, load_manifest
 
 
 def checksum(ids: np.ndarray, starts: np.ndarray, bounds: np.ndarray) -> int:
@@ -24,13 +24,13 @@ def checksum(ids: np.ndarray, starts: np.ndarray, bounds: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class PackedShard:
-    """A group of shards, memory-mapped; for the arrays see the module's docstring."""
+    """A group of shards; for the arrays see the module's docstring."""
 
-    input_ids: np.ndarray
-    word_starts: np.ndarray
-    document_offsets: np.ndarray
-    row_offsets: np.ndarray
-    checksums: np.ndarray | None = None
+    input_ids: FileArray
+    word_starts: FileArray
+    document_offsets: FileArray
+    row_offsets: FileArray
+    checksums: FileArray | None = None
 
 
 class PackedRows:
@@ -65,7 +65,7 @@ class PackedRows:
             verify(self.folder, manifest["files"])
             del dtypes["checksums"]
         self.shards = [
-            PackedShard(*(load_array(group / f"{name}.bin", dtype) for name, dtype in dtypes.items())) for group in groups
+            PackedShard(*(FileArray(group / f"{name}.bin", dtype) for name, dtype in dtypes.items())) for group in groups
         ]
         self.first_rows = np.cumsum([0, *(len(shard.row_offsets) - 1 for shard in self.shards)])
         self.documents = sum(len(shard.document_offsets) - 1 for shard in self.shards)
@@ -86,7 +86,7 @@ class PackedRows:
         first, last = shard.row_offsets[index : index + 2].tolist()
         bounds = shard.document_offsets[first : last + 1]
         start, end = (int(bounds[0]), int(bounds[-1])) if len(bounds) else (0, 0)  # damaged bounds may be anything
-        row = shard.input_ids[start:end], shard.word_starts[start:end], np.asarray(bounds - start)
-        if shard.checksums is not None and checksum(*row) != shard.checksums[index]:
+        row = shard.input_ids[start:end], shard.word_starts[start:end], bounds - start
+        if shard.checksums is not None and checksum(*row) not in shard.checksums[index : index + 1]:
             raise InputError(f"{self.folder}: row {index} of {number:05d}/ is damaged; delete it and run train/pack.py again")
         return row

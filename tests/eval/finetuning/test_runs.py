@@ -30,6 +30,13 @@ def test_a_seed_is_scored_by_what_the_others_chose():
     assert [best_on_dev(outcomes[seed], "f1") for seed in (1, 2)] == [90, 80]
 
 
+def test_the_other_seeds_choose_on_the_other_half():
+    outcomes = {1: [outcome((10, 40), (90, 20))], 2: [outcome((90, 30), (20, 80))], 3: [outcome((80, 20), (20, 70))]}
+    figure = figures_on_dev(outcomes, "f1")[1]
+    # The second halves of seeds 2 and 3 prefer epoch 2, where the first half of seed 1 has 90; their first halves epoch 1.
+    assert (figure.metrics, figure.chosen) == ({"f1": 65}, [(0, 1), (0, 0)])
+
+
 def test_one_seed_is_scored_by_what_the_other_half_chose():
     figures = figures_on_dev({1: [outcome((90, 40), (50, 80))]}, "f1")
     # The second half prefers epoch 2, where the first has 50; the first prefers epoch 1, where the second has 40.

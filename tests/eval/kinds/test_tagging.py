@@ -1,10 +1,13 @@
 """Spans of characters from tags of tokens, and their scores."""
 
+import json
+
 import numpy as np
 import pytest
 from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.scheme import IOB2
 
+from zh_modernbert.eval.finetuning import loading
 from zh_modernbert.eval.kinds.tagging import (
     dictionary_answers,
     entities_of_tokens,
@@ -56,6 +59,20 @@ def test_a_model_that_is_right_finds_all(tokenizer, max_length, split_characters
     assert found[0][0] == (2, 4, "PER", "王𠮷")
     assert kind.score(found, examples.references) == {"f1": 100.0, "precision": 100.0, "recall": 100.0}
     assert (len(examples.features) == 3) == (max_length == 64)
+
+
+def test_a_tokenizer_that_pads_and_cuts_on_the_left(tokenizer, tmp_path):
+    """The places of answers are those of the batch that the model has read."""
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"padding_side": "left", "truncation_side": "left"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    kind = tagging(TASKS["msra"], loading.load_tokenizer(str(tmp_path), False), 9, ["LOC", "PER", "WORK"], False)
+    rows = [row(TEXT, entities_at(TEXT, ("王𠮷", "PER"), ("北京", "LOC"))), row("的", [(0, 1, "LOC")])]
+    examples = kind.encode(rows)
+    labels = kind.collator([examples.features[i] for i in range(len(examples.features))])["labels"].numpy()
+    logits = np.eye(7)[np.maximum(labels, 0)]
+    assert examples.decode(logits) == examples.references
 
 
 def test_edges_within_a_token_are_missed_and_reported(tokenizer):

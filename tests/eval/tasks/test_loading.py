@@ -47,11 +47,27 @@ def test_a_stand_in_is_called_so_and_shares_nothing_with_what_is_scored(tmp_path
     assert (data.name, data.split, data.chosen_on) == ("task_substitute", "test", "held_out")
     assert data.notes[:2] == [
         "not the benchmark's score: training on dev",
-        "1 training examples left out, for they are scored too",
+        "1 training examples left out, for what is scored has 13 characters in a row of them",
     ]
     assert len(data.splits["held_out"]) == 4
     assert len({*texts(data, "train"), *texts(data, "held_out")}) == 40
     assert not {*texts(data, "train")} & {*texts(data, "held_out"), "0both"}
+
+
+def test_a_stand_in_shares_nothing_in_another_form(tmp_path):
+    """Cut elsewhere, with other widths, script, spaces and punctuation; what only shares a phrase stays."""
+    scored = "0圖書館在２０２６年開放了新的閱覽室，讀者可以預約座位。"
+    copies = [
+        "1图书馆在2026年开放了新的阅览室",
+        "0新的閱覽室 讀者可以預約座位",
+        "1昨天报道：0图书馆在2026年开放了新的阅览室读者可以",
+    ]
+    others = [f"{i % 2}第{i}天，读者可以预约座位" for i in range(20)]
+    write(tmp_path / "task", "dev.tsv", *copies, "0短句 ok", *others)
+    write(tmp_path / "task", "test.tsv", scored, "0短句，OK！")
+    data = load_data("task", TASK, str(tmp_path))
+    assert sorted([*texts(data, "train"), *texts(data, "held_out")]) == sorted(others)
+    assert "4 training examples left out" in data.notes[1]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import zipfile
 
 import pytest
 
-from zh_modernbert.eval.tasks.predictions import write_predictions, zip_predictions
+from zh_modernbert.eval.tasks.predictions import check_owner, claim, write_predictions, zip_predictions
+from zh_modernbert.train.common.cli import InputError
 
 
 def test_lines_one_object_and_one_zip(tmp_path):
@@ -39,3 +40,15 @@ def test_without_official_files_there_is_no_zip(tmp_path):
     write_predictions(tmp_path / "predictions-1" / "drcd_dev_answers.json", {"1": "臺灣"})
     zip_predictions(tmp_path / "predictions-1")
     assert not (tmp_path / "predictions-1.zip").exists()
+
+
+def test_a_folder_is_one_models(tmp_path):
+    folder = tmp_path / "predictions-1"
+    check_owner(folder, "a")
+    claim(folder, "a")
+    claim(folder, "a")
+    with pytest.raises(InputError, match="predictions-1: predictions of a, not of b"):
+        claim(folder, "b")
+    write_predictions(tmp_path / "predictions-2" / "afqmc_predict.json", [])
+    with pytest.raises(InputError, match="predictions of a model that no file names"):
+        check_owner(tmp_path / "predictions-2", "a")

@@ -136,6 +136,17 @@ def test_a_broken_run_of_other_settings_is_cleared_away(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
+def test_what_belongs_to_another_output_stays(tmp_path):
+    """The hidden folders of outputs whose names begin with this one's, and what is none of them."""
+    with pytest.raises(RuntimeError):
+        run_stage(Settings(str(tmp_path / "out.v2")), failing(RuntimeError()))
+    for name in (".out.v2.tmp", ".out.tmp", ".out.notes.tmp"):
+        (tmp_path / name).mkdir()
+    there = names(tmp_path)
+    run_stage(Settings(str(tmp_path / "out")), writing("一"))
+    assert names(tmp_path) == [*there, "out"]
+
+
 def test_killed_between_the_last_file_and_the_renaming(tmp_path, monkeypatch):
     """All is there but the name: nothing is built twice."""
     replace = Path.replace

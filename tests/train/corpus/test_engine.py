@@ -20,6 +20,7 @@ from zh_modernbert.train import clean, dedup, encode, pack
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard, write_corpus
+from zh_modernbert.train.corpus.engine import CorpusReader
 from zh_modernbert.train.corpus.lines import read_jsonl
 
 STAGES = {"clean": clean, "dedup": dedup, "encode": encode, "pack": pack}
@@ -92,6 +93,28 @@ def test_killed_at_any_moment(folder, unbroken, tmp_path, stage):
     assert kills
     assert read_json(tmp_path / "out" / "manifest.json") == unbroken[stage]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+class KilledAtShard(CorpusReader):
+    """A reader whose worker the kernel kills at one shard, as it does when memory runs out."""
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        if rank == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().run(data, rank, world_size)
+
+
+def test_a_killed_worker_ends_the_run(folder, unbroken, tmp_path, monkeypatch):
+    """With the shard's name; the same command goes on, without what was done."""
+    settings = settings_of("clean", folder, tmp_path / "out", workers=2)
+    monkeypatch.setattr(clean, "CorpusReader", KilledAtShard)
+    with pytest.raises(InputError, match=r"00002\.jsonl\.zst.*: its worker was killed.*goes on"):
+        clean.main(settings)
+    monkeypatch.undo()
+    (work,) = tmp_path.iterdir()
+    assert list(work.rglob("completions/*"))
+    clean.main(settings)
+    assert read_json(tmp_path / "out" / "manifest.json") == unbroken["clean"]
 
 
 def test_what_is_done_is_not_done_again(folder, unbroken, tmp_path, monkeypatch):

@@ -175,10 +175,13 @@ def test_lines_in_quarantine(tmp_path):
 
 
 def test_a_file_that_is_mostly_unreadable_is_no_such_file(tmp_path):
-    """Text in another encoding, say: it does not vanish among many good files."""
-    path = write(tmp_path / "a.txt", "三\n四\n5\n".encode("gbk"))
-    with pytest.raises(InputError, match=r"a\.txt: 2 of its 3 lines cannot be read.*GB18030"):
-        list(read_lines(path, Quarantine(tmp_path / "quarantine" / "00000.jsonl")))
+    """Text in another encoding, say: it does not vanish among many good files. A few lines do not tell that."""
+    quarantine = Quarantine(tmp_path / "quarantine" / "00000.jsonl")
+    lines = "三\n四\n5\n".encode("gbk")
+    assert [line for _, line in read_lines(write(tmp_path / "few.txt", lines), quarantine)] == ["5"]
+    assert (quarantine.count, quarantine.lines) == (2, 3)
+    with pytest.raises(InputError, match=r"a\.txt: 68 of its 102 lines cannot be read.*GB18030"):
+        list(read_lines(write(tmp_path / "a.txt", lines * 34), quarantine))
 
 
 def test_no_quarantine_without_need(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zh_modernbert.train.corpus.ngrams import letters, ngram_hashes, random_numbers
+from zh_modernbert.train.corpus.ngrams import letters, ngram_hashes, random_numbers, tokens
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,28 @@ from zh_modernbert.train.corpus.ngrams import letters, ngram_hashes, random_numb
 )
 def test_letters(text, fold_scripts, expected):
     assert "".join(map(chr, letters(text, fold_scripts))) == expected
+
+
+def test_tokens_are_characters_and_words():
+    def hashes(text):
+        return tokens(text)[0].tolist()
+
+    assert [
+        len(hashes(text)) for text in ("", "。", "一二，三", "Hello, world 2024 年", "iPhone15手机", "ｉＰｈｏｎｅ１５")
+    ] == [
+        0,
+        0,
+        3,
+        4,
+        3,
+        1,
+    ]
+    assert hashes("我的 HELLO-World。") == hashes("我的hello world")
+    assert hashes("圖書館") == hashes("图书馆")
+    assert hashes("ab cd") != hashes("cd ab")
+    assert hashes("ab")[0] not in (hashes("ba")[0], hashes("abc")[0], hashes("a")[0])
+    assert hashes("\ud83d一") == hashes("一")  # half a surrogate pair, as JSON may hold
+    assert tokens("，一 Hello二")[1].tolist() == [1, 3, 8]
 
 
 def test_hashes_are_of_the_ngrams_alone():
