@@ -1122,7 +1122,7 @@ class ZhModernBertForMaskedLM(_HeadModel):
             device, enabled = hidden_states.device.type, torch.is_autocast_enabled(hidden_states.device.type)
             with torch.autocast(device, torch.get_autocast_dtype(device), enabled, cache_enabled=False):
                 logits = self.decoder(self.head(hidden_states)).float()
-                return F.cross_entropy(logits, labels, reduction="none"), logits.argmax(-1)
+                return F.cross_entropy(logits, labels.to(logits.device), reduction="none"), logits.argmax(-1)
 
         *chunks, last = zip(hidden_states.split(LOSS_CHUNK), labels.split(LOSS_CHUNK), strict=True)
         results = [checkpoint(chunk_loss, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]

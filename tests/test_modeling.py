@@ -671,6 +671,17 @@ def test_half_of_the_layers_may_be_on_another_device(case, how, backend):
     assert [states.shape for states in outputs.hidden_states] == [states.shape for states in expected.hidden_states]
 
 
+def test_a_loss_without_logits_where_the_head_is_on_another_device():
+    batch, _ = loss_batch("MaskedLM")
+    model = build()
+    expected = model(**batch, return_logits=False)
+    for module in (model.head, model.decoder):
+        add_hook_to_module(module, AlignDevicesHook("meta", place_submodules=True))
+    outputs = model(**batch, return_logits=False)
+    for name, tensor in expected.items():
+        assert (outputs[name].device.type, outputs[name].shape) == ("meta", tensor.shape)
+
+
 def test_a_layout_has_one_copy_on_each_device():
     batch = pad(make_documents((9, 30)))
     layout = build().get_layout(**batch)
