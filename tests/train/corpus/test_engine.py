@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import zstandard
 from conftest import make_documents
+from killed import KilledAtShard
 
 from forks import fork
 from zh_modernbert.train import clean, dedup, encode, pack
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.corpus.documents import corpus_shards, read_corpus_shard, write_corpus
-from zh_modernbert.train.corpus.engine import CorpusReader
 from zh_modernbert.train.corpus.lines import read_jsonl
 
 STAGES = {"clean": clean, "dedup": dedup, "encode": encode, "pack": pack}
@@ -93,15 +93,6 @@ def test_killed_at_any_moment(folder, unbroken, tmp_path, stage):
     assert kills
     assert read_json(tmp_path / "out" / "manifest.json") == unbroken[stage]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-class KilledAtShard(CorpusReader):
-    """A reader whose worker the kernel kills at one shard, as it does when memory runs out."""
-
-    def run(self, data=None, rank: int = 0, world_size: int = 1):
-        if rank == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield from super().run(data, rank, world_size)
 
 
 def test_a_killed_worker_ends_the_run(folder, unbroken, tmp_path, monkeypatch):
