@@ -30,7 +30,8 @@ from transformers.activations import ACT2FN
 from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
-from zh_modernbert.train.common.model_folder import CLASSES, TOKENIZER_FILES, build_model, read_weights, write_model
+from zh_modernbert.train.common.model_folder import CLASSES, build_model, read_weights, write_model
+from zh_modernbert.train.common.stage import TOKENIZER_FILES
 from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
 from zh_modernbert.train.publishing.card import KINDS, header_in, header_text, licence_in
 

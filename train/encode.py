@@ -20,7 +20,7 @@ from tokenizers import Encoding, Tokenizer
 
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.files import replacing, write_json
-from zh_modernbert.train.common.stage import run_stage
+from zh_modernbert.train.common.stage import run_stage, tokenizer_files
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.engine import CorpusReader, ParallelSettings, each, quarantine_of, raised, run_pipeline
 from zh_modernbert.train.corpus.held_out import is_held_out
@@ -164,8 +164,9 @@ def build(settings: Settings, folder: Path) -> dict:
         raise InputError(
             f"{settings.input_dir}: an empty corpus: no text in it{' that is held out' if settings.part == 'held_out' else ''}"
         )
-    own = shutil.ignore_patterns("settings.json", "manifest.json")
-    shutil.copytree(settings.tokenizer_dir, folder / "tokenizer", ignore=own, dirs_exist_ok=True)
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    for path in tokenizer_files(settings.tokenizer_dir):
+        shutil.copyfile(path, folder / "tokenizer" / path.name)
     return {
         **{name: counts[name] for name in ("documents", "characters", "words", "tokens")},
         "quarantined": counts["quarantined"] + raised(counts).total(),

@@ -3,6 +3,7 @@
 import shutil
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train import encode
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.stage import TOKENIZER_FILES
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 from zh_modernbert.train.encode import Settings
 from zh_modernbert.train.rows.encoded import encoded_shards, load_shard
@@ -210,6 +212,23 @@ def test_output_never_replaces_an_input(stages, tmp_path):
             encode.main(settings)
     assert list(read_corpus(tmp_path / "corpus"))
     assert load_tokenizer(tmp_path / "tokenizer")
+
+
+def test_the_tokenizer_of_a_clone(stages, tmp_path, monkeypatch, capsys):
+    """Its root is a model's folder, in which the outputs lie too."""
+    shutil.copytree(stages / "tokenizer", tmp_path / "clone", ignore=shutil.ignore_patterns("settings.json", "manifest.json"))
+    (tmp_path / "clone" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path / "clone")
+    settings = Settings(input_dir=str(stages / "corpus"), tokenizer_dir=".", output_dir="runs/encoded")
+    encode.main(settings)
+    assert {path.name for path in Path("runs/encoded/tokenizer").iterdir()} <= set(TOKENIZER_FILES)
+    assert load_tokenizer("runs/encoded/tokenizer")
+    Path("notes.md").write_text("mine")
+    encode.main(settings)
+    assert "there already" in capsys.readouterr().err
+    settings.output_dir = "."
+    with pytest.raises(InputError, match="output_dir is where you are"):
+        encode.main(settings)
 
 
 def test_what_is_held_out_and_what_is_not_make_the_whole(stages, tmp_path):

@@ -31,7 +31,6 @@ from zh_modernbert.train.common.stage import describe_files
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROOT_FILES = [PROJECT / f"{name}_zh_modernbert.py" for name in ("configuration", "modeling", "tokenization")]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 LARGEST_SHARD = "5GB"
 # Name of each of this project's models -> its class.
 CLASSES = {

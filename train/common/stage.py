@@ -36,6 +36,7 @@ from zh_modernbert.train.common.files import (
 )
 
 SCRATCH = "scratch"  # a folder in the hidden one: notes on the work, which are not part of the output
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 RECIPE_DIGITS = 12  # of the recipe, in the name of the hidden folder
 
 
@@ -95,10 +96,20 @@ def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     write_json(folder / "manifest.json", manifest | {"sha256": hash_json(manifest)})
 
 
+def tokenizer_files(folder: str | Path) -> list[Path]:
+    """The files of the tokenizer in a folder, which may hold much else: a model, or a whole clone."""
+    return [Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
+
+
 def inputs_of(settings, inputs: Iterable[str | Path]) -> list[tuple[str, Path]]:
-    """What a stage reads, each with its name: the settings that end in `_dir`, and `inputs`."""
-    folders = [(name, value) for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir"]
-    return [(name, Path(value)) for name, value in [*folders, *(("input", given) for given in inputs)] if value]
+    """What a stage reads, each with its name: the settings that end in `_dir`, and `inputs`.
+
+    Of a `tokenizer_dir` that no stage wrote, only the tokenizer's files are read. Else no output could lie in a clone.
+    """
+    named = [(name, value) for name, value in vars(settings).items() if name.endswith("_dir") and name != "output_dir"]
+    read = [(name, Path(value)) for name, value in [*named, *(("input", given) for given in inputs)] if value]
+    parts = {given: tokenizer_files(given) for name, given in read if name == "tokenizer_dir" and not is_output(given)}
+    return [(name, path) for name, given in read for path in parts.get(given) or [given]]
 
 
 def resolve_output_dir(settings, read: list[tuple[str, Path]]) -> Path:
