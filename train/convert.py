@@ -31,7 +31,7 @@ from zh_modernbert.configuration_zh_modernbert import AUTO_MAP, LAYER_TYPES, ZhM
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, require_file, write_json
 from zh_modernbert.train.common.model_folder import CLASSES, build_model, read_weights, write_model
-from zh_modernbert.train.common.stage import TOKENIZER_FILES
+from zh_modernbert.train.common.stage import TOKENIZER_FILES, tokenizer_files
 from zh_modernbert.train.common.stock import SAMPLE, SHARED, require_same
 from zh_modernbert.train.publishing.card import KINDS, header_in, header_text, licence_in
 
@@ -268,9 +268,8 @@ def copy_tokenizer(source: Path, folder: Path, model_config: PretrainedConfig) -
     Raises:
         InputError: the tokenizer cannot be loaded, or would give other ids.
     """
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, folder / path.name)
     path = source / "tokenizer_config.json"
     config = read_json(path) if path.is_file() else {}
     has_code = bool(config.get("auto_map"))
