@@ -155,7 +155,7 @@ class SequenceLayout:
         How many tokens there are has to be known here. Where the mask is on a GPU, this waits for it, once.
 
         Args:
-            short: whether no text of this model has more than `SHORT_TEXTS` tokens.
+            short: whether no text of this model has more than `SHORT_TEXTS` tokens, and attention takes pads in place.
         """
         exported, lengths = is_exporting(), ()
         in_place = exported and short
@@ -411,7 +411,7 @@ def _copy_to_keep(value):
 
 def sdpa_attention(module, query, key, value, layout, half_window, dropout):
     """PyTorch's best exact kernel: varlen FlashAttention on CUDA in half precision, else SDPA on blocks or documents."""
-    if _varlen_attention_runs(query, dropout):
+    if not layout.in_place and _varlen_attention_runs(query, dropout):  # its bounds leave no room for pads in place
         window = (-1, -1) if half_window is None else (half_window, half_window)
         cu_seqlens, longest = layout.cu_seqlens, layout.max_seqlen
         value = _copy_to_keep(value)
@@ -834,7 +834,8 @@ class ZhModernBertPreTrainedModel(PreTrainedModel):
         if cu_seqlens is not None and is_exporting():
             raise ValueError("packed input (cu_seqlens) cannot be exported; export with input_ids and attention_mask")
         if cu_seqlens is None:
-            short = self.config.max_position_embeddings <= SHORT_TEXTS
+            # FlashAttention's bounds leave no room for pads in place.
+            short = self.config.max_position_embeddings <= SHORT_TEXTS and "flash" not in self.config._attn_implementation
             layout = SequenceLayout.from_padded(attention_mask, rows, width, inputs.device, short)
         elif rows != 1:
             raise ValueError(f"packed input (cu_seqlens) must be one row (1, N); got {rows} rows")

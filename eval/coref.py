@@ -8,7 +8,7 @@ itself. `--predictions true` writes the clusters that are found.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
@@ -36,7 +36,6 @@ TASK = Task(
     batch_size=4,
     num_train_epochs=20,
     grid=Grid(batch_sizes=(4, 8), num_train_epochs=20),
-    predictions={"dev": "coreference.jsonl", "test": "coreference.jsonl"},
 )
 
 
@@ -103,7 +102,8 @@ def train(settings: Settings) -> dict:
     kind = coreference_kind(tokenizer, max_length)
     if lost := lost_mentions(kind.encode(scored)):
         notes.append(f"mentions that no model can find, within tokens, in two parts or too wide: {lost}")
-    results = run_kind(settings, TASK, data, kind, tokenizer, {"max_length": max_length})
+    task = replace(TASK, predictions={settings.split: f"{settings.name}_{settings.split}.jsonl"})
+    results = run_kind(settings, task, data, kind, tokenizer, {"max_length": max_length})
     return results[0] if len(results) == 1 else {"results": summaries(results)}
 
 

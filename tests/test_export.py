@@ -243,7 +243,31 @@ def _(query, key, value, cu, longest, window):
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def varlen_kernel(monkeypatch):
+    """FlashAttention, PyTorch's and the package's, that runs here."""
+
+    def call(query, key, value, cu_q, cu_k, max_q, max_k, window_size, **given):
+        return torch.ops.zh_modernbert_test.varlen(query, key, value, cu_q, max_q, window_size[0])
+
+    monkeypatch.setattr(modeling, "_varlen_attention_runs", lambda query, dropout: True)
+    monkeypatch.setattr(modeling, "varlen_attn", call)
+    monkeypatch.setattr(modeling, "flash_attn_varlen_func", call)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_a_program_for_short_texts_where_flash_attention_runs(attention, varlen_kernel):
+    """Bounds of documents say nothing of pads between them."""
+    model, example = build(modeling.ZhModernBertModel, max_position_embeddings=128), make_batch((50, 37, 5), 50)
+    model.config._attn_implementation = attention
+    shapes = {name: {0: ROWS, 1: torch.export.Dim("tokens", max=128)} for name in example}
+    program = torch.export.export(model, (), example, dynamic_shapes=shapes).module()
+    for lengths, side in product(((100, 37, 5), (0, 9, 20), (64, 64)), ("right", "left", "holes")):
+        batch = make_batch(lengths, max(lengths), side)
+        assert_same(program(**batch), run(model, batch))
+
+
+@pytest.fixture
+def graphs(varlen_kernel):
     """A backend for torch.compile that keeps the graphs it is given, and a varlen kernel that runs here."""
     graphs = []
 
@@ -251,11 +275,6 @@ def graphs(monkeypatch):
         graphs.append(graph)
         return graph
 
-    def call(query, key, value, cu_q, cu_k, max_q, max_k, window_size):
-        return torch.ops.zh_modernbert_test.varlen(query, key, value, cu_q, max_q, window_size[0])
-
-    monkeypatch.setattr(modeling, "_varlen_attention_runs", lambda query, dropout: True)
-    monkeypatch.setattr(modeling, "varlen_attn", call)
     torch._dynamo.reset()
     yield graphs, keep
     torch._dynamo.reset()

@@ -209,12 +209,13 @@ def test_it_learns(model_dir, tmp_path):
         batch_size=8,
         num_train_epochs=8,
         results_dir=str(tmp_path / "results"),
+        name="pronouns",
         predictions=True,
     )
     result = coref.main(settings)
     assert result["metrics"]["conll_f1"] > 80
     assert result["metrics"]["best_on_dev"] >= result["metrics"]["conll_f1"]
-    predicted = tmp_path / "results" / "predictions-42" / "coreference.jsonl"
+    predicted = tmp_path / "results" / "predictions-42" / "pronouns_dev.jsonl"
     assert [row["text"] for row in read(predicted)] == [row["text"] for row in read(tmp_path / "dev.jsonl")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "fine_tune", None)
