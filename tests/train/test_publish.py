@@ -179,11 +179,12 @@ def test_notes_that_cannot_be_read(settings, tmp_path):
 
 def test_publishing_again_replaces_the_folder(settings):
     publish.main(settings)
-    left = Path(settings.output_dir) / "special_tokens_map.json"
-    left.write_text("from before")
+    left = [Path(settings.output_dir) / name for name in ("special_tokens_map.json", "added_tokens.json")]
+    for path in left:
+        path.write_text("from before")
     settings.name = "me/second"
     publish.main(settings)
-    assert not left.exists()
+    assert not any(path.exists() for path in left)
     assert "# me/second" in (Path(settings.output_dir) / "README.md").read_text(encoding="utf-8")
 
 

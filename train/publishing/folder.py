@@ -9,13 +9,14 @@ from pathlib import Path
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import hash_file, read_json
 from zh_modernbert.train.common.model_folder import ROOT_FILES
+from zh_modernbert.train.common.stage import TOKENIZER_FILES
 from zh_modernbert.train.publishing.card import MARK
 from zh_modernbert.train.publishing.source import SENTENCE_FILES, modules_in
 
 PLOTS = "metrics.png"
 # Files of a published model, beside shards of weights, ONNX files and the modules of sentence-transformers.
 FILES = {"config.json", "model.safetensors", "model.safetensors.index.json", "README.md"} | {
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *TOKENIZER_FILES,
     *SENTENCE_FILES,
     *(path.name for path in ROOT_FILES),
 }
