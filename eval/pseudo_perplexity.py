@@ -40,6 +40,7 @@ from transformers import AutoModelForMaskedLM, set_seed
 from zh_modernbert.eval.finetuning.loading import load_tokenizer, load_with_head
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, row_name, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.devices import default_dtype
 from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.held_out import is_held_out, read_held_out
@@ -187,7 +188,7 @@ class Scorer:
     def __init__(self, model, tokenizer, settings: Settings):
         self.model, self.mask_id, self.pad_id = model, tokenizer.mask_token_id, tokenizer.pad_token_id
         self.batch_tokens, self.unit, self.share = settings.batch_tokens, settings.unit, settings.mask_share
-        self.bf16 = (settings.dtype or ("bfloat16" if model.device.type == "cuda" else "float32")) == "bfloat16"
+        self.bf16 = (settings.dtype or default_dtype()) == "bfloat16"
 
     def ask(self, copies: Iterator[Copy]) -> Iterator[tuple[Copy, np.ndarray]]:
         for batch in batches(copies, self.batch_tokens):

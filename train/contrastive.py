@@ -24,7 +24,7 @@ from datasets import Dataset, DatasetDict
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
-from zh_modernbert.train.common.devices import check_one_device
+from zh_modernbert.train.common.devices import check_one_device, default_dtype
 from zh_modernbert.train.common.files import read_json, require_folder
 from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
@@ -196,7 +196,7 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         weight_decay=settings.weight_decay,
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,
-        bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        bf16=default_dtype() == "bfloat16",
         batch_sampler="no_duplicates",  # a text that is there twice would be its own negative
         multi_dataset_batch_sampler="proportional",
         dataloader_drop_last=True,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from zh_modernbert.eval.finetuning.training import Hyperparameters
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.train.common.cli import BaseSettings, setting
+from zh_modernbert.train.common.devices import default_dtype
 
 
 @dataclass
@@ -21,6 +22,7 @@ class FineTuningSettings(BaseSettings):
     grid: str = setting("", "clue: PaddleNLP's; modern: rates to 1e-4, twice the epochs", choices=("", "clue", "modern"))
     seed: int = setting(42, "the first, of the head's weights and the order", least=0, most=2**32 - 101)
     seeds: int = setting(1, "how many seeds, from seed on", least=1, most=100)
+    dtype: str = setting("", "of the computation; on a GPU bfloat16 where empty", ("", "float32", "bfloat16"))
     device_batch_size: int = setting(0, "most examples of an update at once, to save memory; 0: all", least=0, running=True)
     max_train_examples: int = setting(0, "use only so many, drawn the same way each time; 0 uses all", least=0)
     max_eval_examples: int = setting(0, "score only so many, drawn the same way each time; 0 scores all", least=0)
@@ -42,6 +44,7 @@ def grid_of(settings: FineTuningSettings, task: Task) -> list[Hyperparameters]:
         num_train_epochs=settings.num_train_epochs or task.num_train_epochs,
         warmup_ratio=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
+        dtype=settings.dtype or default_dtype(),
     )
     if not settings.grid:
         return [base]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.devices import check_one_device
@@ -34,6 +35,7 @@ class Hyperparameters:
     num_train_epochs: float = 3
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
+    dtype: str = "float32"
 
 
 @dataclass
@@ -97,9 +99,12 @@ def fine_tune(
         The scores are one `{"epoch", "metrics", "halves"}` an epoch; `halves` as `score_halves`.
 
     Raises:
-        InputError: `device_batch_size` does not divide the batch, the training diverged, or as `check_one_device`.
+        InputError: `device_batch_size` does not divide the batch, the training diverged, the GPU has no bfloat16, or as
+            `check_one_device`.
     """
     check_one_device()
+    if hyperparameters.dtype == "bfloat16" and torch.accelerator.is_available() and not is_torch_bf16_gpu_available():
+        raise InputError("dtype bfloat16: this GPU has none; take float32")
     at_once = min(device_batch_size or hyperparameters.batch_size, hyperparameters.batch_size)
     if hyperparameters.batch_size % at_once:
         raise InputError(f"device_batch_size is {at_once}; it must divide batch_size, {hyperparameters.batch_size}")
@@ -130,7 +135,8 @@ def fine_tune(
             load_best_model_at_end=dev is not None,
             metric_for_best_model=primary_metric if dev else None,
             greater_is_better=True if dev else None,
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            bf16=hyperparameters.dtype == "bfloat16",
+            use_cpu=not torch.accelerator.is_available(),  # without this, the Trainer takes bf16 for a GPU's alone
             dataloader_pin_memory=torch.cuda.is_available(),
             logging_steps=max(updates // 10, 1),
             report_to="none",

@@ -94,6 +94,7 @@ def test_a_model_is_saved_though_its_run_was_done_before(settings, tmp_path):
 def test_the_result_file(settings, tmp_path):
     settings.num_train_epochs, settings.max_train_examples, settings.seed = 1, 20, 7
     settings.output_dir = str(tmp_path / "fine-tuned")
+    settings.dtype = "bfloat16"
     result = clue.main(settings)
     assert json.loads((tmp_path / "results" / "reviews-validation-7.json").read_text(encoding="utf-8")) == result
     assert result.keys() == FIELDS
@@ -101,7 +102,7 @@ def test_the_result_file(settings, tmp_path):
     assert result["num_examples"] == 60
     assert result["primary_metric"] in result["metrics"]
     assert all(0 <= value <= 100 for value in result["metrics"].values())
-    expected = {"max_length": 32, "num_train_examples": 20, "learning_rate": 3e-3, "num_train_epochs": 1}
+    expected = {"max_length": 32, "num_train_examples": 20, "learning_rate": 3e-3, "num_train_epochs": 1, "dtype": "bfloat16"}
     assert expected.items() <= result["hyperparameters"].items()
     config = json.loads((tmp_path / "fine-tuned" / "config.json").read_text())
     assert config["id2label"] == {"0": "neg", "1": "pos"}

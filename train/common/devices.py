@@ -1,10 +1,15 @@
-"""What training runs on."""
+"""What training and evaluation run on."""
 
 import os
 
 import torch
 
 from zh_modernbert.train.common.cli import InputError
+
+
+def default_dtype() -> str:
+    """What is computed in where nobody says: bfloat16 on a GPU that has it, else float32."""
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
 
 
 def check_one_device() -> None:

@@ -50,6 +50,19 @@ def test_it_learns_and_says_so_after_each_epoch():
     assert len(epochs) == 3  # predicting is no epoch
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_computed_in(dtype):
+    seen = set()
+    seeing = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, output: seen.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+    )
+    with seeing:
+        trainer, epochs = tune(settings={"dtype": dtype})
+    assert seen == {getattr(torch, dtype)}
+    assert max(epoch["metrics"]["accuracy"] for epoch in epochs) > 90
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
 def test_the_best_epoch_is_kept():
     """The score falls from epoch to epoch, so the first one's answers are what stays."""
     answered = []
