@@ -4,7 +4,7 @@ Token embeddings come from which tokens stand near one another: the leading vect
 information (Levy, Goldberg and Dagan 2015, https://aclanthology.org/Q15-1016). The decoder's bias is the logarithm of the
 tokens' frequencies. All else is random. A small model that sees few tokens gains most by this: docs/pretraining.md.
 
-    python train/initialise.py --data_dir runs/mine/packed_1024 --model_config train/configs/nano/model.json \
+    python train/initialise.py --data_dir runs/mine/packed_1024 --model_config train/configs/nano/model.json \\
         --output_dir runs/mine/initial
     accelerate launch train/pretrain.py PRESET.yaml --init_from runs/mine/initial
 """

@@ -624,8 +624,8 @@ def test_other_kinds_of_sentence_transformers(settings, sentences, kind, task, e
 @pytest.mark.parametrize(
     ("full", "said"),
     [
-        ((0, 3), "Every 3 layers one sees the whole document, the others a window of 128 tokens."),
-        ((1, 3), "2 of the layers see the whole document, the others a window of 128 tokens."),
+        ((0, 3), "One layer in 3 sees the whole document. The others see a window of 128 tokens."),
+        ((1, 3), "2 of the layers see the whole document. The others see a window of 128 tokens."),
         (range(4), "Each layer sees the whole document."),
     ],
 )

@@ -50,7 +50,7 @@ parameters, {vocab:,} tokens, documents up to {longest:,} tokens. {reach} {mark}
 ```
 
 Where `config.json` says `model_type: modernbert`, this is the stock form: the same weights without code. It needs no
-`trust_remote_code`. The first three points below are then not so, and the zeros at pads.
+`trust_remote_code`. The first three points below then do not hold, and pads do not come out as zeros.
 
 - Pads cost nothing: they are dropped at the model's edge and put back behind it.
 - Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
@@ -154,8 +154,8 @@ def reach_text(config: ZhModernBertConfig) -> str:
     if len(full) == layers:
         return "Each layer sees the whole document."
     every = next((step for step in range(2, layers + 1) if full == list(range(0, layers, step))), None)
-    which = f"Every {every} layers one sees" if every else f"{len(full)} of the layers see"
-    return f"{which} the whole document, the others a window of {config.local_attention} tokens."
+    which = f"One layer in {every} sees" if every else f"{len(full)} of the layers see"
+    return f"{which} the whole document. The others see a window of {config.local_attention} tokens."
 
 
 def header_in(folder: Path) -> dict:
