@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json, reason, write_json
+from zh_modernbert.train.common.files import aside, read_json, reason, write_json
 
 
 def results_folder(results_dir: str | Path) -> Path:
@@ -71,5 +71,6 @@ def write_result(results_dir: str | Path, result: dict) -> Path:
     task, split, seed = result["task"], result["split"], result["seed"]
     check_no_other(results_dir, task, split, [seed], row_of(result))
     path = path_of(results_folder(results_dir), task, split, seed)
-    write_json(path, result)
+    with aside(path) as temporary:
+        write_json(temporary, result)
     return path
