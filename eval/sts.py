@@ -23,7 +23,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import AutoModel
 
-from zh_modernbert.eval.finetuning.loading import check_vocabulary
+from zh_modernbert.eval.finetuning.loading import check_vocabulary, fingerprint
 from zh_modernbert.eval.kinds.classification import overlap, score_numbers
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.forms import read_files
@@ -241,7 +241,11 @@ def write(settings: Settings, job: Job, metrics: dict[str, float], started: floa
         "num_examples": job.count,
         "seed": SEED,
         "scorer": "cosine",
-        "hyperparameters": {"max_length": settings.max_length, "through": settings.through},
+        "hyperparameters": {
+            "model_hash": fingerprint(settings.model),
+            "max_length": settings.max_length,
+            "through": settings.through,
+        },
         "notes": "; ".join(filter(None, job.notes)),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }

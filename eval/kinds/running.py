@@ -34,11 +34,13 @@ def run_kind(
     started, grid, seeds = time.perf_counter(), grid_of(settings, task), seeds_of(settings)
     row = row_name(settings.model, settings.random_init)
     check_no_other(settings.results_dir, data.name, data.split, seeds, row)
+    details = {"model_hash": fingerprint(settings.model, settings.random_init), **details}
     examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
     folders = {seed: Path(settings.results_dir) / f"predictions-{seed}" for seed in seeds if predicted}
+    owner = f"{row} with model_hash {details['model_hash']}"
     for folder in folders.values():
-        check_owner(folder, row)
+        check_owner(folder, owner)
 
     def run_one(hyperparameters: Hyperparameters, seed: int) -> Outcome:
         set_seed(seed)
@@ -65,7 +67,6 @@ def run_kind(
         return outcome
 
     recipe = {
-        "model": fingerprint(settings.model, settings.random_init),
         "random_init": settings.random_init,
         "data": hash_json({split: [row.values for row in rows] for split, rows in data.splits.items()}),
         "predictions": predicted,
@@ -93,7 +94,7 @@ def run_kind(
         results.append(result)
         if predicted:
             folder = folders[seed]
-            claim(folder, row)
+            claim(folder, owner)
             best = max(outcomes[seed], key=lambda outcome: best_on_dev([outcome], task.primary_metric))
             for split in predicted:
                 place = folder if data.official else folder / data.name  # of which the zip file has nothing

@@ -145,6 +145,23 @@ def check_seeds(first: dict, other: dict) -> None:
             raise InputError(f"{files}: seeds of one model and task, but {name} is {one} and {two}; leave one out")
 
 
+def check_models(results: list[dict]) -> None:
+    """Checks that the results of a row, of whatever tasks, are of one model: one name may have had several, one after another.
+
+    Raises:
+        InputError: they are not.
+    """
+    first: dict[str, dict] = {}
+    for result in results:
+        if found := result["hyperparameters"].get("model_hash"):
+            other = first.setdefault(row := row_of(result), result)
+            if (expected := other["hyperparameters"]["model_hash"]) != found:
+                raise InputError(
+                    f"{other['file']} and {result['file']}: results of two models that are called {row}: their model_hash is "
+                    f"{expected} and {found}; score one of them again, or leave one out"
+                )
+
+
 def own_cells(results: list[dict]) -> Cells:
     """A row a model, over all seeds.
 

@@ -13,11 +13,11 @@ from zh_modernbert.train.common.files import aside
 OWNER = "model.txt"  # says whose predictions a folder has
 
 
-def check_owner(folder: Path, row: str) -> None:
+def check_owner(folder: Path, model: str) -> None:
     """Checks that the predictions in a folder, where there are any, are those of a model, so that others may stand beside them.
 
     Args:
-        row: the model, as `results.row_name` calls it.
+        model: its name and the hash of its files: another training may leave another model under one name.
 
     Raises:
         InputError: they are of another one, or nothing says of which.
@@ -26,21 +26,21 @@ def check_owner(folder: Path, row: str) -> None:
         return
     owner = folder / OWNER
     other = owner.read_text(encoding="utf-8") if owner.is_file() else "a model that no file names"
-    if other != row:
-        raise InputError(f"{folder}: predictions of {other}, not of {row}; give another --results_dir, or delete them")
+    if other != model:
+        raise InputError(f"{folder}: predictions of {other}, not of {model}; give another --results_dir, or delete them")
 
 
-def claim(folder: Path, row: str) -> None:
+def claim(folder: Path, model: str) -> None:
     """Makes a folder for the predictions of a model, and says so in it.
 
     Raises:
         InputError: as `check_owner`.
     """
-    check_owner(folder, row)
+    check_owner(folder, model)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / OWNER).is_file():
         with aside(folder / OWNER) as temporary:
-            temporary.write_text(row, encoding="utf-8")
+            temporary.write_text(model, encoding="utf-8")
 
 
 def write_predictions(path: Path, entries: list[dict] | dict) -> Path:

@@ -355,7 +355,7 @@ def benchmark(settings, tmp_path) -> clue.Settings:
     )
 
 
-def test_all_that_is_there_is_scored_and_predicted(benchmark):
+def test_all_that_is_there_is_scored_and_predicted(benchmark, monkeypatch):
     found = clue.main(benchmark)["results"]
     assert {*found} == {"chnsenticorp", "tnews", "c3", "chid", "cluener"}
     results = Path(benchmark.results_dir)
@@ -380,6 +380,10 @@ def test_all_that_is_there_is_scored_and_predicted(benchmark):
     official, partial = (results / "predictions-42" / name for name in ("tnews11_predict.json", "tnews/tnews11_predict.json"))
     assert official.read_text(encoding="utf-8") == predicted[official.name]
     assert partial.is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "fingerprint", lambda *_: "7")  # of another training
+        with pytest.raises(InputError, match=r"predictions of (.*) with model_hash .*, not of \1 with model_hash 7; give"):
+            clue.main(benchmark)
     benchmark.random_init, benchmark.split = True, "dev"
     for path in results.glob("*.json"):
         path.unlink()
