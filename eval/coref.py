@@ -21,7 +21,7 @@ from zh_modernbert.eval.tasks.coreference import read_documents
 from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.results import check_name, write_result
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.pretraining.parallel import check_environment
@@ -81,7 +81,7 @@ def score_predictions(settings: Settings) -> dict:
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "num_examples": len(rows),
         "seed": settings.seed,
-        "hyperparameters": {},
+        "hyperparameters": {"data": hash_rows(rows)},
         "notes": "; ".join(notes + more),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }

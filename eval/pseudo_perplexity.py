@@ -26,7 +26,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
@@ -311,6 +311,11 @@ def spread(texts: list[Text], count: int) -> list[Text]:
     return [texts[place * len(texts) // count] for place in range(count)]
 
 
+def hash_texts(texts: Iterable[Text]) -> str:
+    """A hash of the scored characters, whatever the order of the documents."""
+    return hash_json(sorted(text.content for text in texts))[:16]
+
+
 @dataclass
 class Tally:
     """What is known of D documents.
@@ -332,8 +337,7 @@ class Tally:
 
     @property
     def text(self) -> str:
-        """A hash of the scored characters, whatever the order of the documents."""
-        return hash_json(sorted(text.content for text in self.texts))[:16]
+        return hash_texts(self.texts)
 
     def metrics(self, counts: np.ndarray | None) -> dict:
         tokens, characters = self.tokens, sum(len(text.content) for text in self.texts)
@@ -384,7 +388,8 @@ def main(settings: Settings) -> dict:
         raise InputError("pseudo_perplexity: no input; give --input FILE ...")
     check_name(settings.name)
     row = row_name(settings.model, settings.random_init)
-    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row)
+    said = {"unit": settings.unit, "max_length": settings.max_length}
+    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row, said)
     documents = read_held_out(settings.input, settings.held_out)
     tokenizer, model = load(settings)
     cells: dict[tuple[str, int], list[Text]] = defaultdict(list)
@@ -394,6 +399,9 @@ def main(settings: Settings) -> dict:
             cells[text.cell].append(text)
     if not cells:
         raise InputError(f"{', '.join(settings.input)}: no text in it")
+    cells = {cell: spread(cells[cell], settings.max_documents) for cell in sorted(cells)}
+    said["text"] = hash_texts(chain(*cells.values()))
+    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row, said)
     counts = None
     if settings.unigram_input:
         training = (document for path in settings.unigram_input for document in read_source(Source(path=path)))
@@ -401,7 +409,7 @@ def main(settings: Settings) -> dict:
         counts = unigram_counts(tokenizer, known)
     results_folder(settings.results_dir)
     scorer = Scorer(model, tokenizer, settings)
-    tallies = {cell: tally(scorer, spread(cells[cell], settings.max_documents), settings) for cell in sorted(cells)}
+    tallies = {cell: tally(scorer, texts, settings) for cell, texts in cells.items()}
     total = together(list(tallies.values()))
     unknown = int((total.tokens == tokenizer.unk_token_id).sum())
     notes = ["random weights"] if settings.random_init else []

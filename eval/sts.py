@@ -33,8 +33,9 @@ from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, write_result
 from zh_modernbert.eval.tasks.retrieval import of_pairs
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
+from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
 from zh_modernbert.train.corpus.tables import find_file
@@ -187,26 +188,31 @@ class Job:
     Attributes:
         name, split: what the result is called.
         count: queries or pairs.
+        data: a hash of what is scored.
         score: model of sentence-transformers -> metrics.
     """
 
     name: str
     split: str
     count: int
+    data: str
     notes: list[str]
     score: Callable[[Any], dict[str, float]]
 
 
 def retrieval_job(settings: Settings, name: str, split: str, found: Retrieval, notes: list[str]) -> Job:
     notes = [*notes, f"{len(found.corpus)} documents"]
-    return Job(name, split, len(found.queries), notes, lambda model: score_retrieval(model, found, settings))
+    corpus = {name: hash_json(text) for name, text in found.corpus.items()}
+    relevant = {name: sorted(documents) for name, documents in found.relevant.items()}
+    data = hash_json([found.queries, corpus, relevant])[:16]
+    return Job(name, split, len(found.queries), data, notes, lambda model: score_retrieval(model, found, settings))
 
 
 def pairs_job(settings: Settings, name: str, task: Task) -> Job:
     name, split, rows, notes = read_pairs(settings, name, task)
     if settings.retrieval:
         return retrieval_job(settings, name, split, of_pairs(rows, settings.min_relevance), notes)
-    return Job(name, split, len(rows), notes, lambda model: score_pairs(model, name, split, rows, settings))
+    return Job(name, split, len(rows), hash_rows(rows), notes, lambda model: score_pairs(model, name, split, rows, settings))
 
 
 def jobs_of(settings: Settings) -> list[Job]:
@@ -224,8 +230,9 @@ def jobs_of(settings: Settings) -> list[Job]:
     split, long = settings.split or SPLITS[0], [name for name in settings.task if name in LONG]
     return [
         *(
-            retrieval_job(settings, name, split, read_mldr(name, settings.data_dir, split, settings.from_hub), [])
+            retrieval_job(settings, f"{name}_long_{settings.max_length}", split, found, [])
             for name in long
+            for found in [read_mldr(name, settings.data_dir, split, settings.from_hub)]
         ),
         *(pairs_job(settings, name, TASKS[name]) for name in settings.task if name in TABLES),
     ]
@@ -243,6 +250,7 @@ def write(settings: Settings, job: Job, metrics: dict[str, float], started: floa
         "scorer": "cosine",
         "hyperparameters": {
             "model_hash": fingerprint(settings.model),
+            "data": job.data,
             "max_length": settings.max_length,
             "through": settings.through,
         },
@@ -265,7 +273,8 @@ def main(settings: Settings) -> dict:
     with contextlib.redirect_stdout(sys.stderr):
         jobs = jobs_of(settings)
         for job in jobs:
-            check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model)
+            said = {"data": job.data, "max_length": settings.max_length}
+            check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model, said)
         model = load(settings)
         results_folder(settings.results_dir)
         results = [write(settings, job, job.score(model), started) for job in jobs]

@@ -18,6 +18,7 @@ from zh_modernbert.eval.tasks.loading import Data, load_data
 from zh_modernbert.eval.tasks.predictions import check_owner, claim, write_predictions, zip_predictions
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.results import check_no_other, row_name, write_result
+from zh_modernbert.eval.tasks.rows import hash_rows
 from zh_modernbert.train.common.cli import InputError, describe, script_of
 from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_output, save_model
@@ -33,8 +34,13 @@ def run_kind(
     """
     started, grid, seeds = time.perf_counter(), grid_of(settings, task), seeds_of(settings)
     row = row_name(settings.model, settings.random_init)
-    check_no_other(settings.results_dir, data.name, data.split, seeds, row)
-    details = {"model_hash": fingerprint(settings.model, settings.random_init), **details}
+    hashes = {split: hash_rows(rows) for split, rows in data.splits.items()}
+    details = {
+        "model_hash": fingerprint(settings.model, settings.random_init),
+        "data": hash_json([hashes[split] for split in ("train", data.chosen_on, data.split)])[:16],
+        **details,
+    }
+    check_no_other(settings.results_dir, data.name, data.split, seeds, row, details)
     examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
     folders = {seed: Path(settings.results_dir) / f"predictions-{seed}" for seed in seeds if predicted}
@@ -67,11 +73,11 @@ def run_kind(
         return outcome
 
     recipe = {
+        **details,
         "random_init": settings.random_init,
-        "data": hash_json({split: [row.values for row in rows] for split, rows in data.splits.items()}),
+        "splits": hashes,
         "predictions": predicted,
         "kind": task.kind,
-        **details,
     }
     outcomes = run_all(
         settings.results_dir, f"{data.name}-{data.split}", recipe, grid, seeds, run_one, bool(settings.output_dir)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.corpus.lines import BadLines
 
 NAMED = 3  # bad rows that an error names
@@ -19,6 +20,10 @@ class Row(NamedTuple):
     @property
     def where(self) -> str:
         return f"{self.path}, line {self.number}"
+
+
+def hash_rows(rows: list[Row]) -> str:
+    return hash_json([row.values for row in rows])[:16]
 
 
 class BadRows(BadLines):

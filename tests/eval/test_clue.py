@@ -94,11 +94,11 @@ def test_a_model_is_saved_though_its_run_was_done_before(settings, tmp_path):
 def test_the_result_file(settings, tmp_path):
     settings.num_train_epochs, settings.max_train_examples, settings.seed = 1, 20, 7
     settings.output_dir = str(tmp_path / "fine-tuned")
-    settings.dtype = "bfloat16"
+    settings.dtype, settings.name = "bfloat16", "books"
     result = clue.main(settings)
-    assert json.loads((tmp_path / "results" / "reviews-validation-7.json").read_text(encoding="utf-8")) == result
+    assert json.loads((tmp_path / "results" / "books-validation-7.json").read_text(encoding="utf-8")) == result
     assert result.keys() == FIELDS
-    assert (result["task"], result["split"], result["seed"], result["model"]) == ("reviews", "validation", 7, settings.model)
+    assert (result["task"], result["split"], result["seed"], result["model"]) == ("books", "validation", 7, settings.model)
     assert result["num_examples"] == 60
     assert result["primary_metric"] in result["metrics"]
     assert all(0 <= value <= 100 for value in result["metrics"].values())
@@ -190,6 +190,8 @@ def change(settings: clue.Settings, **changes) -> clue.Settings:
         ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "split": "train2"}, "train2"),
         ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "data_dir": "nowhere"}, "nowhere"),
         ({"train_file": "nowhere.tsv"}, "nowhere.tsv"),
+        ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "name": "mine"}, "leave out --name"),
+        ({"name": "a/b"}, "part of a file's name"),
         ({"text_column": "review"}, "review"),
         ({"label_column": "stars"}, "stars"),
         ({"text_pair_column": "question"}, "question"),
@@ -376,6 +378,9 @@ def test_all_that_is_there_is_scored_and_predicted(benchmark, monkeypatch):
         assert {*archive.namelist()} == {*predicted}
     # Of a part of training, the same files are no official ones; and another model's are refused before it is trained.
     benchmark.task, benchmark.max_train_examples = ["tnews"], 4
+    with pytest.raises(InputError, match=r"tnews-dev-42\.json: a result whose data is"):
+        clue.main(benchmark)
+    (results / "tnews-dev-42.json").unlink()
     clue.main(benchmark)
     official, partial = (results / "predictions-42" / name for name in ("tnews11_predict.json", "tnews/tnews11_predict.json"))
     assert official.read_text(encoding="utf-8") == predicted[official.name]
