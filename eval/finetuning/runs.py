@@ -52,7 +52,7 @@ def run_all(
 
     Args:
         name: of the task and its split, with which the files begin.
-        recipe: all that decides an outcome but setting and seed: hashes of model and data, lengths, what is scored.
+        recipe: all that decides an outcome but setting and seed: hashes of model, data and code, lengths, what is scored.
         repeat: runs that are there are done again, for what else they leave.
 
     Raises:

@@ -412,6 +412,17 @@ def test_what_is_done_is_not_repeated_and_what_fails_stops_no_other(benchmark, m
     assert again["seeds"] == [42, 43]
     assert again["best"] <= again["best_on_dev"]
 
+    def train(*_, **__):
+        raise InputError("trained again")
+
+    # But by other code, or other versions of libraries, they are other runs.
+    monkeypatch.setattr(running, "fine_tune", train)
+    known = running.made_by("choice")
+    for change in ({"torch": "9.0"}, {"transformers": "9.0"}, {"code": "other"}):
+        monkeypatch.setattr(running, "made_by", lambda _, made=known | change: made)
+        with pytest.raises(InputError, match="trained again"):
+            clue.main(benchmark)
+
 
 def test_bad_rows_may_be_skipped(benchmark):
     path = Path(benchmark.data_dir) / "tnews" / "dev.json"
