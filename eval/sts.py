@@ -33,7 +33,7 @@ from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, write_result
 from zh_modernbert.eval.tasks.retrieval import of_pairs
-from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows
+from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
@@ -88,16 +88,17 @@ def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, lis
     Raises:
         InputError: no such split is there with labels, or rows are bad or have no number for a label.
     """
-    folder, bad_rows = place_of(settings.data_dir, task), BadRows()
+    folder = place_of(settings.data_dir, task)
     for split in [settings.split] if settings.split else SPLITS:
         release = next((release for release in task.releases if has(folder, release, split)), None)
         if release is None:
             continue
+        bad_rows = BadRows()
         # Its labels are numbers here, whatever its classes are called.
         rows = check_rows(
             read_files(folder, release.splits[split], release, bad_rows), replace(task, kind="regression"), bad_rows
         )
-        notes = [bad_rows.settle(settings.skip_bad_rows, release.known_defects)]
+        notes = settle({split: rows}, {split: bad_rows}, settings.skip_bad_rows, release.known_defects)
         if rows and "label" in rows[0].values:
             official = release.splits[split] == task.releases[0].splits.get(split)  # though those of training may not be
             name += ("_retrieval" if settings.retrieval else "_similarity") + ("" if official else "_substitute")
@@ -254,7 +255,7 @@ def write(settings: Settings, job: Job, metrics: dict[str, float], started: floa
             "max_length": settings.max_length,
             "through": settings.through,
         },
-        "notes": "; ".join(filter(None, job.notes)),
+        "notes": "; ".join(job.notes),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }
     write_result(settings.results_dir, result)

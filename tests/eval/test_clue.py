@@ -431,7 +431,8 @@ def test_bad_rows_may_be_skipped(benchmark):
     benchmark.task, benchmark.skip_bad_rows = ["tnews"], True
     result = clue.main(benchmark)
     assert result["num_examples"] == 6
-    assert f"bad rows left out: 1 ({path}, line 7: text is empty)" in result["notes"]
+    assert f"bad rows left out: 1 ({path}, line 7: text is empty); only 6 of 7 examples of dev" in result["notes"]
+    assert (Path(benchmark.results_dir) / "predictions-42" / "tnews" / "tnews11_predict.json").is_file()  # not official
 
 
 def test_a_grid(benchmark):
