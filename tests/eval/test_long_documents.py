@@ -2,11 +2,13 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zh_modernbert.eval import long_documents
+from zh_modernbert.eval.finetuning.loading import load_tokenizer
 from zh_modernbert.train.common.cli import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,3 +93,10 @@ def test_a_window_that_the_model_cannot_read(settings):
     with pytest.raises(InputError, match=r"max_position_embeddings \(256\)"):
         long_documents.main(settings)
     assert not Path(settings.results_dir).exists()  # nor was the other window's model trained
+
+
+def test_all_seeds_are_of_one_text(settings):
+    """A second start with another seed scores and trains on the documents of the first."""
+    task, tokenizer = long_documents.LONG["drcd"], load_tokenizer(settings.model, True)
+    first, other = (long_documents.load_long(replace(settings, seed=seed), task, tokenizer).splits for seed in (42, 43))
+    assert first == other
