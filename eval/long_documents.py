@@ -137,7 +137,8 @@ def in_right_passage(kind: Kind) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         examples = kind.encode(rows)
         passages = [row.values["passage"] for row in rows]
-        return replace(examples, references=list(zip(examples.references, passages, strict=True)))
+        texts = [row.values["context"][start:end] for row, (start, end) in zip(rows, passages, strict=True)]
+        return replace(examples, references=list(zip(examples.references, passages, strict=True)), groups=texts)
 
     def score(answers: list, references: list) -> Metrics:
         inside = [
