@@ -21,6 +21,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
@@ -178,6 +179,22 @@ def last_checkpoint(folder: Path) -> str | None:
     return finished[max(finished)] if finished else None
 
 
+class LogWhereItStops(TrainerCallback):
+    """Has the loss logged before each checkpoint and at the end, so that none of it is lost when another process goes on."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save or control.should_training_stop
+
+
+def mean_loss(log: list[dict]) -> float:
+    """The mean over all updates of a Trainer's log, each entry of which has the mean since the one before."""
+    total, last = 0.0, 0
+    for entry in log:
+        if "loss" in entry:
+            total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+    return total / max(last, 1)
+
+
 def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str], settings: Settings, work: Path) -> dict:
     """Trains the model in place, from the last checkpoint in `work` where there is one.
 
@@ -212,12 +229,12 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         args=arguments,
         train_dataset=tables,
         loss={name: loss_of(kind, model, settings) for name, kind in kinds.items()},
+        callbacks=[LogWhereItStops()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if any(not parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError("the training diverged: weights are not finite; lower learning_rate")
-    losses_logged = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
-    return {"updates": trainer.state.global_step, "mean_loss": round(losses_logged[-1], 4)}
+    return {"updates": trainer.state.global_step, "mean_loss": round(mean_loss(trainer.state.log_history), 4)}
 
 
 CARD = """---

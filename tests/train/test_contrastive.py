@@ -205,9 +205,22 @@ def test_a_killed_run_goes_on(settings, monkeypatch):
         contrastive.main(settings)
     result = contrastive.main(settings)
     assert finished == [2, 4, 6]
+    assert result["mean_loss"] == whole["mean_loss"]  # over all updates, not those since the kill
     first, second = (SentenceTransformer(folder["output_dir"], trust_remote_code=True) for folder in (whole, result))
     for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_run_that_was_killed_behind_its_last_update(settings, monkeypatch):
+    """No update is left, and the result is that of the whole."""
+    settings.save_steps, settings.logging_steps = 2, 4
+    whole = contrastive.main(settings)
+    settings.output_dir += "_2"
+    with monkeypatch.context() as patch:
+        patch.setattr(contrastive, "made_of", None)
+        with pytest.raises(TypeError):
+            contrastive.main(settings)
+    assert contrastive.main(settings)["mean_loss"] == whole["mean_loss"] > 0
 
 
 def test_a_checkpoint_that_a_kill_left_unfinished_is_not_gone_on_from(tmp_path):
