@@ -14,7 +14,7 @@ where this project is not installed. A run that was killed goes on from its last
 import contextlib
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
@@ -22,6 +22,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
+from transformers.utils import is_torch_bf16_gpu_available
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
@@ -64,6 +65,7 @@ class Settings(BaseSettings):
     mini_batch_num_tokens: int = setting(
         0, "InfoNCE: so many tokens are computed at once, whatever the batch (gradient caching); 0: the whole batch", least=0
     )
+    dtype: str = setting("", "of the computation; on a GPU bfloat16 where empty", ("", "float32", "bfloat16"))
     learning_rate: float = setting(2e-5, "at its highest", least=0)
     warmup_ratio: float = setting(0.1, "share of the updates in which the learning rate rises; then it falls", least=0, most=1)
     weight_decay: float = setting(0.01, "of matrices", least=0)
@@ -213,7 +215,8 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         weight_decay=settings.weight_decay,
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,
-        bf16=default_dtype() == "bfloat16",
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),  # without this, the Trainer takes bf16 for a GPU's alone
         batch_sampler="no_duplicates",  # a text that is there twice would be its own negative
         multi_dataset_batch_sampler="proportional",
         dataloader_drop_last=True,
@@ -267,6 +270,9 @@ def made_of(model: str) -> str:
 
 def main(settings: Settings) -> dict:
     check_one_device()
+    settings = replace(settings, dtype=settings.dtype or default_dtype())  # before the recipe is made, which has it
+    if settings.dtype == "bfloat16" and torch.accelerator.is_available() and not is_torch_bf16_gpu_available():
+        raise InputError("contrastive: dtype is bfloat16, which this GPU has not; take float32")
     local = [settings.model] if Path(settings.model).exists() else []
 
     def build(work: Path) -> dict:
@@ -283,7 +289,7 @@ def main(settings: Settings) -> dict:
         told = {"dimensions": dimensions, "data": ", ".join(counts), "longest": settings.max_length}
         card = CARD.format(made_of=made_of(settings.model), **told)
         (work / "README.md").write_text(card, encoding="utf-8")
-        return {**result, "data": counts, "dimensions": dimensions}
+        return {**result, "data": counts, "dimensions": dimensions, "dtype": settings.dtype}
 
     return run_stage(settings, build, [*local, *files_of([*settings.data, *settings.held_out])])
 

@@ -151,6 +151,22 @@ def test_pairs_grow_alike_and_the_folder_loads_anywhere(settings, tmp_path):
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows no TokenizersBackend
 
 
+def test_what_is_computed_in(settings, monkeypatch):
+    """It is told, and part of the recipe: what was made in float32 is not taken for what a GPU makes in bfloat16."""
+    monkeypatch.setattr(contrastive, "default_dtype", lambda: "bfloat16")
+    for given, dtype in (("float32", "float32"), ("", "bfloat16")):
+        seen = set()
+        seeing = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, _, output, seen=seen: seen.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+        )
+        settings.dtype, settings.max_steps = given, 1
+        with seeing:
+            result = contrastive.main(settings)
+        assert seen == {getattr(torch, dtype)}
+        written = json.loads((Path(settings.output_dir) / "settings.json").read_text(encoding="utf-8"))
+        assert written["dtype"] == result["dtype"] == dtype
+
+
 def test_the_licence_of_the_model_goes_along(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: some/base\ntags: [theirs]\n---\n# Theirs\n")
     header = yaml.safe_load(contrastive.CARD.format(made_of=contrastive.made_of(str(tmp_path)), **CARD).split("---\n")[1])

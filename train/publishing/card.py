@@ -28,7 +28,7 @@ RECIPES = {
     ),
     "contrastive": (
         *("max_length", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "temperature", "num_train_epochs"),
-        *("max_steps", "matryoshka_dims", "mined_negatives"),
+        *("max_steps", "matryoshka_dims", "mined_negatives", "dtype"),
     ),
 }
 LICENCE = "apache-2.0"
