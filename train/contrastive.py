@@ -12,6 +12,7 @@ where this project is not installed. A run that was killed goes on from its last
 """
 
 import contextlib
+import math
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -211,7 +212,7 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         output_dir=str(checkpoints),
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_ratio,
+        warmup_steps=min(settings.warmup_ratio, math.nextafter(1, 0)),  # from 1 on it would be a number of updates
         weight_decay=settings.weight_decay,
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,

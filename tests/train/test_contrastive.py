@@ -204,6 +204,17 @@ def test_gradient_caching_changes_nothing(settings, tmp_path):
         torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("ratio", "highest"), [(0, 0), (0.5, 2), (1, 3)])
+def test_the_learning_rate_rises_for_the_share_of_updates_that_was_asked_for(settings, monkeypatch, ratio, highest):
+    settings.warmup_ratio, settings.max_steps, settings.logging_steps = ratio, 4, 1
+    logs, mean_loss = [], contrastive.mean_loss
+    monkeypatch.setattr(contrastive, "mean_loss", lambda log: logs.append(log) or mean_loss(log))
+    contrastive.main(settings)
+    rates = [entry["learning_rate"] for entry in logs[0] if "loss" in entry]
+    assert len(rates) == 4
+    assert rates.index(max(rates)) == highest
+
+
 def test_a_killed_run_goes_on(settings, monkeypatch):
     settings.save_steps = 2
     whole = contrastive.main(settings)
