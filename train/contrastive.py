@@ -23,7 +23,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
-from transformers.utils import is_torch_bf16_gpu_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
