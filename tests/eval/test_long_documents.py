@@ -3,8 +3,11 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from datasets import Dataset
 
 from zh_modernbert.eval import long_documents
 from zh_modernbert.train.common.cli import InputError
@@ -91,3 +94,25 @@ def test_a_window_that_the_model_cannot_read(settings):
     with pytest.raises(InputError, match=r"max_position_embeddings \(256\)"):
         long_documents.main(settings)
     assert not Path(settings.results_dir).exists()  # nor was the other window's model trained
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_document_is_timed_as_it_is_computed(monkeypatch, dtype):
+    """A GPU works on after a call returns, so the clock waits for it, also before it starts."""
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, inputs):
+            seen.append(f"forward in {'bfloat16' if torch.is_autocast_enabled('cpu') else 'float32'}")
+
+    class Batch(dict):
+        def to(self, device):
+            return self
+
+    features = Dataset.from_dict({"inputs": [[1.0]]})
+    kind = SimpleNamespace(encode=lambda rows: SimpleNamespace(features=features), collator=lambda rows: Batch(inputs=rows))
+    monkeypatch.setattr(long_documents, "finisher", lambda device: lambda: seen.append("finish"))
+    monkeypatch.setattr(long_documents.time, "process_time", lambda: seen.append("clock") or 0.0)
+    long_documents.seconds(Model(1, 1), kind, None, dtype)
+    forward = f"forward in {dtype}"
+    assert seen == [forward, "finish", "clock", forward, "finish", "clock"]
