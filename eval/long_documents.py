@@ -33,6 +33,7 @@ from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import run, setting
+from zh_modernbert.train.common.devices import default_dtype
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.pretraining.parallel import check_environment
 
@@ -150,7 +151,7 @@ def in_right_passage(kind: Kind) -> Kind:
     return replace(kind, encode=encode, score=score)
 
 
-def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn.Module]) -> Kind:
+def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn.Module], dtype: str) -> Kind:
     """The kind with documents a second for each length beside the baseline: by the processor's time, on a GPU by the clock."""
 
     def baseline(train: list[Row], scored: list[Row]) -> Metrics:
@@ -158,14 +159,19 @@ def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn
         scores = kind.baseline(train, scored)
         for length in lengths:
             if rows := [row for row in scored if row.values["length"] == length][:TIMED]:
-                scores[f"documents_per_second_{length}"] = 1 / mean(seconds(model, kind, row) for row in [rows[0], *rows][1:])
+                scores[f"documents_per_second_{length}"] = 1 / mean(seconds(model, kind, row, dtype) for row in rows)
         return scores
 
     return replace(kind, baseline=baseline)
 
 
+def finisher(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that it was given."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
 @torch.inference_mode()
-def seconds(model: torch.nn.Module, kind: Kind, row: Row) -> float:
+def seconds(model: torch.nn.Module, kind: Kind, row: Row, dtype: str) -> float:
     """What the model takes for all windows of a document, as one batch."""
     features = kind.encode([row]).features
     inputs = features.remove_columns([name for name in features.column_names if name.endswith("positions") or name == "labels"])
@@ -173,11 +179,13 @@ def seconds(model: torch.nn.Module, kind: Kind, row: Row) -> float:
     batch = kind.collator([inputs[place] for place in range(len(inputs))]).to(device)
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
-    model(**batch)  # the first call prepares things
-    started = clock()
-    model(**batch)
-    if on_gpu:
-        torch.cuda.synchronize()
+    finish = finisher(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        model(**batch)  # the first call prepares things
+        finish()
+        started = clock()
+        model(**batch)
+        finish()
     return clock() - started
 
 
@@ -213,7 +221,7 @@ def run_window(settings: Settings, task: Task, data: Data, tokenizer: PreTrained
         model = load_with_head(kind.head, settings.model, settings.trust_remote_code, random_init=True, **kind.config)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
 
-    kind = with_speed(by_length(kind, details["lengths"]), details["lengths"], make_model)
+    kind = with_speed(by_length(kind, details["lengths"]), details["lengths"], make_model, settings.dtype or default_dtype())
     ending = data.name.removeprefix(settings.task)  # of another script, or of files that stand in
     named = replace(data, name=f"{settings.task}_long_{window}{ending}")
     return run_kind(settings, replace(task, predictions={}), named, kind, tokenizer, details)

@@ -306,7 +306,9 @@ def load(settings: Settings):
         set_seed(settings.seed)
         model: Any = load_with_head(AutoModelForMaskedLM, settings.model, settings.trust_remote_code, random_init=True)
     else:
-        model = load_by_auto_class(AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code)
+        model = load_by_auto_class(
+            AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code, dtype=torch.float32
+        )
     if model.get_output_embeddings() is None:
         raise InputError(f"{settings.model}: a model of type {model.config.model_type!r} names no layer that gives logits")
     if hasattr(model.config, "sparse_prediction"):  # logits at the asked tokens only

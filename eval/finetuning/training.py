@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.devices import check_one_device
+from zh_modernbert.train.common.devices import check_one_device, has_bfloat16
 
 Metrics = dict[str, float]
 Score = Callable[[list, list], Metrics]  # (answers, references), one of each an example
@@ -111,7 +110,7 @@ def fine_tune(
             `check_one_device`.
     """
     check_one_device()
-    if hyperparameters.dtype == "bfloat16" and torch.accelerator.is_available() and not is_torch_bf16_gpu_available():
+    if hyperparameters.dtype == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
         raise InputError("dtype bfloat16: this GPU has none; take float32")
     at_once = min(device_batch_size or hyperparameters.batch_size, hyperparameters.batch_size)
     if hyperparameters.batch_size % at_once:
@@ -137,7 +136,7 @@ def fine_tune(
             per_device_eval_batch_size=at_once,
             gradient_accumulation_steps=hyperparameters.batch_size // at_once,
             eval_strategy="epoch" if dev else "no",
-            save_strategy="best" if dev else "no",
+            save_strategy="epoch" if dev else "no",  # with "best", the first versions of transformers 5 keep the last
             save_only_model=True,
             save_total_limit=1,
             load_best_model_at_end=dev is not None,

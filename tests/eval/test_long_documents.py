@@ -4,8 +4,11 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from datasets import Dataset
 
 from zh_modernbert.eval import long_documents
 from zh_modernbert.eval.finetuning.loading import load_tokenizer
@@ -118,3 +121,25 @@ def test_a_question_is_in_one_half_at_all_lengths(settings):
     passages = [row.values["id"].split("-")[1] for row in rows]
     halves = score_halves(lambda answers, references: dict.fromkeys(answers, 1.0), passages, kind.encode(rows))
     assert [set(half) for half in halves] == [{"0", "2"}, {"1"}]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_document_is_timed_as_it_is_computed(monkeypatch, dtype):
+    """A GPU works on after a call returns, so the clock waits for it, also before it starts."""
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, inputs):
+            seen.append(f"forward in {'bfloat16' if torch.is_autocast_enabled('cpu') else 'float32'}")
+
+    class Batch(dict):
+        def to(self, device):
+            return self
+
+    features = Dataset.from_dict({"inputs": [[1.0]]})
+    kind = SimpleNamespace(encode=lambda rows: SimpleNamespace(features=features), collator=lambda rows: Batch(inputs=rows))
+    monkeypatch.setattr(long_documents, "finisher", lambda device: lambda: seen.append("finish"))
+    monkeypatch.setattr(long_documents.time, "process_time", lambda: seen.append("clock") or 0.0)
+    long_documents.seconds(Model(1, 1), kind, None, dtype)
+    forward = f"forward in {dtype}"
+    assert seen == [forward, "finish", "clock", forward, "finish", "clock"]

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedModel
 
@@ -272,6 +274,21 @@ def test_a_space_that_a_token_holds_is_not_dropped():
         assert pseudo_perplexity.count_in_no_token("a  b", ["a", token], np.array([[0, 1], [3, 4]])) == 1
     assert pseudo_perplexity.count_in_no_token("a b", ["a", "b"], np.array([[0, 1], [2, 3]])) == 1
     assert pseudo_perplexity.count_in_no_token("ab", ["▁a", "▁b"], np.array([[0, 1], [1, 2]])) == 0
+
+
+def test_weights_in_half_precision_are_computed_with_as_stated(settings, model_dir, tmp_path):
+    """The dtype of a config is what its weights are stored in, and no word on what to compute in."""
+    stored = tmp_path / "stored"
+    shutil.copytree(model_dir, stored)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(stored / "model.safetensors").items()}
+    save_file(weights, stored / "model.safetensors", {"format": "pt"})
+    config = json.loads((stored / "config.json").read_text())
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        (stored / "config.json").write_text(json.dumps(config | {"dtype": dtype, "torch_dtype": dtype}))
+        settings.model = str(stored)
+        found.append(pseudo_perplexity.main(settings)["metrics"]["pseudo_perplexity"])
+    assert found[0] == found[1]
 
 
 def test_before_training(settings):

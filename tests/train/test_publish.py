@@ -161,11 +161,12 @@ def refused(settings: publish.Settings) -> str:
 
 def test_notes_and_licence_go_into_the_card(settings, tmp_path):
     notes = "## Data\n\n训练数据：{braces} stay, 100% of them."
-    (tmp_path / "notes.md").write_text(notes, encoding="utf-8")
+    (tmp_path / "notes.md").write_text(f"# A title\n\n{notes}", encoding="utf-8")
     settings.notes, settings.license = str(tmp_path / "notes.md"), "mit"
     publish.main(settings)
     card = (Path(settings.output_dir) / "README.md").read_text(encoding="utf-8")
     assert notes in card
+    assert "A title" not in card
     assert "license: mit\n" in card
 
 

@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,7 +248,7 @@ def training(source: Path) -> str:
 
 
 def read_notes(path: str) -> str:
-    """The user's own part of the card.
+    """The user's own part of the card. A title in its first line is left out, as the card has one.
 
     Raises:
         InputError: it cannot be read, or holds an access token.
@@ -259,7 +260,7 @@ def read_notes(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     check_no_token(notes, path)
-    return "\n" + notes
+    return "\n" + re.sub(r"\A# .*\n+", "", notes)
 
 
 def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> str:
