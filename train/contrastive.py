@@ -23,11 +23,10 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 import torch
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
-from transformers.utils.import_utils import is_torch_bf16_gpu_available
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
-from zh_modernbert.train.common.devices import check_one_device, default_dtype
+from zh_modernbert.train.common.devices import check_one_device, default_dtype, has_bfloat16
 from zh_modernbert.train.common.files import read_json, require_folder
 from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
@@ -272,8 +271,8 @@ def made_of(model: str) -> str:
 def main(settings: Settings) -> dict:
     check_one_device()
     settings = replace(settings, dtype=settings.dtype or default_dtype())  # before the recipe is made, which has it
-    if settings.dtype == "bfloat16" and torch.accelerator.is_available() and not is_torch_bf16_gpu_available():
-        raise InputError("contrastive: dtype is bfloat16, which this GPU has not; take float32")
+    if settings.dtype == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
+        raise InputError("contrastive: dtype bfloat16: this GPU has none; take float32")
     local = [settings.model] if Path(settings.model).exists() else []
 
     def build(work: Path) -> dict:
