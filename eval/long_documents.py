@@ -62,12 +62,10 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[i
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def long_rows(
-    rows: list[Row], passages: list[Passage], lengths: list[int], tokenizer: PreTrainedTokenizerBase, seed: int
-) -> list[Row]:
+def long_rows(rows: list[Row], passages: list[Passage], lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Each question on a document of the length at its place in `lengths`, made of `passages`."""
     room = [length - tokenizer.num_special_tokens_to_add(pair=True) for length in lengths]
-    hidden = hide_all(questions_of(rows), passages, room, partial(count_tokens, tokenizer), seed)
+    hidden = hide_all(questions_of(rows), passages, room, partial(count_tokens, tokenizer))
     return [
         row._replace(values={**found.question.to_values(), "length": length, "passage": [found.start, found.end]})
         for row, found, length in zip(rows, hidden, lengths, strict=True)
@@ -86,7 +84,7 @@ def lengthen(data: Data, settings: Settings, tokenizer: PreTrainedTokenizerBase)
         each = [[lengths[place % len(lengths)] for place in range(len(rows))]]
         if split != "train":
             each = [[length] * len(rows) for length in lengths]
-        return [row for chosen in each for row in long_rows(rows, passages, chosen, tokenizer, settings.seed)]
+        return [row for chosen in each for row in long_rows(rows, passages, chosen, tokenizer)]
 
     return replace(data, splits={split: make(split, rows) for split, rows in data.splits.items()}, notes=notes)
 
@@ -140,7 +138,8 @@ def in_right_passage(kind: Kind) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         examples = kind.encode(rows)
         passages = [row.values["passage"] for row in rows]
-        return replace(examples, references=list(zip(examples.references, passages, strict=True)))
+        texts = [row.values["context"][start:end] for row, (start, end) in zip(rows, passages, strict=True)]
+        return replace(examples, references=list(zip(examples.references, passages, strict=True)), groups=texts)
 
     def score(answers: list, references: list) -> Metrics:
         inside = [

@@ -45,11 +45,13 @@ class Examples:
         features: the inputs of the model's forward, and its labels where it trains on them. Other columns are not sent to it.
         references: what is right, one an example, in the form that `score` takes; empty where the split has no labels.
         decode: the model's outputs for all features, as Trainer gives them, to answers, one an example.
+        groups: what an example is about, as the passage of a question, one an example; None where no two are about the same.
     """
 
     features: Dataset
     references: list
     decode: Callable[[Any], list]
+    groups: list | None = None
 
 
 def answers_of(examples: Examples, predictions, learning_rate: float) -> list:
@@ -71,9 +73,15 @@ def predict(trainer: Trainer, examples: Examples) -> list:
         return answers_of(examples, trainer.predict(features).predictions, trainer.args.learning_rate)
 
 
-def score_halves(score: Score, answers: list, references: list) -> list[Metrics]:
-    """The scores of every second example, and of the others. `runs.py` chooses on one half what it scores on the other."""
-    return [score(answers[half::2], references[half::2]) for half in (0, 1)]
+def score_halves(score: Score, answers: list, examples: Examples) -> list[Metrics]:
+    """The scores of every second group, and of the others. `runs.py` chooses on one half what it scores on the other.
+
+    No group is in both halves. Where all examples are of one, they are halved as if each were a group.
+    """
+    groups = examples.groups if examples.groups and len(set(examples.groups)) > 1 else range(len(answers))
+    ranks = {group: rank for rank, group in enumerate(dict.fromkeys(groups))}
+    halves = [[place for place, group in enumerate(groups) if ranks[group] % 2 == half] for half in (0, 1)]
+    return [score([answers[place] for place in half], [examples.references[place] for place in half]) for half in halves]
 
 
 def fine_tune(
@@ -114,7 +122,7 @@ def fine_tune(
         assert dev is not None
         answers = answers_of(dev, prediction.predictions, hyperparameters.learning_rate)
         metrics = score(answers, dev.references)
-        history.append({"metrics": metrics, "halves": score_halves(score, answers, dev.references)})
+        history.append({"metrics": metrics, "halves": score_halves(score, answers, dev)})
         return {primary_metric: metrics[primary_metric]}
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -486,6 +486,7 @@ def test_a_token_in_the_notes(settings, tmp_path):
 
 def test_what_the_model_was_made_of(settings):
     settings.base_model, settings.datasets = "answerdotai/ModernBERT-base", ["clue/clue", "wikimedia/wikipedia"]
+    settings.license = "apache-2.0"
     publish.main(settings)
     data = ModelCard.load(Path(settings.output_dir) / "README.md").data
     assert (data.base_model, data.datasets) == (settings.base_model, settings.datasets)
@@ -676,6 +677,20 @@ def test_the_licence_of_the_model_that_it_was_made_of(settings, model_dir, tmp_p
     publish.main(settings)
     data = ModelCard.load(Path(settings.output_dir) / "README.md").data
     assert (data.license, data.get("license_name")) == ("mit", None)
+
+
+@pytest.mark.parametrize(("in_card", "given"), [("base_model: some/base\n", ""), ("", "some/base")])
+def test_a_model_of_unknown_licence(settings, model_dir, tmp_path, in_card, given):
+    """That of another's weights is not this project's to give."""
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / "README.md").write_text(f"---\n{in_card}library_name: transformers\n---\n# Theirs\n")
+    settings.model_dir, settings.base_model = str(folder), given
+    assert "made of some/base" in (said := refused(settings))
+    assert "--license" in said
+    settings.license = "cc-by-nc-4.0"
+    publish.main(settings)
+    data = ModelCard.load(Path(settings.output_dir) / "README.md").data
+    assert (data.license, data.base_model) == ("cc-by-nc-4.0", "some/base")
 
 
 # --- the checkpoints of a run ---

@@ -29,7 +29,7 @@ RECIPES = {
     ),
     "contrastive": (
         *("max_length", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "temperature", "num_train_epochs"),
-        *("max_steps", "matryoshka_dims", "mined_negatives"),
+        *("max_steps", "matryoshka_dims", "mined_negatives", "dtype"),
     ),
 }
 LICENCE = "apache-2.0"
@@ -177,6 +177,21 @@ def licence_in(header: dict) -> dict[str, str]:
     return {name: value for name, value in fields.items() if isinstance(value, str)} if fields["license"] else {}
 
 
+def licence_of(settings, header: dict, source: Path) -> dict[str, str]:
+    """The licence of the weights in `source`: what the settings name, else what the header there names, else this project's.
+
+    Raises:
+        InputError: neither names one, and the weights were made of another's.
+    """
+    if settings.license:
+        return {"license": settings.license}
+    if licence := licence_in(header):
+        return licence
+    if base := settings.base_model or header.get("base_model"):
+        raise InputError(f"{source}: made of {base}, and no card there names a licence; give that of the weights by --license")
+    return {"license": LICENCE}
+
+
 def header_text(fields: dict) -> str:
     """The header of a card, of those fields that have a value."""
     given = {name: value for name, value in fields.items() if value}
@@ -255,7 +270,7 @@ def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> st
     fields = {
         "language": "zh",
         "language_bcp47": ["zh-Hans", "zh-Hant"],
-        **({"license": settings.license} if settings.license else licence_in(header) or {"license": LICENCE}),
+        **licence_of(settings, header, source),
         "library_name": SENTENCE_LIBRARY if of_sentences else "transformers",
         "pipeline_tag": kind.task,
         "tags": [kind.task, *([SENTENCE_LIBRARY] if of_sentences else []), *kind.tags, *TAGS],
