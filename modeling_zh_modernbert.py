@@ -352,9 +352,9 @@ def unpad_positions(layout: SequenceLayout, position_ids: torch.Tensor) -> torch
     return position_ids
 
 
-# --- attention backends ----------------------------------------------------------------------------------------------- Each
-# takes the attention module, query, key and value `(N, A, C)` after RoPE, the layout, half_window (None: the whole document)
-# and dropout. Each returns `(N, A, C)` and the attention weights, which are None but for `eager`.
+# --- attention backends -----------------------------------------------------------------------------------------------
+# Each takes the attention module, query, key and value `(N, A, C)` after RoPE, the layout, half_window (None: the whole
+# document) and dropout. Each returns `(N, A, C)` and the attention weights, which are None but for `eager`.
 
 
 def _block_local_attention(query, key, value, layout, half_window, dropout):

@@ -33,6 +33,7 @@ from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import run, setting
+from zh_modernbert.train.common.devices import default_dtype
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.pretraining.parallel import check_environment
 
@@ -61,12 +62,10 @@ def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[i
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
-def long_rows(
-    rows: list[Row], passages: list[Passage], lengths: list[int], tokenizer: PreTrainedTokenizerBase, seed: int
-) -> list[Row]:
+def long_rows(rows: list[Row], passages: list[Passage], lengths: list[int], tokenizer: PreTrainedTokenizerBase) -> list[Row]:
     """Each question on a document of the length at its place in `lengths`, made of `passages`."""
     room = [length - tokenizer.num_special_tokens_to_add(pair=True) for length in lengths]
-    hidden = hide_all(questions_of(rows), passages, room, partial(count_tokens, tokenizer), seed)
+    hidden = hide_all(questions_of(rows), passages, room, partial(count_tokens, tokenizer))
     return [
         row._replace(values={**found.question.to_values(), "length": length, "passage": [found.start, found.end]})
         for row, found, length in zip(rows, hidden, lengths, strict=True)
@@ -85,7 +84,7 @@ def lengthen(data: Data, settings: Settings, tokenizer: PreTrainedTokenizerBase)
         each = [[lengths[place % len(lengths)] for place in range(len(rows))]]
         if split != "train":
             each = [[length] * len(rows) for length in lengths]
-        return [row for chosen in each for row in long_rows(rows, passages, chosen, tokenizer, settings.seed)]
+        return [row for chosen in each for row in long_rows(rows, passages, chosen, tokenizer)]
 
     return replace(data, splits={split: make(split, rows) for split, rows in data.splits.items()}, notes=notes)
 
@@ -139,7 +138,8 @@ def in_right_passage(kind: Kind) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         examples = kind.encode(rows)
         passages = [row.values["passage"] for row in rows]
-        return replace(examples, references=list(zip(examples.references, passages, strict=True)))
+        texts = [row.values["context"][start:end] for row, (start, end) in zip(rows, passages, strict=True)]
+        return replace(examples, references=list(zip(examples.references, passages, strict=True)), groups=texts)
 
     def score(answers: list, references: list) -> Metrics:
         inside = [
@@ -151,7 +151,7 @@ def in_right_passage(kind: Kind) -> Kind:
     return replace(kind, encode=encode, score=score)
 
 
-def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn.Module]) -> Kind:
+def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn.Module], dtype: str) -> Kind:
     """The kind with documents a second for each length beside the baseline: by the processor's time, on a GPU by the clock."""
 
     def baseline(train: list[Row], scored: list[Row]) -> Metrics:
@@ -159,14 +159,19 @@ def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn
         scores = kind.baseline(train, scored)
         for length in lengths:
             if rows := [row for row in scored if row.values["length"] == length][:TIMED]:
-                scores[f"documents_per_second_{length}"] = 1 / mean(seconds(model, kind, row) for row in [rows[0], *rows][1:])
+                scores[f"documents_per_second_{length}"] = 1 / mean(seconds(model, kind, row, dtype) for row in rows)
         return scores
 
     return replace(kind, baseline=baseline)
 
 
+def finisher(device: torch.device) -> Callable[[], None]:
+    """What waits until the device has done all that it was given."""
+    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+
 @torch.inference_mode()
-def seconds(model: torch.nn.Module, kind: Kind, row: Row) -> float:
+def seconds(model: torch.nn.Module, kind: Kind, row: Row, dtype: str) -> float:
     """What the model takes for all windows of a document, as one batch."""
     features = kind.encode([row]).features
     inputs = features.remove_columns([name for name in features.column_names if name.endswith("positions") or name == "labels"])
@@ -174,11 +179,13 @@ def seconds(model: torch.nn.Module, kind: Kind, row: Row) -> float:
     batch = kind.collator([inputs[place] for place in range(len(inputs))]).to(device)
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
-    model(**batch)  # the first call prepares things
-    started = clock()
-    model(**batch)
-    if on_gpu:
-        torch.cuda.synchronize()
+    finish = finisher(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        model(**batch)  # the first call prepares things
+        finish()
+        started = clock()
+        model(**batch)
+        finish()
     return clock() - started
 
 
@@ -214,7 +221,7 @@ def run_window(settings: Settings, task: Task, data: Data, tokenizer: PreTrained
         model = load_with_head(kind.head, settings.model, settings.trust_remote_code, random_init=True, **kind.config)
         return model.to("cuda" if torch.cuda.is_available() else "cpu")  # pyright: ignore[reportArgumentType]
 
-    kind = with_speed(by_length(kind, details["lengths"]), details["lengths"], make_model)
+    kind = with_speed(by_length(kind, details["lengths"]), details["lengths"], make_model, settings.dtype or default_dtype())
     ending = data.name.removeprefix(settings.task)  # of another script, or of files that stand in
     named = replace(data, name=f"{settings.task}_long_{window}{ending}")
     return run_kind(settings, replace(task, predictions={}), named, kind, tokenizer, details)

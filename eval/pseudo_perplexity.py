@@ -2,7 +2,8 @@
 
 Pseudo-perplexity is exp(-mean of log P(token | the rest of its document)) over all tokens. Exact, every token is masked once,
 in a copy of its document. Many copies of many documents go through the model at once, sorted by length. Bits per character
-come from the same sum. The perplexity of a unigram model on the same tokens stands beside it: what is possible without context.
+come from the same sum, for the characters that tokens hold: WordPiece drops white space. The perplexity of a unigram model on
+the same tokens stands beside it: what is possible without context.
 
 Figures compare where the scored characters are the same. `text` is their hash. `max_length` and the rows of the table count a
 tokenizer's own tokens. So two tokenizers score the same text only where no document is cut and `max_documents` is 0.
@@ -49,6 +50,7 @@ from zh_modernbert.train.corpus.source import Source, read_source
 # Upper bounds of the length classes, in tokens, special ones included.
 LENGTHS = (128, 512, 1024, 2048, 4096, 8192, 1 << 20)
 SPLIT = "all"
+AFTER_SPACE = ("Ġ", "▁")  # with which tokens begin that hold the space before them, whatever their offsets say
 
 
 @dataclass
@@ -84,6 +86,7 @@ class Text:
         places: `(P,)`, rising: where the scored tokens stand.
         words: `(P,)`, rising: the number of each scored token's word.
         content: the characters that are scored.
+        in_no_token: how many of them no scored token holds, so that no model is asked for them.
     """
 
     ids: np.ndarray
@@ -91,6 +94,7 @@ class Text:
     words: np.ndarray
     content: str
     script: str
+    in_no_token: int = 0
 
     @property
     def tokens(self) -> np.ndarray:
@@ -270,6 +274,15 @@ def word_numbers(text: str, offsets: np.ndarray) -> np.ndarray:
     return np.cumsum(starts)
 
 
+def count_in_no_token(text: str, tokens: list[str], offsets: np.ndarray) -> int:
+    """How many characters no token holds, for `offsets` `(P, 2)` of tokens in characters."""
+    held = np.zeros(len(text), dtype=bool)
+    for token, (start, end) in zip(tokens, offsets, strict=True):
+        after_space = start > 0 and token.startswith(AFTER_SPACE) and text[start - 1].isspace()
+        held[start - after_space : end] = True
+    return int((~held).sum())
+
+
 def encode(tokenizer, document: dict, max_length: int, unit: str) -> Text:
     text = document["text"]
     encoded = tokenizer(
@@ -280,7 +293,9 @@ def encode(tokenizer, document: dict, max_length: int, unit: str) -> Text:
     words = np.arange(len(places)) if unit == "token" else word_numbers(text, offsets[places])
     is_cut = bool(encoded.encodings[0].overflowing)  # where it is not, some tokenizers have no token of its last space
     content = text[: offsets[:, 1].max(initial=0)] if is_cut else text
-    return Text(ids, places, words, content, document.get("script", ""))
+    tokens = encoded.tokens()
+    in_no_token = count_in_no_token(content, [tokens[place] for place in places], offsets[places])
+    return Text(ids, places, words, content, document.get("script", ""), in_no_token)
 
 
 def load(settings: Settings):
@@ -291,7 +306,9 @@ def load(settings: Settings):
         set_seed(settings.seed)
         model: Any = load_with_head(AutoModelForMaskedLM, settings.model, settings.trust_remote_code, random_init=True)
     else:
-        model = load_by_auto_class(AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code)
+        model = load_by_auto_class(
+            AutoModelForMaskedLM, settings.model, trust_remote_code=settings.trust_remote_code, dtype=torch.float32
+        )
     if model.get_output_embeddings() is None:
         raise InputError(f"{settings.model}: a model of type {model.config.model_type!r} names no layer that gives logits")
     if hasattr(model.config, "sparse_prediction"):  # logits at the asked tokens only
@@ -341,6 +358,7 @@ class Tally:
 
     def metrics(self, counts: np.ndarray | None) -> dict:
         tokens, characters = self.tokens, sum(len(text.content) for text in self.texts)
+        in_no_token = sum(text.in_no_token for text in self.texts)
         total = float(self.log_probabilities.sum())
         perplexity = math.exp(-total / len(tokens))
         errors = {}
@@ -354,9 +372,10 @@ class Tally:
             "pseudo_perplexity": round(perplexity, 3),
             **errors,
             "unigram_perplexity": round(unigram_perplexity(tokens, counts), 3),
-            "bits_per_character": round(-total / math.log(2) / characters, 4),
+            "bits_per_character": round(-total / math.log(2) / (characters - in_no_token), 4),
             "tokens": len(tokens),
             "characters": characters,
+            "characters_in_no_token": in_no_token,
         }
 
 
@@ -415,12 +434,15 @@ def main(settings: Settings) -> dict:
     notes = ["random weights"] if settings.random_init else []
     if unknown:
         notes.append(f"{unknown} tokens are {tokenizer.unk_token}: what they stand for is not predicted")
+    metrics = total.metrics(counts)
+    if dropped := metrics["characters_in_no_token"]:
+        notes.append(f"{dropped} characters are in no token: they are not predicted, and no bits a character are for them")
     result = {
         "task": settings.name,
         "split": SPLIT,
         "model": settings.model,
         "primary_metric": "pseudo_perplexity",
-        "metrics": total.metrics(counts),
+        "metrics": metrics,
         "cells": [
             {"script": script, "max_tokens": length, **each.metrics(counts), "documents": len(each.texts), "text": each.text}
             for (script, length), each in tallies.items()

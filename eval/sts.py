@@ -35,6 +35,7 @@ from zh_modernbert.eval.tasks.results import check_name, check_no_other, results
 from zh_modernbert.eval.tasks.retrieval import of_pairs
 from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
+from zh_modernbert.train.common.devices import default_dtype
 from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
@@ -68,6 +69,7 @@ class Settings(BaseSettings):
     through: str = setting("sentence_transformers", "what scores the pairs", choices=("sentence_transformers", "mteb"))
     max_length: int = setting(512, "most tokens of a text", least=3)
     max_examples: int = setting(0, "score only so many pairs, drawn the same way each time; 0 scores all", least=0)
+    dtype: str = setting("", "of weights and computation; on a GPU bfloat16 where empty", ("", "float32", "bfloat16"))
     batch_size: int = setting(32, "texts computed at once", least=1, running=True)
     skip_bad_rows: bool = setting(False, "leave out rows that cannot be used, instead of stopping; they are counted and named")
     results_dir: str = setting("results", "where the result file goes")
@@ -121,7 +123,9 @@ def load(settings: Settings):
         load_by_auto_class(AutoModel, settings.model, new_head=True, trust_remote_code=settings.trust_remote_code)  # a check
     try:
         model = SentenceTransformer(
-            settings.model, trust_remote_code=settings.trust_remote_code, model_kwargs={"use_safetensors": True}
+            settings.model,
+            trust_remote_code=settings.trust_remote_code,
+            model_kwargs={"use_safetensors": True, "dtype": settings.dtype or default_dtype()},
         )
     except Exception as error:  # it raises many kinds
         raise InputError(f"{settings.model}: cannot be loaded: {describe(error)}") from error
@@ -254,6 +258,7 @@ def write(settings: Settings, job: Job, metrics: dict[str, float], started: floa
             "data": job.data,
             "max_length": settings.max_length,
             "through": settings.through,
+            "dtype": settings.dtype or default_dtype(),
         },
         "notes": "; ".join(job.notes),
         "runtime_seconds": round(time.perf_counter() - started, 1),

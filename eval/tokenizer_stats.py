@@ -25,6 +25,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
+from zh_modernbert.eval.kinds.offsets import trimmed
 from zh_modernbert.eval.tasks.reading import load_json
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
@@ -105,10 +106,11 @@ def split_characters(offsets: list[Span]) -> int:
     return len({place for (_, end), (start, _) in pairwise(offsets) for place in range(start, end)})
 
 
-def on_token_edges(offsets: list[Span], spans: list[Span]) -> int:
-    """How many of `spans` start where a token starts and end where one ends."""
-    starts, ends = {start for start, _ in offsets}, {end for _, end in offsets}
-    return sum(start in starts and end in ends for start, end in spans)
+def on_token_edges(text: str, offsets: list[Span], spans: list[Span]) -> int:
+    """How many of `spans` start where a token starts and end where one ends, white space at the edges of both aside."""
+    tokens = [trimmed(text, *offset) for offset in offsets]
+    starts, ends = {start for start, end in tokens if start < end}, {end for start, end in tokens if start < end}
+    return sum(start in starts and end in ends for start, end in (trimmed(text, *span) for span in spans))
 
 
 def measure_text(backend: Tokenizer, unknown_id: int | None, documents: list[dict]) -> dict:
@@ -145,7 +147,7 @@ def measure_answers(backend: Tokenizer, passages: list[tuple[str, list[Span]]]) 
     found = answers = characters = tokens = 0
     for passage, spans in passages:
         encoding = backend.encode(passage, add_special_tokens=False)
-        found += on_token_edges(encoding.offsets, spans)
+        found += on_token_edges(passage, encoding.offsets, spans)
         answers += len(spans)
         characters += len(passage)
         tokens += len(encoding.ids)

@@ -90,6 +90,16 @@ def test_a_classifier_and_its_onnx():
     assert set(names["names"].values()) == {"negative", "positive"}
 
 
+def test_a_csv():
+    rows = "".join(f"{text},{5 if label == 'positive' else 1}\n" for text, label in REVIEWS)
+    for name in ("train.csv", "dev.csv"):
+        Path(name).write_text("review,stars\n" + rows, encoding="utf-8")
+    names = run_example("From a CSV, with a score")
+    assert names["names"] == ["1", "5"]
+    assert names["trainer"].evaluate()["eval_accuracy"] == 1
+    assert load_classifier("runs/reviews").config.id2label == {0: "1", 1: "5"}
+
+
 def test_lora():
     names = run_example("LoRA")
     with safe_open("runs/lora/adapter_model.safetensors", "pt") as file:

@@ -12,19 +12,21 @@ where this project is not installed. A run that was killed goes on from its last
 """
 
 import contextlib
+import math
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch
 from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
-from zh_modernbert.train.common.devices import check_one_device, default_dtype
+from zh_modernbert.train.common.devices import check_one_device, default_dtype, has_bfloat16
 from zh_modernbert.train.common.files import read_json, require_folder
 from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
@@ -63,6 +65,7 @@ class Settings(BaseSettings):
     mini_batch_num_tokens: int = setting(
         0, "InfoNCE: so many tokens are computed at once, whatever the batch (gradient caching); 0: the whole batch", least=0
     )
+    dtype: str = setting("", "of the computation; on a GPU bfloat16 where empty", ("", "float32", "bfloat16"))
     learning_rate: float = setting(2e-5, "at its highest", least=0)
     warmup_ratio: float = setting(0.1, "share of the updates in which the learning rate rises; then it falls", least=0, most=1)
     weight_decay: float = setting(0.01, "of matrices", least=0)
@@ -178,6 +181,22 @@ def last_checkpoint(folder: Path) -> str | None:
     return finished[max(finished)] if finished else None
 
 
+class LogWhereItStops(TrainerCallback):
+    """Has the loss logged before each checkpoint and at the end, so that none of it is lost when another process goes on."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_log |= control.should_save or control.should_training_stop
+
+
+def mean_loss(log: list[dict]) -> float:
+    """The mean over all updates of a Trainer's log, each entry of which has the mean since the one before."""
+    total, last = 0.0, 0
+    for entry in log:
+        if "loss" in entry:
+            total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+    return total / max(last, 1)
+
+
 def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str], settings: Settings, work: Path) -> dict:
     """Trains the model in place, from the last checkpoint in `work` where there is one.
 
@@ -192,11 +211,12 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         output_dir=str(checkpoints),
         per_device_train_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_ratio,
+        warmup_steps=min(settings.warmup_ratio, math.nextafter(1, 0)),  # from 1 on it would be a number of updates
         weight_decay=settings.weight_decay,
         num_train_epochs=settings.num_train_epochs,
         max_steps=settings.max_steps or -1,
-        bf16=default_dtype() == "bfloat16",
+        bf16=settings.dtype == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),  # without this, the Trainer takes bf16 for a GPU's alone
         batch_sampler="no_duplicates",  # a text that is there twice would be its own negative
         multi_dataset_batch_sampler="proportional",
         dataloader_drop_last=True,
@@ -212,12 +232,12 @@ def train(model: SentenceTransformer, tables: DatasetDict, kinds: dict[str, str]
         args=arguments,
         train_dataset=tables,
         loss={name: loss_of(kind, model, settings) for name, kind in kinds.items()},
+        callbacks=[LogWhereItStops()],
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints))
     if any(not parameter.isfinite().all() for parameter in model.parameters()):
         raise InputError("the training diverged: weights are not finite; lower learning_rate")
-    losses_logged = [entry["train_loss"] for entry in trainer.state.log_history if "train_loss" in entry]
-    return {"updates": trainer.state.global_step, "mean_loss": round(losses_logged[-1], 4)}
+    return {"updates": trainer.state.global_step, "mean_loss": round(mean_loss(trainer.state.log_history), 4)}
 
 
 CARD = """---
@@ -250,6 +270,9 @@ def made_of(model: str) -> str:
 
 def main(settings: Settings) -> dict:
     check_one_device()
+    settings = replace(settings, dtype=settings.dtype or default_dtype())  # before the recipe is made, which has it
+    if settings.dtype == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
+        raise InputError("contrastive: dtype bfloat16: this GPU has none; take float32")
     local = [settings.model] if Path(settings.model).exists() else []
 
     def build(work: Path) -> dict:
@@ -266,7 +289,7 @@ def main(settings: Settings) -> dict:
         told = {"dimensions": dimensions, "data": ", ".join(counts), "longest": settings.max_length}
         card = CARD.format(made_of=made_of(settings.model), **told)
         (work / "README.md").write_text(card, encoding="utf-8")
-        return {**result, "data": counts, "dimensions": dimensions}
+        return {**result, "data": counts, "dimensions": dimensions, "dtype": settings.dtype}
 
     return run_stage(settings, build, [*local, *files_of([*settings.data, *settings.held_out])])
 

@@ -47,7 +47,7 @@ class Settings(BaseSettings):
     form: str = setting("zh_modernbert", "`modernbert` writes a stock ModernBERT, which loads without this code", FORMS)
     dtype: str = setting("", "what the weights are stored in; empty: what they are in", ("", "float32", "bfloat16"))
     name: str = setting("", "the model's name on the Hub, in its card; empty: push_to_hub, or zh-modernbert")
-    license: str = setting("", "the Hub's name of the weights' licence; empty: as the card in model_dir says, or apache-2.0")
+    license: str = setting("", "the Hub's name of the licence; empty: as the card in model_dir says, or of your own apache-2.0")
     base_model: str = setting("", "the Hub's name of the model that this one was trained from, in the card")
     datasets: list[str] = setting([], "the Hub's names of the data sets that it was trained on, in the card")
     notes: str = setting("", "a Markdown file that goes into the card: data, results, limits")

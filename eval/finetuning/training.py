@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.devices import check_one_device
+from zh_modernbert.train.common.devices import check_one_device, has_bfloat16
 
 Metrics = dict[str, float]
 Score = Callable[[list, list], Metrics]  # (answers, references), one of each an example
@@ -46,11 +45,13 @@ class Examples:
         features: the inputs of the model's forward, and its labels where it trains on them. Other columns are not sent to it.
         references: what is right, one an example, in the form that `score` takes; empty where the split has no labels.
         decode: the model's outputs for all features, as Trainer gives them, to answers, one an example.
+        groups: what an example is about, as the passage of a question, one an example; None where no two are about the same.
     """
 
     features: Dataset
     references: list
     decode: Callable[[Any], list]
+    groups: list | None = None
 
 
 def answers_of(examples: Examples, predictions, learning_rate: float) -> list:
@@ -72,9 +73,15 @@ def predict(trainer: Trainer, examples: Examples) -> list:
         return answers_of(examples, trainer.predict(features).predictions, trainer.args.learning_rate)
 
 
-def score_halves(score: Score, answers: list, references: list) -> list[Metrics]:
-    """The scores of every second example, and of the others. `runs.py` chooses on one half what it scores on the other."""
-    return [score(answers[half::2], references[half::2]) for half in (0, 1)]
+def score_halves(score: Score, answers: list, examples: Examples) -> list[Metrics]:
+    """The scores of every second group, and of the others. `runs.py` chooses on one half what it scores on the other.
+
+    No group is in both halves. Where all examples are of one, they are halved as if each were a group.
+    """
+    groups = examples.groups if examples.groups and len(set(examples.groups)) > 1 else range(len(answers))
+    ranks = {group: rank for rank, group in enumerate(dict.fromkeys(groups))}
+    halves = [[place for place, group in enumerate(groups) if ranks[group] % 2 == half] for half in (0, 1)]
+    return [score([answers[place] for place in half], [examples.references[place] for place in half]) for half in halves]
 
 
 def fine_tune(
@@ -103,7 +110,7 @@ def fine_tune(
             `check_one_device`.
     """
     check_one_device()
-    if hyperparameters.dtype == "bfloat16" and torch.accelerator.is_available() and not is_torch_bf16_gpu_available():
+    if hyperparameters.dtype == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
         raise InputError("dtype bfloat16: this GPU has none; take float32")
     at_once = min(device_batch_size or hyperparameters.batch_size, hyperparameters.batch_size)
     if hyperparameters.batch_size % at_once:
@@ -115,7 +122,7 @@ def fine_tune(
         assert dev is not None
         answers = answers_of(dev, prediction.predictions, hyperparameters.learning_rate)
         metrics = score(answers, dev.references)
-        history.append({"metrics": metrics, "halves": score_halves(score, answers, dev.references)})
+        history.append({"metrics": metrics, "halves": score_halves(score, answers, dev)})
         return {primary_metric: metrics[primary_metric]}
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,7 +136,7 @@ def fine_tune(
             per_device_eval_batch_size=at_once,
             gradient_accumulation_steps=hyperparameters.batch_size // at_once,
             eval_strategy="epoch" if dev else "no",
-            save_strategy="best" if dev else "no",
+            save_strategy="epoch" if dev else "no",  # with "best", the first versions of transformers 5 keep the last
             save_only_model=True,
             save_total_limit=1,
             load_best_model_at_end=dev is not None,

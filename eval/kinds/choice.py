@@ -73,7 +73,7 @@ def choice(task: Task, tokenizer, max_length: int, width: int) -> Kind:
         def decode(logits: np.ndarray) -> list[int]:
             return [int(scores[: len(row.values["choices"])].argmax()) for scores, row in zip(logits, rows, strict=True)]
 
-        return Examples(features, references, decode)
+        return Examples(features, references, decode, groups=[row.values["text"] for row in rows])
 
     def score(answers: list[int], references: list[list[int]]) -> Metrics:
         return {"accuracy": 100 * float(np.mean([answer in right for answer, right in zip(answers, references, strict=True)]))}

@@ -15,6 +15,7 @@ from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.rows import Row
 
 BINS = 20  # of character overlap
+MARKS = str.maketrans("", "", "_[]")  # around what is asked of a text of CLUEWSC2020
 
 
 def in_order_of(model_labels: dict[str, int], labels: list[str]) -> list[str]:
@@ -77,6 +78,11 @@ def encode_texts(tokenizer, max_length: int, rows: list[Row], **columns) -> Data
     return Dataset.from_dict({**tokenizer(*texts, truncation=True, max_length=max_length), **columns})
 
 
+def texts_without_marks(rows: list[Row]) -> list[str]:
+    """The first text of each row, by which those that are about one text are known."""
+    return [row.values["text"].translate(MARKS) for row in rows]
+
+
 def classification(task: Task, tokenizer, max_length: int, names: list[str]) -> Kind:
     numbers = {name: number for number, name in enumerate(names)}
     written = {name: value for value, name in reversed(task.labels.items())}
@@ -87,7 +93,12 @@ def classification(task: Task, tokenizer, max_length: int, names: list[str]) -> 
     def encode(rows: list[Row]) -> Examples:
         references = [class_of(row) for row in rows] if "label" in rows[0].values else []
         features = encode_texts(tokenizer, max_length, rows, **({"labels": references} if references else {}))
-        return Examples(features, references, lambda logits: softmax(logits.astype(np.float64), axis=-1).tolist())
+        return Examples(
+            features,
+            references,
+            decode=lambda logits: softmax(logits.astype(np.float64), axis=-1).tolist(),
+            groups=texts_without_marks(rows),
+        )
 
     def baseline(train: list[Row], scored: list[Row]) -> Metrics:
         classes, right = [class_of(row) for row in train], [class_of(row) for row in scored]
@@ -120,7 +131,9 @@ def regression(task: Task, tokenizer, max_length: int) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         references = [float(row.values["label"]) for row in rows] if "label" in rows[0].values else []
         features = encode_texts(tokenizer, max_length, rows, **({"labels": references} if references else {}))
-        return Examples(features, references, lambda logits: logits[:, 0].astype(float).tolist())
+        return Examples(
+            features, references, decode=lambda logits: logits[:, 0].astype(float).tolist(), groups=texts_without_marks(rows)
+        )
 
     def baseline(train: list[Row], scored: list[Row]) -> Metrics:
         if "text_pair" not in scored[0].values:

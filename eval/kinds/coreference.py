@@ -17,6 +17,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from zh_modernbert.eval.finetuning.training import Examples
 from zh_modernbert.eval.kinds.kind import Kind
+from zh_modernbert.eval.kinds.offsets import trimmed
 from zh_modernbert.eval.metrics import coreference
 from zh_modernbert.eval.tasks.rows import Row
 
@@ -129,7 +130,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, max_length: int, rows: list[Row])
         for ids, offsets, special in zip(
             windows["input_ids"], windows["offset_mapping"], windows["special_tokens_mask"], strict=True
         ):
-            labels = labels_of(row.values["clusters"], offsets)
+            labels = labels_of(row.values["text"], row.values["clusters"], offsets)
             in_text = [1 - flag for flag in special]
             features.append({"input_ids": ids, "in_text": in_text, "labels": labels or [[NONE] * 3]})
             owners.append(owner)
@@ -139,13 +140,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, max_length: int, rows: list[Row])
         """Of each document, its clusters by characters."""
         clusters: list[list[list[tuple[int, int]]]] = [[] for _ in rows]
         for owner, offsets, links in zip(owners, offsets_of, predictions, strict=True):
-            clusters[owner] += clusters_of(links[links[:, 0] != NONE].tolist(), offsets)
+            clusters[owner] += clusters_of(rows[owner].values["text"], links[links[:, 0] != NONE].tolist(), offsets)
         return clusters
 
     return Examples(Dataset.from_list(features), [row.values["clusters"] for row in rows], decode)
 
 
-def labels_of(clusters: list[list[tuple[int, int]]], offsets: list[tuple[int, int]]) -> list[list[int]]:
+def labels_of(text: str, clusters: list[list[tuple[int, int]]], offsets: list[tuple[int, int]]) -> list[list[int]]:
     """First and last token and cluster of each mention that a model can find.
 
     It cannot find one whose edges are within tokens or not in this window, nor one wider than `WIDEST`.
@@ -154,7 +155,7 @@ def labels_of(clusters: list[list[tuple[int, int]]], offsets: list[tuple[int, in
     for number, cluster in enumerate(clusters):
         for start, end in cluster:
             first, last = places.get(start, 0), places.get(end - 1, 0)
-            if (offsets[first][0], offsets[last][1]) == (start, end) and last - first < WIDEST:
+            if trimmed(text, offsets[first][0], offsets[last][1]) == (start, end) and last - first < WIDEST:
                 labels.append([first, last, number])
     return labels
 
@@ -165,18 +166,23 @@ def lost_mentions(examples: Examples) -> int:
     return sum(len(cluster) for clusters in examples.references for cluster in clusters) - labelled
 
 
-def clusters_of(links: list[list[int]], offsets: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-    """What links join; a mention that is linked to none is left out."""
+def clusters_of(text: str, links: list[list[int]], offsets: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """What links join. A mention that is linked to none is left out, and so is white space.
+
+    Tokens that differ in white space or in parts of a character are one mention, of the first cluster that has it.
+    """
+    mentions = [trimmed(text, offsets[first][0], offsets[last][1]) for first, last, _ in links]
     owner, clusters = {}, []
-    for number, (_, _, antecedent) in enumerate(links):
-        if antecedent < 0:
+    for mention, (_, _, antecedent) in zip(mentions, links, strict=True):
+        earlier = mentions[antecedent]
+        if antecedent < 0 or mention in owner or mention == earlier or "" in (text[slice(*mention)], text[slice(*earlier)]):
             continue
-        if antecedent not in owner:
-            owner[antecedent] = len(clusters)
-            clusters.append([antecedent])
-        owner[number] = owner[antecedent]
-        clusters[owner[number]].append(number)
-    return [[(offsets[links[number][0]][0], offsets[links[number][1]][1]) for number in cluster] for cluster in clusters]
+        if earlier not in owner:
+            owner[earlier] = len(clusters)
+            clusters.append([earlier])
+        owner[mention] = owner[earlier]
+        clusters[owner[mention]].append(mention)
+    return clusters
 
 
 def collate(tokenizer: PreTrainedTokenizerBase, features: list[dict]) -> dict[str, torch.Tensor]:

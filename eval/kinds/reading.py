@@ -104,6 +104,7 @@ def reading(tokenizer, max_length: int, stride: int, n_best: int, max_answer_cha
             features=windows_dataset(inputs, window_labels(questions, windows)),
             references=[question.references for question in questions],
             decode=lambda logits: answer_all(questions, windows, logits, n_best, max_answer_characters),
+            groups=[question.context for question in questions],
         )
 
     def score(answers: list[list[dict]], references: list[list[str]]) -> Metrics:

@@ -12,6 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from zh_modernbert.eval.kinds.offsets import trimmed
 from zh_modernbert.eval.tasks.reading import Question
 from zh_modernbert.train.common.cli import InputError
 
@@ -123,7 +124,8 @@ def edge_counts(questions: Sequence[Question], windows: Sequence[Window]) -> dic
         if span and (tokens := tokens_of(window, span)):
             first, last = (token - window.first for token in tokens)
             whole.add(window.question)
-            if (window.places[first, 0], window.places[last, 1]) == span:
+            text, found = questions[window.question].context, (int(window.places[first, 0]), int(window.places[last, 1]))
+            if trimmed(text, *found) == trimmed(text, *span):
                 on_edges.add(window.question)
     answered = sum(span is not None for span in spans)
     return {"answers_in_no_window": answered - len(whole), "answers_off_token_edges": len(whole) - len(on_edges)}
@@ -173,9 +175,8 @@ def answer_all(
     for question, candidates in zip(questions, found, strict=True):
         texts: dict[str, dict] = {}
         for candidate in sorted(candidates, key=lambda candidate: -candidate.score):
-            cut = question.context[candidate.start : candidate.end]
-            if text := cut.strip():
-                start = candidate.start + cut.index(text)
+            start, end = trimmed(question.context, candidate.start, candidate.end)
+            if text := question.context[start:end]:
                 texts.setdefault(text, {"text": text, "score": round(candidate.score, 4), "start": start})
         answers.append([*texts.values()][:n_best])
     return answers

@@ -13,6 +13,7 @@ from transformers import AutoModelForTokenClassification, DataCollatorForTokenCl
 
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.kind import Kind, identity
+from zh_modernbert.eval.kinds.offsets import trimmed
 from zh_modernbert.eval.metrics import cluener
 from zh_modernbert.eval.tasks.forms import PIECE
 from zh_modernbert.eval.tasks.registry import Task
@@ -80,10 +81,7 @@ def token_spans(tokenizer, texts: list[str], max_length: int, split_characters: 
         for word, (start, end) in zip(encoded.word_ids(feature), offsets, strict=True):
             if split_characters:
                 start, end = (word or 0, 0 if word is None else word + 1)
-            while start < end and texts[piece][start].isspace():
-                start += 1
-            while start < end and texts[piece][end - 1].isspace():
-                end -= 1
+            start, end = trimmed(texts[piece], start, end)
             found.append((start, end) if start < end else None)
         spans.append(found)
     return dict(encoded), pieces, spans

@@ -12,6 +12,7 @@ from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.figures import as_label
 
 REMARKS = f"""Perplexities compare models of one tokenizer, bits a character those of several.
+Bits are for the characters that tokens hold; how many of the others a tokenizer drops, as white space, stands beside them.
 A table is of one text, whose hash is above it.
 Rows count a tokenizer's own tokens, so models of two tokenizers may have other documents in them, but not in the row "all".
 What follows ± is the chance of the masks on these documents; "over documents" is the standard error for other documents alike.
@@ -72,6 +73,8 @@ def texts_of(cell: dict | None) -> list[str]:
     error = f" ± {cell['standard_error']:.2f}" if "standard_error" in cell else ""
     over = f"{cell[name]:.2f}" if (name := "standard_error_over_documents") in cell else "–"  # there is none of one document
     perplexity, bits = f"{cell['pseudo_perplexity']:.2f}{error}", f"{cell['bits_per_character']:.3f}"
+    if in_no_token := cell.get("characters_in_no_token"):
+        bits += f", {100 * in_no_token / cell['characters']:.1f}% dropped"
     return [perplexity, over, f"{cell['unigram_perplexity']:.0f}", bits]
 
 

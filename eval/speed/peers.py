@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import (
+    CONFIG_MAPPING,
     AttentionInterface,
     AutoConfig,
     AutoModel,
@@ -127,5 +129,7 @@ def build_peer(name: str, shape: dict, longest: int) -> tuple[PreTrainedModel, i
         config = stock_config(shape, 32768, longest, backend)
         return ModernBertModel(config), EAGER_LONGEST if backend == "eager" else 10**9
     kind, changes = OTHER_PEERS[name]
+    if kind not in CONFIG_MAPPING:
+        raise ImportError(f"transformers {transformers.__version__} has no {kind}")
     config = AutoConfig.for_model(kind, **changes)
     return AutoModel.from_config(config), min(config.max_position_embeddings, 32768) // 64 * 64

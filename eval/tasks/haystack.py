@@ -71,9 +71,10 @@ def hide_all(
     passages: Sequence[Passage],
     lengths: Sequence[int],
     count_tokens: Callable[[list[str]], list[int]],
-    seed: int,
 ) -> list[Hidden]:
     """Each question on a document of as many tokens as stand at its place in `lengths`, its own ones included.
+
+    A question has the same document each time, whatever the seed of the run, so that scores of several seeds are of one text.
 
     Args:
         passages: all there are, those of the questions among them.
@@ -82,6 +83,6 @@ def hide_all(
     asked = count_tokens([question.question for question in questions])
     hidden = []
     for question, length, of_question in zip(questions, lengths, asked, strict=True):
-        generator = random.Random(f"{seed} {question.id} {length}")
+        generator = random.Random(f"{question.id} {length}")
         hidden.append(hide(question, by_text[question.context], passages, length - of_question, generator))
     return hidden

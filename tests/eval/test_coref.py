@@ -146,7 +146,26 @@ def test_links_to_clusters():
     """A chain and a pair; what is linked to nothing is no mention."""
     links = [[1, 1, -1], [2, 2, 0], [3, 3, -1], [4, 4, 1], [5, 6, -1], [7, 7, 4]]
     offsets = [(place, place + 1) for place in range(9)]
-    assert clusters_of(links, offsets) == [[(1, 2), (2, 3), (4, 5)], [(5, 7), (7, 8)]]
+    assert clusters_of("甲乙丙丁戊己庚辛壬", links, offsets) == [[(1, 2), (2, 3), (4, 5)], [(5, 7), (7, 8)]]
+
+
+def test_a_mention_is_given_once_and_is_text():
+    """Of the tokens 甲, space, space and Wu, 乙 twice, as a character of two tokens, and of white space alone."""
+    text, offsets = "甲  Wu乙", [(0, 1), (1, 2), (2, 5), (5, 6), (5, 6)]
+    links = [[0, 0, -1], [1, 1, 0], [1, 2, 0], [2, 2, 2], [3, 3, 1], [3, 4, 3], [4, 4, 0]]
+    assert clusters_of(text, links, offsets) == [[(0, 1), (3, 5), (5, 6)]]
+
+
+def test_a_mention_after_a_space(tmp_path):
+    """Its first token begins with the space."""
+    text = "他见了 Barack Obama 和 Obama 的书"
+    clusters = [[(4, 16), (19, 24)]]
+    path = write(tmp_path / "a.jsonl", [{"id": "1", "text": text, "clusters": clusters}])
+    examples = encode(load_tokenizer(Path(__file__).parents[2]), 64, read_documents(path, BadRows()))
+    assert lost_mentions(examples) == 0
+    ((first, second),) = examples.features["labels"]
+    links = torch.tensor([[*first[:2], -1], [*second[:2], 0]]).numpy()
+    assert examples.decode([links]) == [clusters]
 
 
 def test_tokens_of_characters():

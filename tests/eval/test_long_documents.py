@@ -2,11 +2,17 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from datasets import Dataset
 
 from zh_modernbert.eval import long_documents
+from zh_modernbert.eval.finetuning.loading import load_tokenizer
+from zh_modernbert.eval.finetuning.training import score_halves
 from zh_modernbert.train.common.cli import InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -19,7 +25,7 @@ def model(publish_random) -> str:
 
 def write_drcd(folder: Path, count: int) -> None:
     generator = random.Random(0)
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for name in ("DRCD_training", "DRCD_dev"):
         articles = []
         for index in range(count):
@@ -91,3 +97,49 @@ def test_a_window_that_the_model_cannot_read(settings):
     with pytest.raises(InputError, match=r"max_position_embeddings \(256\)"):
         long_documents.main(settings)
     assert not Path(settings.results_dir).exists()  # nor was the other window's model trained
+
+
+def test_all_seeds_are_of_one_text(settings):
+    """A second start with another seed scores and trains on the documents of the first."""
+    task, tokenizer = long_documents.LONG["drcd"], load_tokenizer(settings.model, True)
+    first, other = (long_documents.load_long(replace(settings, seed=seed), task, tokenizer).splits for seed in (42, 43))
+    assert first == other
+
+
+def test_a_question_is_in_one_half_at_all_lengths(settings):
+    """As is all that is asked of its passage, of an odd number of questions."""
+    write_drcd(Path(settings.data_dir) / "more" / "drcd", 3)
+    path = Path(settings.data_dir) / "more" / "drcd" / "DRCD_dev.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    asked = data["data"][1]["paragraphs"][0]["qas"]
+    asked += [{**asked[0], "id": f"{asked[0]['id']}-{number}"} for number in range(2)]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    settings.data_dir = str(path.parents[1])
+    tokenizer = load_tokenizer(settings.model, True)
+    rows = long_documents.load_long(settings, long_documents.LONG["drcd"], tokenizer).splits["dev"]
+    kind = long_documents.in_right_passage(long_documents.reading(tokenizer, 48, 8, 20, 100, "drcd"))
+    passages = [row.values["id"].split("-")[1] for row in rows]
+    halves = score_halves(lambda answers, references: dict.fromkeys(answers, 1.0), passages, kind.encode(rows))
+    assert [set(half) for half in halves] == [{"0", "2"}, {"1"}]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_document_is_timed_as_it_is_computed(monkeypatch, dtype):
+    """A GPU works on after a call returns, so the clock waits for it, also before it starts."""
+    seen = []
+
+    class Model(torch.nn.Linear):
+        def forward(self, inputs):
+            seen.append(f"forward in {'bfloat16' if torch.is_autocast_enabled('cpu') else 'float32'}")
+
+    class Batch(dict):
+        def to(self, device):
+            return self
+
+    features = Dataset.from_dict({"inputs": [[1.0]]})
+    kind = SimpleNamespace(encode=lambda rows: SimpleNamespace(features=features), collator=lambda rows: Batch(inputs=rows))
+    monkeypatch.setattr(long_documents, "finisher", lambda device: lambda: seen.append("finish"))
+    monkeypatch.setattr(long_documents.time, "process_time", lambda: seen.append("clock") or 0.0)
+    long_documents.seconds(Model(1, 1), kind, None, dtype)
+    forward = f"forward in {dtype}"
+    assert seen == [forward, "finish", "clock", forward, "finish", "clock"]

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import BertWordPieceTokenizer
 from transformers import PreTrainedModel
 
 from zh_modernbert.eval import pseudo_perplexity
@@ -259,6 +262,50 @@ def test_a_space_at_the_end_is_text(settings):
     assert 0 < len(cut.content) < len(TEXTS[1])
 
 
+def test_characters_that_a_tokenizer_drops(settings, tmp_path):
+    """They are said, and make no figure lower: bits are for the characters that tokens hold."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"今天气很好。"]
+    backend = BertWordPieceTokenizer({entry: number for number, entry in enumerate(vocabulary)})
+    shape = {"vocab_size": 11, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    transformers.BertForMaskedLM(transformers.BertConfig(**shape)).save_pretrained(tmp_path / "model")
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, **names).save_pretrained(tmp_path / "model")
+    settings.model, settings.trust_remote_code = str(tmp_path / "model"), False
+    found = {}
+    for text in ("今天天气很好。", "\u3000\u3000今天  天气\n很 好。"):
+        (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}), encoding="utf-8")
+        found[text] = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "text.jsonl")]))
+    plain, spaced = found.values()
+    assert (plain["metrics"]["characters"], spaced["metrics"]["characters"]) == (7, 13)
+    assert (plain["metrics"]["characters_in_no_token"], spaced["metrics"]["characters_in_no_token"]) == (0, 6)
+    assert plain["metrics"]["bits_per_character"] == spaced["metrics"]["bits_per_character"]
+    assert (plain["notes"], spaced["notes"].split(":")[0]) == ("", "6 characters are in no token")
+
+
+def test_a_space_that_a_token_holds_is_not_dropped():
+    """Where offsets leave out the space that the token begins with. Of two spaces one is dropped."""
+    for token in ("Ġb", "▁b"):
+        assert pseudo_perplexity.count_in_no_token("a b", ["a", token], np.array([[0, 1], [2, 3]])) == 0
+        assert pseudo_perplexity.count_in_no_token("a  b", ["a", token], np.array([[0, 1], [3, 4]])) == 1
+    assert pseudo_perplexity.count_in_no_token("a b", ["a", "b"], np.array([[0, 1], [2, 3]])) == 1
+    assert pseudo_perplexity.count_in_no_token("ab", ["▁a", "▁b"], np.array([[0, 1], [1, 2]])) == 0
+
+
+def test_weights_in_half_precision_are_computed_with_as_stated(settings, model_dir, tmp_path):
+    """The dtype of a config is what its weights are stored in, and no word on what to compute in."""
+    stored = tmp_path / "stored"
+    shutil.copytree(model_dir, stored)
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(stored / "model.safetensors").items()}
+    save_file(weights, stored / "model.safetensors", {"format": "pt"})
+    config = json.loads((stored / "config.json").read_text())
+    found = []
+    for dtype in ("float32", "bfloat16"):
+        (stored / "config.json").write_text(json.dumps(config | {"dtype": dtype, "torch_dtype": dtype}))
+        settings.model = str(stored)
+        found.append(pseudo_perplexity.main(settings)["metrics"]["pseudo_perplexity"])
+    assert found[0] == found[1]
+
+
 def test_before_training(settings):
     settings.random_init, settings.dtype = True, "bfloat16"
     first, again = (pseudo_perplexity.main(settings)["metrics"]["pseudo_perplexity"] for _ in range(2))
@@ -283,7 +330,7 @@ def test_the_result(settings, model, model_dir, max_length):
         characters += encoded["offset_mapping"][-2][1]
     metrics = result["metrics"]
     assert metrics["tokens"] == len(tokens) == len(scored)
-    assert metrics["characters"] == characters
+    assert (metrics["characters"], metrics["characters_in_no_token"]) == (characters, 0)
     assert (characters == sum(map(len, TEXTS))) == (max_length == 128)
     assert metrics["pseudo_perplexity"] == pytest.approx(math.exp(-np.mean(scored)), rel=1e-5)
     bits = math.log2(metrics["pseudo_perplexity"]) * metrics["tokens"] / metrics["characters"]

@@ -231,9 +231,10 @@ def test_a_result_given_twice(write, tmp_path):
 def write_perplexity(write):
     """`write_perplexity(rows, ...)` leaves a result with rows of (script, most tokens, text)."""
 
-    def write_perplexity(rows: list[tuple[str, int, str]], text="abc", unigram_input=(), **said) -> None:
+    def write_perplexity(rows: list[tuple[str, int, str]], text="abc", unigram_input=(), dropped=0, **said) -> None:
         cell = {"pseudo_perplexity": 12.345, "standard_error": 0.5, "unigram_perplexity": 900.4, "bits_per_character": 3.1}
         cell |= {"standard_error_over_documents": 1.7} if text != "one" else {}
+        cell |= {"characters": 800, "characters_in_no_token": dropped}
         cells = [{"script": script, "max_tokens": length, "text": part, **cell} for script, length, part in rows]
         said = {"split": "all", "max_length": 8192, "unit": "token", "unigram_input": unigram_input, "text": text} | said
         write("held_out", cell, cells=cells, **said)
@@ -268,6 +269,13 @@ def test_pseudo_perplexities_of_two_texts(write_perplexity, tmp_path):
     assert found.count("| all |") == found.count(".png)") == 2
     assert "held_out, masked by token, cut to 8,192 tokens, text one" in found
     assert "| all |  | 12.35 ± 0.50 | – | 900 | 3.100 |" in found  # of one document
+
+
+def test_characters_that_a_tokenizer_drops(write_perplexity, tmp_path):
+    write_perplexity([("hans", 128, "abc")], model="mine")
+    write_perplexity([("hans", 128, "abc")], model="other", dropped=20)
+    mine = "12.35 ± 0.50 | 1.70 | 900 | 3.100"
+    assert f"| all |  | {mine} | {mine}, 2.5% dropped |" in report_of(tmp_path)
 
 
 def test_one_text_cut_in_two_ways(write_perplexity, tmp_path):

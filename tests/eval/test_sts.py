@@ -63,6 +63,20 @@ def cosines(model_dir: Path, max_length: int = 128) -> list[float]:
     return [float(torch.cosine_similarity(embed(first), embed(second), dim=0)) for first, second, _ in PAIRS]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_computed_in(settings, dtype, monkeypatch):
+    settings.dtype, load, seen = dtype, sts.load, []
+
+    def look(given):
+        model = load(given)
+        seen.append({parameter.dtype for parameter in model.parameters()})
+        return model
+
+    monkeypatch.setattr(sts, "load", look)
+    assert sts.main(settings)["hyperparameters"]["dtype"] == dtype
+    assert seen == [{getattr(torch, dtype)}]
+
+
 @pytest.mark.parametrize("max_length", [128, 5])
 def test_similarity(settings, model_dir, max_length, tmp_path):
     settings.max_length = max_length

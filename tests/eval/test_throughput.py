@@ -197,6 +197,13 @@ def test_what_says_most_of_a_gpu_comes_first(monkeypatch):
     assert len(set(planned)) == len(planned) > 40
 
 
+def test_a_peer_that_this_version_of_transformers_lacks(monkeypatch):
+    """It is left out, as one whose package is not installed."""
+    monkeypatch.setitem(peers.OTHER_PEERS, "newest", ("newest_of_kinds", {}))
+    with pytest.raises(ImportError, match="has no newest_of_kinds"):
+        peers.build_peer("newest", TINY, 64)
+
+
 def test_peers_are_built_on_the_device(tiny):
     for name in PEERS:
         with torch.device("meta"):

@@ -99,9 +99,12 @@ def test_split_characters(offsets, expected):
 
 def test_on_token_edges():
     offsets = [(0, 2), (2, 3), (3, 6)]
-    assert on_token_edges(offsets, [(0, 2), (0, 3), (2, 6)]) == 3
-    assert on_token_edges(offsets, [(1, 2), (2, 4), (1, 5), (4, 6)]) == 0
-    assert on_token_edges(offsets, []) == 0
+    assert on_token_edges("今天天气很好", offsets, [(0, 2), (0, 3), (2, 6)]) == 3
+    assert on_token_edges("今天天气很好", offsets, [(1, 2), (2, 4), (1, 5), (4, 6)]) == 0
+    assert on_token_edges("今天天气很好", offsets, []) == 0
+    # A token begins with the space before its word; an answer may, too.
+    assert on_token_edges("见了 Wu\n吗", [(0, 2), (2, 5), (5, 6), (6, 7)], [(3, 5), (2, 5), (2, 6), (0, 5), (3, 7)]) == 5
+    assert on_token_edges("见了 Wu\n吗", [(0, 2), (2, 5), (5, 6), (6, 7)], [(4, 5), (5, 6)]) == 0
 
 
 def test_answers_count_once_and_only_where_they_stand(tmp_path):

@@ -151,6 +151,22 @@ def test_pairs_grow_alike_and_the_folder_loads_anywhere(settings, tmp_path):
     assert written["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows no TokenizersBackend
 
 
+def test_what_is_computed_in(settings, monkeypatch):
+    """It is told, and part of the recipe: what was made in float32 is not taken for what a GPU makes in bfloat16."""
+    monkeypatch.setattr(contrastive, "default_dtype", lambda: "bfloat16")
+    for given, dtype in (("float32", "float32"), ("", "bfloat16")):
+        seen = set()
+        seeing = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, _, output, seen=seen: seen.add(output.dtype) if isinstance(module, torch.nn.Linear) else None
+        )
+        settings.dtype, settings.max_steps = given, 1
+        with seeing:
+            result = contrastive.main(settings)
+        assert seen == {getattr(torch, dtype)}
+        written = json.loads((Path(settings.output_dir) / "settings.json").read_text(encoding="utf-8"))
+        assert written["dtype"] == result["dtype"] == dtype
+
+
 def test_the_licence_of_the_model_goes_along(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\nbase_model: some/base\ntags: [theirs]\n---\n# Theirs\n")
     header = yaml.safe_load(contrastive.CARD.format(made_of=contrastive.made_of(str(tmp_path)), **CARD).split("---\n")[1])
@@ -188,6 +204,17 @@ def test_gradient_caching_changes_nothing(settings, tmp_path):
         torch.testing.assert_close(cached, whole, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("ratio", "highest"), [(0, 0), (0.5, 2), (1, 3)])
+def test_the_learning_rate_rises_for_the_share_of_updates_that_was_asked_for(settings, monkeypatch, ratio, highest):
+    settings.warmup_ratio, settings.max_steps, settings.logging_steps = ratio, 4, 1
+    logs, mean_loss = [], contrastive.mean_loss
+    monkeypatch.setattr(contrastive, "mean_loss", lambda log: logs.append(log) or mean_loss(log))
+    contrastive.main(settings)
+    rates = [entry["learning_rate"] for entry in logs[0] if "loss" in entry]
+    assert len(rates) == 4
+    assert rates.index(max(rates)) == highest
+
+
 def test_a_killed_run_goes_on(settings, monkeypatch):
     settings.save_steps = 2
     whole = contrastive.main(settings)
@@ -205,9 +232,22 @@ def test_a_killed_run_goes_on(settings, monkeypatch):
         contrastive.main(settings)
     result = contrastive.main(settings)
     assert finished == [2, 4, 6]
+    assert result["mean_loss"] == whole["mean_loss"]  # over all updates, not those since the kill
     first, second = (SentenceTransformer(folder["output_dir"], trust_remote_code=True) for folder in (whole, result))
     for mine, theirs in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_a_run_that_was_killed_behind_its_last_update(settings, monkeypatch):
+    """No update is left, and the result is that of the whole."""
+    settings.save_steps, settings.logging_steps = 2, 4
+    whole = contrastive.main(settings)
+    settings.output_dir += "_2"
+    with monkeypatch.context() as patch:
+        patch.setattr(contrastive, "made_of", None)
+        with pytest.raises(TypeError):
+            contrastive.main(settings)
+    assert contrastive.main(settings)["mean_loss"] == whole["mean_loss"] > 0
 
 
 def test_a_checkpoint_that_a_kill_left_unfinished_is_not_gone_on_from(tmp_path):

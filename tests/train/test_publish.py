@@ -161,11 +161,12 @@ def refused(settings: publish.Settings) -> str:
 
 def test_notes_and_licence_go_into_the_card(settings, tmp_path):
     notes = "## Data\n\n训练数据：{braces} stay, 100% of them."
-    (tmp_path / "notes.md").write_text(notes, encoding="utf-8")
+    (tmp_path / "notes.md").write_text(f"# A title\n\n{notes}", encoding="utf-8")
     settings.notes, settings.license = str(tmp_path / "notes.md"), "mit"
     publish.main(settings)
     card = (Path(settings.output_dir) / "README.md").read_text(encoding="utf-8")
     assert notes in card
+    assert "A title" not in card
     assert "license: mit\n" in card
 
 
@@ -485,6 +486,7 @@ def test_a_token_in_the_notes(settings, tmp_path):
 
 def test_what_the_model_was_made_of(settings):
     settings.base_model, settings.datasets = "answerdotai/ModernBERT-base", ["clue/clue", "wikimedia/wikipedia"]
+    settings.license = "apache-2.0"
     publish.main(settings)
     data = ModelCard.load(Path(settings.output_dir) / "README.md").data
     assert (data.base_model, data.datasets) == (settings.base_model, settings.datasets)
@@ -675,6 +677,20 @@ def test_the_licence_of_the_model_that_it_was_made_of(settings, model_dir, tmp_p
     publish.main(settings)
     data = ModelCard.load(Path(settings.output_dir) / "README.md").data
     assert (data.license, data.get("license_name")) == ("mit", None)
+
+
+@pytest.mark.parametrize(("in_card", "given"), [("base_model: some/base\n", ""), ("", "some/base")])
+def test_a_model_of_unknown_licence(settings, model_dir, tmp_path, in_card, given):
+    """That of another's weights is not this project's to give."""
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    (folder / "README.md").write_text(f"---\n{in_card}library_name: transformers\n---\n# Theirs\n")
+    settings.model_dir, settings.base_model = str(folder), given
+    assert "made of some/base" in (said := refused(settings))
+    assert "--license" in said
+    settings.license = "cc-by-nc-4.0"
+    publish.main(settings)
+    data = ModelCard.load(Path(settings.output_dir) / "README.md").data
+    assert (data.license, data.base_model) == ("cc-by-nc-4.0", "some/base")
 
 
 # --- the checkpoints of a run ---

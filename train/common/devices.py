@@ -7,9 +7,14 @@ import torch
 from zh_modernbert.train.common.cli import InputError
 
 
+def has_bfloat16() -> bool:
+    """Whether the GPU computes in bfloat16. Without the argument, PyTorch also counts older ones, which imitate it slowly."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def default_dtype() -> str:
     """What is computed in where nobody says: bfloat16 on a GPU that has it, else float32."""
-    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if torch.cuda.is_available() and has_bfloat16() else "float32"
 
 
 def check_one_device() -> None:

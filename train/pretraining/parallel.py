@@ -6,6 +6,7 @@ A checkpoint holds full tensors, even where the processes hold shards of them. S
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -82,7 +83,11 @@ def prepare(
     plugin: Any = accelerator.state.fsdp_plugin
     # Accelerate's own policy would round angles, norms and sums of gradients to bfloat16; autocast does as under DDP.
     plugin.mixed_precision_policy = MixedPrecisionPolicy()
-    accelerator.prepare(model, optimizer)
+    # Accelerate would make a unit of the final norm, the embeddings and the decoder. PyTorch before 2.13 cannot go backward
+    # through a unit of several modules of which one is called more than once, as the loss calls the decoder once a chunk.
+    # Embeddings that Accelerate does not find stay in the unit of the whole model.
+    with patch.multiple(model, get_input_embeddings=lambda: None, get_output_embeddings=lambda: None):
+        accelerator.prepare(model, optimizer)
     return model
 
 

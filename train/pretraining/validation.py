@@ -135,7 +135,7 @@ class Validation:
         started = time.perf_counter()
         # Compiled layers would be compiled once more for evaluation, which takes longer than it saves.
         plain = torch.compiler.set_stance("force_eager") if self.settings.compile else contextlib.nullcontext()
-        with plain:
+        with plain, accelerator.autocast():  # under FSDP2 nothing else would compute in the precision of training
             sums = torch.from_numpy(self.sums(model, accelerator.process_index, accelerator.num_processes))
         sums = add_up(accelerator, sums.to(accelerator.device)).cpu().numpy()
         return summarise(sums) | {"eval_runtime": round(time.perf_counter() - started, 3)}

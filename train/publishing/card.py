@@ -4,6 +4,7 @@
 """
 
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ RECIPES = {
     ),
     "contrastive": (
         *("max_length", "batch_size", "learning_rate", "warmup_ratio", "weight_decay", "temperature", "num_train_epochs"),
-        *("max_steps", "matryoshka_dims", "mined_negatives"),
+        *("max_steps", "matryoshka_dims", "mined_negatives", "dtype"),
     ),
 }
 LICENCE = "apache-2.0"
@@ -176,6 +177,21 @@ def licence_in(header: dict) -> dict[str, str]:
     return {name: value for name, value in fields.items() if isinstance(value, str)} if fields["license"] else {}
 
 
+def licence_of(settings, header: dict, source: Path) -> dict[str, str]:
+    """The licence of the weights in `source`: what the settings name, else what the header there names, else this project's.
+
+    Raises:
+        InputError: neither names one, and the weights were made of another's.
+    """
+    if settings.license:
+        return {"license": settings.license}
+    if licence := licence_in(header):
+        return licence
+    if base := settings.base_model or header.get("base_model"):
+        raise InputError(f"{source}: made of {base}, and no card there names a licence; give that of the weights by --license")
+    return {"license": LICENCE}
+
+
 def header_text(fields: dict) -> str:
     """The header of a card, of those fields that have a value."""
     given = {name: value for name, value in fields.items() if value}
@@ -232,7 +248,7 @@ def training(source: Path) -> str:
 
 
 def read_notes(path: str) -> str:
-    """The user's own part of the card.
+    """The user's own part of the card. A title in its first line is left out, as the card has one.
 
     Raises:
         InputError: it cannot be read, or holds an access token.
@@ -244,7 +260,7 @@ def read_notes(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
     check_no_token(notes, path)
-    return "\n" + notes
+    return "\n" + re.sub(r"\A# .*\n+", "", notes)
 
 
 def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> str:
@@ -254,7 +270,7 @@ def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> st
     fields = {
         "language": "zh",
         "language_bcp47": ["zh-Hans", "zh-Hant"],
-        **({"license": settings.license} if settings.license else licence_in(header) or {"license": LICENCE}),
+        **licence_of(settings, header, source),
         "library_name": SENTENCE_LIBRARY if of_sentences else "transformers",
         "pipeline_tag": kind.task,
         "tags": [kind.task, *([SENTENCE_LIBRARY] if of_sentences else []), *kind.tags, *TAGS],

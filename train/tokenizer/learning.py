@@ -116,8 +116,6 @@ def train(
 
     Args:
         texts: returns an iterator over all texts; called twice.
-
-    Args:
         words: how often to learn from each of them, beside the texts. Which characters come before words is for the texts alone
             to say: a dictionary has thousands of rare ones, which would take the room of words.
 

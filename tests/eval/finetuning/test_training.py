@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from tiny import build
-from zh_modernbert.eval.finetuning.training import Examples, Hyperparameters, fine_tune, predict
+from zh_modernbert.eval.finetuning.training import Examples, Hyperparameters, fine_tune, predict, score_halves
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForSequenceClassification
 from zh_modernbert.train.common.cli import InputError
 
@@ -109,3 +109,22 @@ def test_one_device_of_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="several processes"):
         tune()
+
+
+@pytest.mark.parametrize(
+    ("groups", "halves"),
+    [
+        (None, ["ace", "bd"]),
+        (["x", "y", "x", "z", "z"], ["acde", "b"]),
+        (["x", "x", "x", "x", "y"], ["abcd", "e"]),
+        (["x"] * 5, ["ace", "bd"]),  # else one half would be empty
+    ],
+)
+def test_no_group_is_in_both_halves(groups, halves):
+    examples = Examples(Dataset.from_dict({}), list("ABCDE"), list, groups)
+
+    def seen(answers, references):
+        assert [answer.upper() for answer in answers] == references
+        return {"".join(answers): 0.0}
+
+    assert score_halves(seen, list("abcde"), examples) == [{half: 0.0} for half in halves]

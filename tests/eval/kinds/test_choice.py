@@ -26,6 +26,7 @@ def test_question_and_choice_are_never_cut(tokenizer):
     kind = choice(Task("choice", ()), tokenizer, 48, 3)
     examples = kind.encode([question("老师", "学生", "工程师和图书馆", label="学生"), question("老师", "学生", label="老师")])
     assert examples.features["labels"] == [1, 0]
+    assert examples.groups == [PASSAGE] * 2  # so that one half of dev has both
     for texts, ids in zip(
         (["老师", "学生", "工程师和图书馆"], ["老师", "学生", ""]), examples.features["input_ids"], strict=True
     ):

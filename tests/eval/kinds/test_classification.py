@@ -57,6 +57,17 @@ def test_pairs_are_one_input_and_cut_to_length(tokenizer):
     assert kind.encode(rows_of({"text": "好", "text_pair": "坏"})).references == []
 
 
+def test_what_is_asked_of_one_text_is_one_group(tokenizer):
+    """Pairs with one first text, and CLUEWSC2020's marks in one sentence."""
+    rows = rows_of(*({"text": text} for text in ("[他]见了_老师_", "_他_见了[老师]", "他走了")))
+    for kind in (
+        classification(TASKS["cluewsc2020"], tokenizer, 20, ["false", "true"]),
+        regression(Task("regression", ()), tokenizer, 20),
+    ):
+        first, same, other = kind.encode(rows).groups
+        assert first == same != other
+
+
 def test_scores_of_classes():
     answers = [[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]]
     metrics = score_classes(answers, [0, 0, 1, 1])

@@ -88,6 +88,13 @@ def test_labels_point_to_the_answer_where_a_window_has_it(tokenizer):
     assert edge_counts(questions, windows) == {"answers_in_no_window": 1, "answers_off_token_edges": 1}
 
 
+def test_a_word_after_a_space_is_on_token_edges(tokenizer):
+    """Of which the token begins with the space."""
+    questions = [ask("他见了 Obama 先生", "Obama"), ask("他见了 Obama 先生", "Obama "), ask("他见了 Obama 先生", "bama")]
+    windows, _ = make_windows(questions, tokenizer, 64, 8)
+    assert edge_counts(questions, windows) == {"answers_in_no_window": 0, "answers_off_token_edges": 1}
+
+
 @pytest.mark.parametrize("max_length", [64, 512])
 def test_what_is_labelled_is_what_is_answered(tokenizer, max_length):
     questions = [ask(PASSAGE, "北方"), ask("今天 天气很好。", "天气"), ask("…是的", "…")]

@@ -30,7 +30,7 @@ def test_documents_have_the_length_and_hold_the_passage(length):
     questions = make_questions(60)
     passages = passages_of(questions, count)
     assert len(passages) == 60
-    found = hide_all(questions, passages, [length] * len(questions), count, seed=0)
+    found = hide_all(questions, passages, [length] * len(questions), count)
     for question, hidden in zip(questions, found, strict=True):
         document = hidden.question.context
         assert document[hidden.start : hidden.end] == question.context
@@ -46,12 +46,12 @@ def test_documents_have_the_length_and_hold_the_passage(length):
     assert len(places) >= min(4, length // 200)
 
 
-def test_documents_are_the_same_each_time_and_others_for_another_seed():
+def test_documents_are_the_same_each_time_and_others_for_another_question():
     questions = make_questions(20)
     passages = passages_of(questions, count)
-    first, again, other = (hide_all(questions[:4], passages, [300] * 4, count, seed) for seed in (0, 0, 1))
+    first, again = (hide_all(questions[:4], passages, [300] * 4, count) for _ in range(2))
     assert first == again
-    assert first != other
+    assert first[0].question.context != first[1].question.context  # the two are on one passage
 
 
 def test_a_passage_that_is_longer_stays_alone():

@@ -64,6 +64,18 @@ def test_layers_are_not_compiled_for_it(make, model):
     torch.compiler.reset()
 
 
+def test_it_computes_in_the_precision_of_training(make, model, monkeypatch):
+    """Under FSDP2 the model itself knows nothing of it."""
+    seen, forward = set(), type(model).forward
+    monkeypatch.setattr(
+        type(model), "forward", lambda *given, **named: seen.add(torch.is_autocast_enabled("cpu")) or forward(*given, **named)
+    )
+    accelerator = Accelerator(cpu=True)
+    monkeypatch.setattr(accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    make()(model, accelerator)
+    assert seen == {True}
+
+
 def test_questions_are_a_function_of_the_seed(make):
     places = range(9)
     first, again, other = (make(seed=seed).batch(places)[0]["labels"] for seed in (0, 0, 1))
