@@ -182,12 +182,13 @@ def test_errors_in_the_result(settings, tmp_path):
     metrics = pseudo_perplexity.main(settings)["metrics"]
     assert metrics.keys() & {name, "standard_error"} == {name}
     left_out = []
-    for text in TEXTS:
+    for number, text in enumerate(TEXTS):
         (tmp_path / "others.txt").write_text("\n\n".join(other for other in TEXTS if other != text), encoding="utf-8")
-        result = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "others.txt")]))
+        others = dataclasses.replace(settings, input=[str(tmp_path / "others.txt")], name=f"without-{number}")
+        result = pseudo_perplexity.main(others)
         left_out.append(result["metrics"]["pseudo_perplexity"])
     assert metrics[name] == pytest.approx(math.sqrt(3 * np.var(left_out)), rel=1e-3)
-    assert name not in pseudo_perplexity.main(dataclasses.replace(settings, max_documents=1))["metrics"]
+    assert name not in pseudo_perplexity.main(dataclasses.replace(settings, max_documents=1, name="one"))["metrics"]
 
 
 def test_cells(settings, tmp_path):
@@ -274,7 +275,8 @@ def test_characters_that_a_tokenizer_drops(settings, tmp_path):
     found = {}
     for text in ("今天天气很好。", "\u3000\u3000今天  天气\n很 好。"):
         (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}), encoding="utf-8")
-        found[text] = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "text.jsonl")]))
+        given = dataclasses.replace(settings, input=[str(tmp_path / "text.jsonl")], name=f"text-{len(found)}")
+        found[text] = pseudo_perplexity.main(given)
     plain, spaced = found.values()
     assert (plain["metrics"]["characters"], spaced["metrics"]["characters"]) == (7, 13)
     assert (plain["metrics"]["characters_in_no_token"], spaced["metrics"]["characters_in_no_token"]) == (0, 6)
