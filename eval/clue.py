@@ -21,6 +21,7 @@ from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
 from zh_modernbert.eval.kinds.tagging import tagging
 from zh_modernbert.eval.tasks.loading import Data, find_release, place_of
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
+from zh_modernbert.eval.tasks.results import check_name
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.corpus.tables import find_file, form_of
@@ -36,6 +37,7 @@ FORMS = {"choice": "choices", "cloze": "chid", "segmentation": "segmented"}
 @dataclass
 class Settings(FineTuningSettings):
     task: list[str] = setting([], f"{AVAILABLE}: all that have files in data_dir; or some of {', '.join(NAMES)}")
+    name: str = setting("", "what the result of own files is called; the name of train_file where empty")
     train_file: str = setting("", "a table of one's own: .tsv, .csv or .jsonl with named columns; of tagging also a tag a line")
     validation_file: str = setting("", "the same, to score")
     kind: str = setting("classification", "of train_file and validation_file", choices=KINDS)
@@ -60,7 +62,7 @@ def own_task(settings: Settings) -> tuple[str, Task]:
     }
     release = Release(files, form=form, columns=columns)
     task = Task(settings.kind, (release,), primary_metric=PRIMARY.get(settings.kind, "accuracy"), folder=".")
-    return Path(settings.train_file).name.split(".")[0], task
+    return settings.name or Path(settings.train_file).name.split(".")[0], task
 
 
 def tasks_of(settings: Settings) -> dict[str, Task]:
@@ -72,7 +74,10 @@ def tasks_of(settings: Settings) -> dict[str, Task]:
     if bool(settings.task) == bool(settings.train_file or settings.validation_file):
         raise InputError("clue: give either task and data_dir, or train_file and validation_file")
     if not settings.task:
+        check_name(settings.name)
         return dict([own_task(settings)])
+    if settings.name:
+        raise InputError("clue: a task has a name; leave out --name, which is of train_file and validation_file")
     if settings.task == [AVAILABLE]:
         found = [name for name in NAMES if find_release(place_of(settings.data_dir, TASKS[name]), TASKS[name], settings.split)]
         if not found:

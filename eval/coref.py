@@ -21,7 +21,7 @@ from zh_modernbert.eval.tasks.coreference import read_documents
 from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.results import check_name, write_result
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.pretraining.parallel import check_environment
@@ -49,12 +49,11 @@ class Settings(FineTuningSettings):
     split: str = setting("dev", "what validation_file is", choices=("dev", "test"))
 
 
-def read(path: str, settings: Settings) -> tuple[list[Row], list[str]]:
+def read(path: str, split: str, settings: Settings) -> tuple[list[Row], list[str]]:
     """The documents of a file, and what there is to say of its bad rows."""
     bad_rows = BadRows()
     rows = read_documents(path, bad_rows)
-    note = bad_rows.settle(settings.skip_bad_rows, {})
-    return rows, [note] if note else []
+    return rows, settle({split: rows}, {split: bad_rows}, settings.skip_bad_rows, {})
 
 
 def score_predictions(settings: Settings) -> dict:
@@ -64,7 +63,8 @@ def score_predictions(settings: Settings) -> dict:
         InputError: it has a document that is not to be scored, or another text of one.
     """
     started = time.perf_counter()
-    (rows, notes), (found, more) = (read(path, settings) for path in (settings.validation_file, settings.predictions_file))
+    rows, notes = read(settings.validation_file, settings.split, settings)
+    found, more = read(settings.predictions_file, "predictions", settings)
     expected, predicted = ({row.values["id"]: row for row in part} for part in (rows, found))
     for name, row in predicted.items():
         if name not in expected or row.values["text"] != expected[name].values["text"]:
@@ -81,7 +81,7 @@ def score_predictions(settings: Settings) -> dict:
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
         "num_examples": len(rows),
         "seed": settings.seed,
-        "hyperparameters": {},
+        "hyperparameters": {"data": hash_rows(rows)},
         "notes": "; ".join(notes + more),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }
@@ -91,7 +91,8 @@ def score_predictions(settings: Settings) -> dict:
 
 def train(settings: Settings) -> dict:
     """The result of a seed, or of several, their summary."""
-    (training, notes), (scored, more) = (read(path, settings) for path in (settings.train_file, settings.validation_file))
+    training, notes = read(settings.train_file, "train", settings)
+    scored, more = read(settings.validation_file, settings.split, settings)
     notes += more
     training = cut(training, settings.max_train_examples, "train", notes)
     scored = cut(scored, settings.max_eval_examples, settings.split, notes)

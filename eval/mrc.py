@@ -20,8 +20,8 @@ from zh_modernbert.eval.kinds.reading import SCORERS, leave_out_unanswerable, ov
 from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
 from zh_modernbert.eval.tasks.loading import load_split
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
-from zh_modernbert.eval.tasks.results import write_result
-from zh_modernbert.eval.tasks.rows import NAMED
+from zh_modernbert.eval.tasks.results import check_name, write_result
+from zh_modernbert.eval.tasks.rows import NAMED, hash_rows
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.common.model_folder import check_max_length
@@ -36,6 +36,7 @@ NAMES = [name for name, task in TASKS.items() if task.kind == "reading"]
 class Settings(FineTuningSettings):
     model: str = setting("", "model folder or Hub id")
     task: list[str] = setting([], f"some of {', '.join(NAMES)}", choices=tuple(NAMES))
+    name: str = setting("", "what the result of own files is called; the name of train_file where empty, or of validation_file")
     train_file: str = setting("", "questions of one's own: JSON in SQuAD's form, or rows with id, question, context, answers")
     validation_file: str = setting("", "the same, to score")
     predictions_file: str = setting("", "score these answers to validation_file, of no model")
@@ -60,11 +61,14 @@ def tasks_of(settings: Settings) -> dict[str, Task]:
     """
     if bool(settings.task) == bool(settings.train_file or settings.validation_file):
         raise InputError("mrc: give either task and data_dir, or train_file and validation_file")
+    if settings.task and settings.name:
+        raise InputError("mrc: a task has a name; leave out --name, which is of train_file and validation_file")
     if settings.task:
         return {name: TASKS[name] for name in settings.task}
     if not settings.validation_file or not (settings.train_file or settings.predictions_file):
         raise InputError("mrc: train_file and validation_file go together; predictions_file needs validation_file alone")
-    return {Path(settings.train_file or settings.validation_file).name.split(".")[0]: own_task(settings)}
+    check_name(settings.name)
+    return {settings.name or Path(settings.train_file or settings.validation_file).name.split(".")[0]: own_task(settings)}
 
 
 def name_by(name: str, task: Task, scorer: str) -> str:
@@ -108,7 +112,7 @@ def score_answers(settings: Settings, name: str, task: Task) -> list[dict]:
         "metrics": {metric: round(value, 4) for metric, value in (scores | overlap_baseline(questions, scorer)).items()},
         "num_examples": len(questions),
         "seed": settings.seed,
-        "hyperparameters": {"scorer": scorer},
+        "hyperparameters": {"data": hash_rows(rows), "scorer": scorer},
         "notes": "; ".join(notes),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }

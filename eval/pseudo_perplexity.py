@@ -27,7 +27,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, set_seed
 
-from zh_modernbert.eval.finetuning.loading import load_tokenizer, load_with_head
+from zh_modernbert.eval.finetuning.loading import fingerprint, load_tokenizer, load_with_head
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, row_name, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.devices import default_dtype
@@ -328,6 +328,11 @@ def spread(texts: list[Text], count: int) -> list[Text]:
     return [texts[place * len(texts) // count] for place in range(count)]
 
 
+def hash_texts(texts: Iterable[Text]) -> str:
+    """A hash of the scored characters, whatever the order of the documents."""
+    return hash_json(sorted(text.content for text in texts))[:16]
+
+
 @dataclass
 class Tally:
     """What is known of D documents.
@@ -349,8 +354,7 @@ class Tally:
 
     @property
     def text(self) -> str:
-        """A hash of the scored characters, whatever the order of the documents."""
-        return hash_json(sorted(text.content for text in self.texts))[:16]
+        return hash_texts(self.texts)
 
     def metrics(self, counts: np.ndarray | None) -> dict:
         tokens, characters = self.tokens, sum(len(text.content) for text in self.texts)
@@ -403,7 +407,8 @@ def main(settings: Settings) -> dict:
         raise InputError("pseudo_perplexity: no input; give --input FILE ...")
     check_name(settings.name)
     row = row_name(settings.model, settings.random_init)
-    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row)
+    said = {"unit": settings.unit, "max_length": settings.max_length}
+    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row, said)
     documents = read_held_out(settings.input, settings.held_out)
     tokenizer, model = load(settings)
     cells: dict[tuple[str, int], list[Text]] = defaultdict(list)
@@ -413,6 +418,9 @@ def main(settings: Settings) -> dict:
             cells[text.cell].append(text)
     if not cells:
         raise InputError(f"{', '.join(settings.input)}: no text in it")
+    cells = {cell: spread(cells[cell], settings.max_documents) for cell in sorted(cells)}
+    said["text"] = hash_texts(chain(*cells.values()))
+    check_no_other(settings.results_dir, settings.name, SPLIT, [settings.seed], row, said)
     counts = None
     if settings.unigram_input:
         training = (document for path in settings.unigram_input for document in read_source(Source(path=path)))
@@ -420,7 +428,7 @@ def main(settings: Settings) -> dict:
         counts = unigram_counts(tokenizer, known)
     results_folder(settings.results_dir)
     scorer = Scorer(model, tokenizer, settings)
-    tallies = {cell: tally(scorer, spread(cells[cell], settings.max_documents), settings) for cell in sorted(cells)}
+    tallies = {cell: tally(scorer, texts, settings) for cell, texts in cells.items()}
     total = together(list(tallies.values()))
     unknown = int((total.tokens == tokenizer.unk_token_id).sum())
     notes = ["random weights"] if settings.random_init else []
@@ -442,6 +450,7 @@ def main(settings: Settings) -> dict:
         "num_examples": len(total.texts),
         "seed": settings.seed,
         "hyperparameters": {
+            "model_hash": fingerprint(settings.model, settings.random_init),
             "text": total.text,
             "input": settings.input,
             "held_out": settings.held_out,

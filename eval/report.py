@@ -23,6 +23,7 @@ from zh_modernbert.eval.reporting.columns import (
     Cells,
     Column,
     baseline_cells,
+    check_models,
     column_of,
     own_cells,
     published_cells,
@@ -178,6 +179,7 @@ def main(settings: Settings) -> dict:
     if settings.model and not own:
         known = ", ".join(sorted({row_of(result) for result in results}))
         raise InputError(f"report: no result of the model {settings.model!r}; there are those of {known}")
+    check_models(results)
     folder = Path(settings.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     perplexities = [result for result in results if result["primary_metric"] == "pseudo_perplexity"]

@@ -23,7 +23,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import AutoModel
 
-from zh_modernbert.eval.finetuning.loading import check_vocabulary
+from zh_modernbert.eval.finetuning.loading import check_vocabulary, fingerprint
 from zh_modernbert.eval.kinds.classification import overlap, score_numbers
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.forms import read_files
@@ -33,9 +33,10 @@ from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, write_result
 from zh_modernbert.eval.tasks.retrieval import of_pairs
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.devices import default_dtype
+from zh_modernbert.train.common.files import hash_json
 from zh_modernbert.train.common.model_folder import check_max_length, load_by_auto_class
 from zh_modernbert.train.corpus.retrieval import Retrieval, read_retrieval
 from zh_modernbert.train.corpus.tables import find_file
@@ -89,16 +90,17 @@ def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, lis
     Raises:
         InputError: no such split is there with labels, or rows are bad or have no number for a label.
     """
-    folder, bad_rows = place_of(settings.data_dir, task), BadRows()
+    folder = place_of(settings.data_dir, task)
     for split in [settings.split] if settings.split else SPLITS:
         release = next((release for release in task.releases if has(folder, release, split)), None)
         if release is None:
             continue
+        bad_rows = BadRows()
         # Its labels are numbers here, whatever its classes are called.
         rows = check_rows(
             read_files(folder, release.splits[split], release, bad_rows), replace(task, kind="regression"), bad_rows
         )
-        notes = [bad_rows.settle(settings.skip_bad_rows, release.known_defects)]
+        notes = settle({split: rows}, {split: bad_rows}, settings.skip_bad_rows, release.known_defects)
         if rows and "label" in rows[0].values:
             official = release.splits[split] == task.releases[0].splits.get(split)  # though those of training may not be
             name += ("_retrieval" if settings.retrieval else "_similarity") + ("" if official else "_substitute")
@@ -191,26 +193,31 @@ class Job:
     Attributes:
         name, split: what the result is called.
         count: queries or pairs.
+        data: a hash of what is scored.
         score: model of sentence-transformers -> metrics.
     """
 
     name: str
     split: str
     count: int
+    data: str
     notes: list[str]
     score: Callable[[Any], dict[str, float]]
 
 
 def retrieval_job(settings: Settings, name: str, split: str, found: Retrieval, notes: list[str]) -> Job:
     notes = [*notes, f"{len(found.corpus)} documents"]
-    return Job(name, split, len(found.queries), notes, lambda model: score_retrieval(model, found, settings))
+    corpus = {name: hash_json(text) for name, text in found.corpus.items()}
+    relevant = {name: sorted(documents) for name, documents in found.relevant.items()}
+    data = hash_json([found.queries, corpus, relevant])[:16]
+    return Job(name, split, len(found.queries), data, notes, lambda model: score_retrieval(model, found, settings))
 
 
 def pairs_job(settings: Settings, name: str, task: Task) -> Job:
     name, split, rows, notes = read_pairs(settings, name, task)
     if settings.retrieval:
         return retrieval_job(settings, name, split, of_pairs(rows, settings.min_relevance), notes)
-    return Job(name, split, len(rows), notes, lambda model: score_pairs(model, name, split, rows, settings))
+    return Job(name, split, len(rows), hash_rows(rows), notes, lambda model: score_pairs(model, name, split, rows, settings))
 
 
 def jobs_of(settings: Settings) -> list[Job]:
@@ -228,8 +235,9 @@ def jobs_of(settings: Settings) -> list[Job]:
     split, long = settings.split or SPLITS[0], [name for name in settings.task if name in LONG]
     return [
         *(
-            retrieval_job(settings, name, split, read_mldr(name, settings.data_dir, split, settings.from_hub), [])
+            retrieval_job(settings, f"{name}_long_{settings.max_length}", split, found, [])
             for name in long
+            for found in [read_mldr(name, settings.data_dir, split, settings.from_hub)]
         ),
         *(pairs_job(settings, name, TASKS[name]) for name in settings.task if name in TABLES),
     ]
@@ -246,11 +254,13 @@ def write(settings: Settings, job: Job, metrics: dict[str, float], started: floa
         "seed": SEED,
         "scorer": "cosine",
         "hyperparameters": {
+            "model_hash": fingerprint(settings.model),
+            "data": job.data,
             "max_length": settings.max_length,
             "through": settings.through,
             "dtype": settings.dtype or default_dtype(),
         },
-        "notes": "; ".join(filter(None, job.notes)),
+        "notes": "; ".join(job.notes),
         "runtime_seconds": round(time.perf_counter() - started, 1),
     }
     write_result(settings.results_dir, result)
@@ -269,7 +279,8 @@ def main(settings: Settings) -> dict:
     with contextlib.redirect_stdout(sys.stderr):
         jobs = jobs_of(settings)
         for job in jobs:
-            check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model)
+            said = {"data": job.data, "max_length": settings.max_length}
+            check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model, said)
         model = load(settings)
         results_folder(settings.results_dir)
         results = [write(settings, job, job.score(model), started) for job in jobs]

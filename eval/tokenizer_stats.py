@@ -10,7 +10,6 @@ With one tokenizer the last line is its row, with several `rows`. `RESULTS_DIR/t
 and several tokenizers, `tokenizer_stats.png` plots `answers_on_token_edges` over characters a token.
 """
 
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -27,12 +26,12 @@ from transformers import AutoTokenizer
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.eval.kinds.offsets import trimmed
+from zh_modernbert.eval.tasks.reading import load_json
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertModel
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, run, setting
 from zh_modernbert.train.common.figures import as_label
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.corpus.held_out import read_held_out
-from zh_modernbert.train.corpus.lines import DAMAGED, open_binary
 
 BATCH = 256  # documents of a call of the tokenizer
 
@@ -81,8 +80,7 @@ def read_answers(path: str) -> tuple[list[tuple[str, list[Span]]], int]:
         InputError: the file is not of that form.
     """
     try:
-        with open_binary(path) as file:
-            articles = json.load(file)["data"]
+        articles = load_json(path)["data"]
         passages, misplaced = [], 0
         for paragraph in (paragraph for article in articles for paragraph in article["paragraphs"]):
             passage, spans = paragraph["context"], []
@@ -93,7 +91,7 @@ def read_answers(path: str) -> tuple[list[tuple[str, list[Span]]], int]:
                     else:
                         misplaced += 1
             passages.append((passage, spans))
-    except (*DAMAGED, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not of SQuAD's form (data, paragraphs, context, qas, answers): {error!r}") from error
     if not any(spans for _, spans in passages):
         raise InputError(f"{path}: no answer in it that stands in its passage")

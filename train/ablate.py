@@ -75,6 +75,7 @@ def score(model_dir: str, name: str, folder: Path, text: Path) -> float:
     """Bits per character of the model on the documents in `text`, none of which may be longer than the model."""
     path, config = folder / f"{name}-all-0.json", Path(model_dir) / "config.json"
     if not path.exists() or path.stat().st_mtime_ns < config.stat().st_mtime_ns:  # or the score is of an older run
+        path.unlink(missing_ok=True)  # of another length it would not be replaced
         longest = read_json(config)["max_position_embeddings"]
         scoring = {"model": model_dir, "trust_remote_code": True, "input": [str(text)], "max_length": longest}
         pseudo_perplexity.main(pseudo_perplexity.Settings(name=name, results_dir=str(folder), **scoring))

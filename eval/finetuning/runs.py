@@ -19,7 +19,7 @@ from statistics import mean, stdev
 from zh_modernbert.eval.finetuning.training import Hyperparameters, Metrics
 from zh_modernbert.eval.tasks.results import results_folder
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import hash_json, read_json, write_json
+from zh_modernbert.train.common.files import aside, hash_json, read_json, write_json
 
 Candidate = tuple[int, int]  # number of the setting in the grid, number of the epoch, from 0
 
@@ -52,7 +52,7 @@ def run_all(
 
     Args:
         name: of the task and its split, with which the files begin.
-        recipe: all that decides an outcome but setting and seed: hashes of model and data, lengths, what is scored.
+        recipe: all that decides an outcome but setting and seed: hashes of model, data and code, lengths, what is scored.
         repeat: runs that are there are done again, for what else they leave.
 
     Raises:
@@ -73,7 +73,8 @@ def run_all(
             continue
         print(f"{progress}: {asdict(setting)}, seed {seed}", file=sys.stderr)
         outcome = run_one(setting, seed)
-        write_json(path, {"recipe": whole, "outcome": asdict(outcome)})
+        with aside(path) as temporary:
+            write_json(temporary, {"recipe": whole, "outcome": asdict(outcome)})
         outcomes[seed].append(outcome)
     return outcomes
 

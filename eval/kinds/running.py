@@ -7,6 +7,8 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+import torch
+import transformers
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from zh_modernbert.eval.finetuning.loading import fingerprint, load_with_head
@@ -14,13 +16,26 @@ from zh_modernbert.eval.finetuning.runs import Outcome, best_on_dev, figures_els
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings, grid_of, seeds_of
 from zh_modernbert.eval.finetuning.training import Hyperparameters, Metrics, fine_tune, predict
 from zh_modernbert.eval.kinds.kind import Kind
+from zh_modernbert.eval.metrics.cmrc2018 import has_punkt
 from zh_modernbert.eval.tasks.loading import Data, load_data
 from zh_modernbert.eval.tasks.predictions import check_owner, claim, write_predictions, zip_predictions
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.results import check_no_other, row_name, write_result
+from zh_modernbert.eval.tasks.rows import hash_rows
 from zh_modernbert.train.common.cli import InputError, describe, script_of
-from zh_modernbert.train.common.files import hash_json
+from zh_modernbert.train.common.files import hash_file, hash_json
 from zh_modernbert.train.common.model_folder import check_output, save_model
+
+EVAL = Path(__file__).parents[1]
+DECIDING = ("finetuning/*.py", "kinds/*.py", "metrics/*.py", "tasks/*.py", "long_documents.py")  # code, below EVAL
+
+
+@cache
+def made_by(kind: str) -> dict[str, str | bool]:
+    """What decides an outcome beside model, data and settings: versions of libraries, and a hash of the code here."""
+    code = {str(path.relative_to(EVAL)): hash_file(path) for pattern in DECIDING for path in EVAL.glob(pattern)}
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "code": hash_json(code)[:16]}
+    return {**versions, "punkt": has_punkt()} if kind == "reading" else versions
 
 
 def run_kind(
@@ -33,12 +48,19 @@ def run_kind(
     """
     started, grid, seeds = time.perf_counter(), grid_of(settings, task), seeds_of(settings)
     row = row_name(settings.model, settings.random_init)
-    check_no_other(settings.results_dir, data.name, data.split, seeds, row)
+    hashes = {split: hash_rows(rows) for split, rows in data.splits.items()}
+    details = {
+        "model_hash": fingerprint(settings.model, settings.random_init),
+        "data": hash_json([hashes[split] for split in ("train", data.chosen_on, data.split)])[:16],
+        **details,
+    }
+    check_no_other(settings.results_dir, data.name, data.split, seeds, row, details)
     examples = cache(lambda split: kind.encode(data.splits[split]))
     predicted = [split for split in task.predictions if split in data.splits] if settings.predictions else []
     folders = {seed: Path(settings.results_dir) / f"predictions-{seed}" for seed in seeds if predicted}
+    owner = f"{row} with model_hash {details['model_hash']}"
     for folder in folders.values():
-        check_owner(folder, row)
+        check_owner(folder, owner)
 
     def run_one(hyperparameters: Hyperparameters, seed: int) -> Outcome:
         set_seed(seed)
@@ -65,12 +87,12 @@ def run_kind(
         return outcome
 
     recipe = {
-        "model": fingerprint(settings.model, settings.random_init),
+        **details,
         "random_init": settings.random_init,
-        "data": hash_json({split: [row.values for row in rows] for split, rows in data.splits.items()}),
+        "splits": hashes,
         "predictions": predicted,
         "kind": task.kind,
-        **details,
+        **made_by(task.kind),
     }
     outcomes = run_all(
         settings.results_dir, f"{data.name}-{data.split}", recipe, grid, seeds, run_one, bool(settings.output_dir)
@@ -93,7 +115,7 @@ def run_kind(
         results.append(result)
         if predicted:
             folder = folders[seed]
-            claim(folder, row)
+            claim(folder, owner)
             best = max(outcomes[seed], key=lambda outcome: best_on_dev([outcome], task.primary_metric))
             for split in predicted:
                 place = folder if data.official else folder / data.name  # of which the zip file has nothing

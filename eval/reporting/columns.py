@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 from zh_modernbert.eval.reporting.published import METRICS, PUBLISHED, Published
 from zh_modernbert.eval.tasks.results import row_of
+from zh_modernbert.eval.tasks.rows import PART
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_any_json
 
@@ -17,8 +18,6 @@ CORRELATIONS = {"pearson", "spearman"}
 SUBSTITUTE = "_substitute"
 # What the name of a result's task says beside the task.
 NAME = re.compile(rf"(?P<task>.+?)(_(?P<script>hans|hant))?(?P<substitute>{SUBSTITUTE})?(_by_(?P<scorer>\w+))?")
-# What its notes say of a split of which not all was used.
-PART = re.compile(r"only (?P<used>\d+) of \d+ examples of (?P<split>\w+)")
 # Hyperparameters in which seeds of one row may differ, alone and where a grid chose them.
 CHOSEN, CHOSEN_BY_GRID = {"epochs"}, {"epochs", "learning_rate", "batch_size"}
 
@@ -143,6 +142,23 @@ def check_seeds(first: dict, other: dict) -> None:
         if one != two:
             files = f"{first['file']} and {other['file']}"
             raise InputError(f"{files}: seeds of one model and task, but {name} is {one} and {two}; leave one out")
+
+
+def check_models(results: list[dict]) -> None:
+    """Checks that the results of a row, of whatever tasks, are of one model: one name may have had several, one after another.
+
+    Raises:
+        InputError: they are not.
+    """
+    first: dict[str, dict] = {}
+    for result in results:
+        if found := result["hyperparameters"].get("model_hash"):
+            other = first.setdefault(row := row_of(result), result)
+            if (expected := other["hyperparameters"]["model_hash"]) != found:
+                raise InputError(
+                    f"{other['file']} and {result['file']}: results of two models that are called {row}: their model_hash is "
+                    f"{expected} and {found}; score one of them again, or leave one out"
+                )
 
 
 def own_cells(results: list[dict]) -> Cells:

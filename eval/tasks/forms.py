@@ -12,13 +12,12 @@ A kind of task has one form of rows, whatever its files look like:
 rows. `SHAPES` make rows of those, for a file or a data set of the Hub alike.
 """
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from zh_modernbert.eval.tasks.reading import read_passages, shape_reading
+from zh_modernbert.eval.tasks.reading import load_json, read_passages, shape_reading
 from zh_modernbert.eval.tasks.registry import Release
 from zh_modernbert.eval.tasks.rows import BadRows, Row
 from zh_modernbert.train.common.cli import InputError
@@ -38,20 +37,9 @@ class BadRowError(Exception):
 # --- readers: a file to raw rows ---
 
 
-def read_json_array(path: Path) -> list:
-    """The array that a JSON file holds."""
-    try:
-        value = json.loads("\n".join(line for _, line in read_lines(path)))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, list):
-        raise InputError(f"{path}: expected a JSON array, got {type(value).__name__}")
-    return value
-
-
 def read_c3(path: Path, release: Release, bad_rows: BadRows) -> Numbered:
     """A question a row, of `[[sentences], [questions], id]`. The number is that of the dialogue or text."""
-    for number, entry in enumerate(read_json_array(path), 1):
+    for number, entry in enumerate(load_json(path, list), 1):
         try:
             sentences, questions, _ = entry
             for question in questions:
@@ -62,10 +50,8 @@ def read_c3(path: Path, release: Release, bad_rows: BadRows) -> Numbered:
 
 def read_chid(path: Path, release: Release, bad_rows: BadRows) -> Numbered:
     """Rows with a passage or several, and their candidates. Answers lie in the row, or in `*_answer.json` beside the file."""
-    answers = {}
     beside = path.with_name(path.name.replace(".json", "_answer.json", 1))
-    if beside.is_file():
-        answers = json.loads("\n".join(line for _, line in read_lines(beside)))
+    answers = load_json(beside, dict) if beside.is_file() else {}
     for number, values in read_jsonl(path, bad_rows):
         content = values.get("content")
         passages = content if isinstance(content, list) else [content]

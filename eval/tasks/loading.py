@@ -11,7 +11,7 @@ from zh_modernbert.eval.tasks.forms import SHARE, read_files
 from zh_modernbert.eval.tasks.hub import read_hub
 from zh_modernbert.eval.tasks.reading import check_defects
 from zh_modernbert.eval.tasks.registry import Release, Task
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import PART, BadRows, Row, part_note, settle
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.ngrams import ngram_hashes, tokens
 from zh_modernbert.train.corpus.tables import PACKED
@@ -136,7 +136,7 @@ def sample(rows: list[Row], count: int) -> list[Row]:
 def cut(rows: list[Row], most: int, split: str, notes: list[str]) -> list[Row]:
     """As `sample`, with a note on what it leaves of the split."""
     if 0 < most < len(rows):
-        notes.append(f"only {most} of {len(rows)} examples of {split}")
+        notes.append(part_note(most, len(rows), split))
     return sample(rows, most)
 
 
@@ -187,15 +187,15 @@ def load_split(name: str, task: Task, data_dir: str, split: str, skip_bad_rows: 
     if not release:
         raise InputError(f"{folder}: no files of {name}, {split}; give the folder as --data_dir")
     rows = check_rows(read_files(folder, release.splits[split], release, bad_rows), task, bad_rows)
-    notes = [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
+    notes = settle({split: rows}, {split: bad_rows}, skip_bad_rows, release.known_defects)
     if not is_labelled(rows, task):
         raise InputError(f"{name}: {split} has no labels ({label_field(task)})")
     return rows, notes + (check_defects(rows, release.known_defects, skip_bad_rows) if task.kind == "reading" else [])
 
 
 def readers(
-    name: str, task: Task, data_dir: str, split: str, from_hub: bool, bad_rows: BadRows
-) -> tuple[Release, str, list[str], Callable[[str], list[Row]]]:
+    name: str, task: Task, data_dir: str, split: str, from_hub: bool
+) -> tuple[Release, str, list[str], Callable[[str, BadRows], list[Row]]]:
     """The release that is read, the split to score, the splits that are there, and what reads one of them.
 
     Raises:
@@ -205,11 +205,11 @@ def readers(
         if not task.hub:
             raise InputError(f"{name}: no home on the Hub is known; give its files as --data_dir")
         hub, release = task.hub, task.releases[0]
-        return release, split or "dev", list(hub.splits), lambda part: read_hub(hub, part, release, bad_rows)
+        return release, split or "dev", list(hub.splits), lambda part, bad_rows: read_hub(hub, part, release, bad_rows)
     folder = place_of(data_dir, task)
     release, split = require_release(folder, name, task, split)
     there = [part for part in release.splits if has(folder, release, part)]
-    return release, split, there, lambda part: read_files(folder, release.splits[part], release, bad_rows)
+    return release, split, there, lambda part, bad_rows: read_files(folder, release.splits[part], release, bad_rows)
 
 
 def require_labels(name: str, task: Task, part: str, rows: list[Row], release: Release) -> None:
@@ -259,19 +259,19 @@ def load_data(
     Raises:
         InputError: files or the split are missing, rows are bad, or what is to be scored has no labels.
     """
-    bad_rows, notes = BadRows(), []
-    release, split, there, read = readers(name, task, data_dir, split, from_hub, bad_rows)
+    release, split, there, read = readers(name, task, data_dir, split, from_hub)
     chosen_on = split if split in CHOOSING else next((part for part in CHOOSING if part in there), "held_out")
     parts = {"train", split, chosen_on} - {"held_out"}
     parts |= {part for part in task.predictions if part in there} if predicted else set()
-    splits = {part: check_rows(read(part), task, bad_rows) for part in sorted(parts)}
+    bad_rows = {part: BadRows() for part in sorted(parts)}
+    splits = {part: check_rows(read(part, bad), task, bad) for part, bad in bad_rows.items()}
     for part in ("train", split, chosen_on):
         require_labels(name, task, part, splits.get(part, []), release)
     labels = labels_of(splits["train"], task)
     if task.kind == "classification" and len(labels) == 1:
         raise InputError(f"{name}: training has only the label {labels[0]!r}; it needs two or more")
-    splits = {part: without_new_labels(rows, task, labels, bad_rows) for part, rows in splits.items()}
-    notes += [note] if (note := bad_rows.settle(skip_bad_rows, release.known_defects)) else []
+    splits = {part: without_new_labels(rows, task, labels, bad_rows[part]) for part, rows in splits.items()}
+    notes = settle(splits, bad_rows, skip_bad_rows, release.known_defects)
     if task.kind == "reading":
         notes += check_defects([row for rows in splits.values() for row in rows], release.known_defects, skip_bad_rows)
     if task.drop_spaces:
@@ -292,5 +292,5 @@ def load_data(
     if chosen_on == "held_out":
         splits |= hold_out(splits["train"])
     name += (f"_{script}" if script else "") + ("_substitute" if release.substitute else "")
-    official = not (release.substitute or script or max_train_examples or max_eval_examples)
+    official = not (release.substitute or script or PART.search("; ".join(notes)))
     return Data(name, split, splits, chosen_on, labels, notes, official)

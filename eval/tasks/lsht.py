@@ -10,7 +10,7 @@ from pathlib import Path
 from zh_modernbert.eval.tasks.hub import download
 from zh_modernbert.eval.tasks.loading import Data, cut, hold_out
 from zh_modernbert.eval.tasks.registry import Grid, Task
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import BadRows, Row, settle
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.corpus.lines import read_jsonl
 from zh_modernbert.train.corpus.tables import find_file
@@ -66,12 +66,11 @@ def load_lsht(data_dir: str, from_hub: bool, skip_bad_rows: bool, max_train_exam
         if row.values["label"] not in labels:
             bad_rows.report(row.path, row.number, f"class {row.values['label']!r} does not occur in the examples")
     scored = [row for row in scored if row.values["label"] in labels]
-    note = bad_rows.settle(skip_bad_rows, {})
+    notes = ["trained on the examples of LongBench's prompts", *settle({"test": scored}, {"test": bad_rows}, skip_bad_rows, {})]
     if len(labels) < 2 or not scored:
         raise InputError(
             f"lsht: {len(labels)} classes to train on and {len(scored)} articles to score; is it {FILE} of LongBench?"
         )
-    notes = ["trained on the examples of LongBench's prompts", *([note] if note else [])]
     train, scored = cut(train, max_train_examples, "train", notes), cut(scored, max_eval_examples, "test", notes)
     splits = {**hold_out(train), "test": scored}
     return Data("lsht", "test", splits, "held_out", labels, notes)

@@ -15,7 +15,7 @@ import orjson
 
 from zh_modernbert.eval.tasks.rows import NAMED, Row
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.corpus.lines import DAMAGED, open_binary
+from zh_modernbert.train.corpus.lines import read_lines
 
 # Defects, as `find_defects` names them.
 MOVED = "an answer that is not at its answer_start"
@@ -23,6 +23,7 @@ ABSENT = "an answer that is nowhere in the passage"
 NO_QUESTION = "an empty question"
 # What stands in CMRC2018's test file for answers, which are not published.
 FAKE = re.compile(r"FAKE_ANSWER_\d+")
+JSON_NAMES = {list: "array", dict: "object"}
 # Our names of fields -> CMRC2018's own.
 CMRC_NAMES = {"id": "query_id", "question": "query_text", "context": "context_text"}
 
@@ -80,20 +81,28 @@ class Question:
 # --- reading ---
 
 
-def load_json(path: Path) -> Any:
-    """The JSON value of a file, or the list of the values of its lines."""
+def load_json(path: str | Path, expected: type = object) -> Any:
+    """The JSON value of a file, plain or compressed, or the list of the values of its lines.
+
+    Args:
+        expected: list or dict, where it must be that.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds no such value.
+    """
+    lines = [line for _, line in read_lines(path)]
     try:
-        with open_binary(path) as file:
-            content = file.read().removeprefix(b"\xef\xbb\xbf")
-    except DAMAGED as error:
-        raise InputError(f"{path}: damaged, or not what its name says: {error}") from error
-    try:
-        return orjson.loads(content)
+        value = orjson.loads("\n".join(lines))
     except ValueError as whole:
         try:
-            return [orjson.loads(line) for line in content.splitlines() if line.strip()]
+            value = [orjson.loads(line) for line in lines if line.strip()]
         except ValueError:
+            value = []
+        if not value:
             raise InputError(f"{path}: neither a JSON value nor one a line: {whole}") from whole
+    if not isinstance(value, expected):
+        raise InputError(f"{path}: expected a JSON {JSON_NAMES[expected]}, got {type(value).__name__}")
+    return value
 
 
 def read_passages(path: Path) -> Iterator[tuple[int, dict]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json, reason, write_json
+from zh_modernbert.train.common.files import aside, read_json, reason, write_json
 
 
 def results_folder(results_dir: str | Path) -> Path:
@@ -24,6 +24,10 @@ def results_folder(results_dir: str | Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder}: no file can be written there; give another --results_dir")
     return folder
+
+
+# What a result is of, beside its model, task and split: hashes of what was trained on and scored, or of the characters scored.
+OF = ("data", "text", "unit", "max_length")
 
 
 def check_name(name: str) -> None:
@@ -46,16 +50,27 @@ def row_of(result: dict) -> str:
     return row_name(result["model"], bool(random_init))
 
 
-def check_no_other(results_dir: str | Path, task: str, split: str, seeds: Iterable[int], row: str) -> None:
-    """Checks that the result files of seeds, where they are there, are of the same row, so that they may be replaced.
+def check_no_other(results_dir: str | Path, task: str, split: str, seeds: Iterable[int], row: str, said: dict) -> None:
+    """Checks that the result files of seeds, where they are there, are of the same row and data, so that they may be replaced.
+
+    Args:
+        said: what is known of the hyperparameters.
 
     Raises:
-        InputError: one is of another model.
+        InputError: one is of another model, other data or another length.
     """
-    for seed in seeds:
-        path = path_of(results_dir, task, split, seed)
-        if path.is_file() and (other := row_of(read_json(path))) != row:
-            raise InputError(f"{path}: the result of {other}, not of {row}; give another --results_dir")
+    for path in (path_of(results_dir, task, split, seed) for seed in seeds):
+        if not path.is_file():
+            continue
+        other = read_json(path)
+        if (theirs := row_of(other)) != row:
+            raise InputError(f"{path}: the result of {theirs}, not of {row}; give another --results_dir")
+        for name in (name for name in OF if name in said and name in other["hyperparameters"]):
+            if (theirs := other["hyperparameters"][name]) != said[name]:
+                raise InputError(
+                    f"{path}: a result whose {name} is {theirs}, not {said[name]}; give another --results_dir, "
+                    "or for files of your own another --name"
+                )
 
 
 def path_of(results_dir: str | Path, task: str, split: str, seed: int) -> Path:
@@ -69,7 +84,8 @@ def write_result(results_dir: str | Path, result: dict) -> Path:
         InputError: see `results_folder` and `check_no_other`.
     """
     task, split, seed = result["task"], result["split"], result["seed"]
-    check_no_other(results_dir, task, split, [seed], row_of(result))
+    check_no_other(results_dir, task, split, [seed], row_of(result), result["hyperparameters"])
     path = path_of(results_folder(results_dir), task, split, seed)
-    write_json(path, result)
+    with aside(path) as temporary:
+        write_json(temporary, result)
     return path

@@ -94,11 +94,11 @@ def test_a_model_is_saved_though_its_run_was_done_before(settings, tmp_path):
 def test_the_result_file(settings, tmp_path):
     settings.num_train_epochs, settings.max_train_examples, settings.seed = 1, 20, 7
     settings.output_dir = str(tmp_path / "fine-tuned")
-    settings.dtype = "bfloat16"
+    settings.dtype, settings.name = "bfloat16", "books"
     result = clue.main(settings)
-    assert json.loads((tmp_path / "results" / "reviews-validation-7.json").read_text(encoding="utf-8")) == result
+    assert json.loads((tmp_path / "results" / "books-validation-7.json").read_text(encoding="utf-8")) == result
     assert result.keys() == FIELDS
-    assert (result["task"], result["split"], result["seed"], result["model"]) == ("reviews", "validation", 7, settings.model)
+    assert (result["task"], result["split"], result["seed"], result["model"]) == ("books", "validation", 7, settings.model)
     assert result["num_examples"] == 60
     assert result["primary_metric"] in result["metrics"]
     assert all(0 <= value <= 100 for value in result["metrics"].values())
@@ -190,6 +190,8 @@ def change(settings: clue.Settings, **changes) -> clue.Settings:
         ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "split": "train2"}, "train2"),
         ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "data_dir": "nowhere"}, "nowhere"),
         ({"train_file": "nowhere.tsv"}, "nowhere.tsv"),
+        ({"train_file": "", "validation_file": "", "task": ["chnsenticorp"], "name": "mine"}, "leave out --name"),
+        ({"name": "a/b"}, "part of a file's name"),
         ({"text_column": "review"}, "review"),
         ({"label_column": "stars"}, "stars"),
         ({"text_pair_column": "question"}, "question"),
@@ -355,7 +357,7 @@ def benchmark(settings, tmp_path) -> clue.Settings:
     )
 
 
-def test_all_that_is_there_is_scored_and_predicted(benchmark):
+def test_all_that_is_there_is_scored_and_predicted(benchmark, monkeypatch):
     found = clue.main(benchmark)["results"]
     assert {*found} == {"chnsenticorp", "tnews", "c3", "chid", "cluener"}
     results = Path(benchmark.results_dir)
@@ -376,10 +378,17 @@ def test_all_that_is_there_is_scored_and_predicted(benchmark):
         assert {*archive.namelist()} == {*predicted}
     # Of a part of training, the same files are no official ones; and another model's are refused before it is trained.
     benchmark.task, benchmark.max_train_examples = ["tnews"], 4
+    with pytest.raises(InputError, match=r"tnews-dev-42\.json: a result whose data is"):
+        clue.main(benchmark)
+    (results / "tnews-dev-42.json").unlink()
     clue.main(benchmark)
     official, partial = (results / "predictions-42" / name for name in ("tnews11_predict.json", "tnews/tnews11_predict.json"))
     assert official.read_text(encoding="utf-8") == predicted[official.name]
     assert partial.is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "fingerprint", lambda *_: "7")  # of another training
+        with pytest.raises(InputError, match=r"predictions of (.*) with model_hash .*, not of \1 with model_hash 7; give"):
+            clue.main(benchmark)
     benchmark.random_init, benchmark.split = True, "dev"
     for path in results.glob("*.json"):
         path.unlink()
@@ -403,6 +412,17 @@ def test_what_is_done_is_not_repeated_and_what_fails_stops_no_other(benchmark, m
     assert again["seeds"] == [42, 43]
     assert again["best"] <= again["best_on_dev"]
 
+    def train(*_, **__):
+        raise InputError("trained again")
+
+    # But by other code, or other versions of libraries, they are other runs.
+    monkeypatch.setattr(running, "fine_tune", train)
+    known = running.made_by("choice")
+    for change in ({"torch": "9.0"}, {"transformers": "9.0"}, {"code": "other"}):
+        monkeypatch.setattr(running, "made_by", lambda _, made=known | change: made)
+        with pytest.raises(InputError, match="trained again"):
+            clue.main(benchmark)
+
 
 def test_bad_rows_may_be_skipped(benchmark):
     path = Path(benchmark.data_dir) / "tnews" / "dev.json"
@@ -411,7 +431,8 @@ def test_bad_rows_may_be_skipped(benchmark):
     benchmark.task, benchmark.skip_bad_rows = ["tnews"], True
     result = clue.main(benchmark)
     assert result["num_examples"] == 6
-    assert f"bad rows left out: 1 ({path}, line 7: text is empty)" in result["notes"]
+    assert f"bad rows left out: 1 ({path}, line 7: text is empty); only 6 of 7 examples of dev" in result["notes"]
+    assert (Path(benchmark.results_dir) / "predictions-42" / "tnews" / "tnews11_predict.json").is_file()  # not official
 
 
 def test_a_grid(benchmark):

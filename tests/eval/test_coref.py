@@ -111,11 +111,12 @@ def test_bad_rows(tmp_path, wrong):
     documents = [*make_documents(2, 0), {"id": "x", "text": "甲乙", "clusters": []} | wrong]
     settings = coref.Settings(validation_file=write(tmp_path / "a.jsonl", documents))
     with pytest.raises(InputError, match=r"a\.jsonl, line 3"):
-        coref.read(settings.validation_file, settings)
+        coref.read(settings.validation_file, "dev", settings)
     settings.skip_bad_rows = True
-    rows, notes = coref.read(settings.validation_file, settings)
+    rows, notes = coref.read(settings.validation_file, "dev", settings)
     assert len(rows) == 2
     assert "bad rows left out: 1" in notes[0]
+    assert notes[1] == "only 2 of 3 examples of dev"
 
 
 @pytest.mark.parametrize("text", ["", "no columns\n", CONLL.rpartition("#end")[0]])

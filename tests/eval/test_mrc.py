@@ -67,9 +67,9 @@ def test_it_learns_what_is_plain_to_see(settings):
 def test_it_learns_from_windows(settings, tmp_path):
     write_questions(tmp_path / "places.json", 80, seed=0, longest=24)
     write_questions(tmp_path / "dev.json", 20, seed=1, longest=24)
-    result = mrc.main(change(settings, max_length=24, scorer="drcd"))
+    result = mrc.main(change(settings, max_length=24, scorer="drcd", name="squares"))
     assert result["metrics"]["em"] > 80
-    assert result["task"] == "places_by_drcd"
+    assert result["task"] == "squares_by_drcd"
     assert result["metrics"]["answers_in_no_window"] == 0
 
 
@@ -146,6 +146,7 @@ def refused(settings: mrc.Settings) -> str:
         ({"task": ["drcd"]}, "either"),
         ({"train_file": "", "validation_file": ""}, "either"),
         ({"train_file": ""}, "together"),
+        ({"train_file": "", "validation_file": "", "task": ["drcd"], "name": "mine"}, "leave out --name"),
         ({"model": ""}, "either model"),
         ({"predictions_file": "a.json"}, "either model"),
         ({"model": "", "predictions_file": "a.json", "script": "hans"}, "script means nothing"),

@@ -182,12 +182,13 @@ def test_errors_in_the_result(settings, tmp_path):
     metrics = pseudo_perplexity.main(settings)["metrics"]
     assert metrics.keys() & {name, "standard_error"} == {name}
     left_out = []
-    for text in TEXTS:
+    for number, text in enumerate(TEXTS):
         (tmp_path / "others.txt").write_text("\n\n".join(other for other in TEXTS if other != text), encoding="utf-8")
-        result = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "others.txt")]))
+        others = dataclasses.replace(settings, input=[str(tmp_path / "others.txt")], name=f"without-{number}")
+        result = pseudo_perplexity.main(others)
         left_out.append(result["metrics"]["pseudo_perplexity"])
     assert metrics[name] == pytest.approx(math.sqrt(3 * np.var(left_out)), rel=1e-3)
-    assert name not in pseudo_perplexity.main(dataclasses.replace(settings, max_documents=1))["metrics"]
+    assert name not in pseudo_perplexity.main(dataclasses.replace(settings, max_documents=1, name="one"))["metrics"]
 
 
 def test_cells(settings, tmp_path):
@@ -212,17 +213,32 @@ def test_what_a_figure_is_of(settings, tmp_path):
     def said(*texts: str, **changes) -> dict:
         path = tmp_path / "these.jsonl"
         path.write_text("\n".join(json.dumps({"text": text}) for text in texts), encoding="utf-8")
-        result = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(path)], **changes))
+        changed = dataclasses.replace(
+            settings, input=[str(path)], results_dir=str(tmp_path / f"results{next(number)}"), **changes
+        )
+        result = pseudo_perplexity.main(changed)
         assert result["hyperparameters"].items() >= {"input": [str(path)], "held_out": 0.0, **changes}.items()
         assert len({cell["text"] for cell in result["cells"]}) == len(result["cells"])
         return result["hyperparameters"]
 
+    number = iter(range(10))
     first = said(*TEXTS[:2], max_length=128, max_documents=0, unigram_input=[])["text"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pseudo_perplexity, "LENGTHS", (10, 128))
         assert said(*TEXTS[1::-1], mask_share=0.5, exact_units=7, unigram_input=settings.input)["text"] == first
     others = [said(*TEXTS[:2], max_length=8), said(*TEXTS[:2], max_documents=1), said("".join(TEXTS[:2]))]
     assert len({first, *(each["text"] for each in others)}) == 4
+
+
+def test_the_result_of_another_text_stays(settings, tmp_path, monkeypatch):
+    """Nothing is computed that could not be written."""
+    pseudo_perplexity.main(settings)
+    pseudo_perplexity.main(settings)
+    monkeypatch.setattr(pseudo_perplexity, "tally", lambda *_: pytest.fail("it was scored"))
+    (tmp_path / "texts.txt").write_text(TEXTS[0], encoding="utf-8")
+    for changes, name in (({}, "text"), ({"max_length": 64}, "max_length")):
+        with pytest.raises(InputError, match=rf"all-0\.json: a result whose {name} is .*--results_dir, .* another --name"):
+            pseudo_perplexity.main(dataclasses.replace(settings, **changes))
 
 
 def test_a_space_at_the_end_is_text(settings):
@@ -259,7 +275,8 @@ def test_characters_that_a_tokenizer_drops(settings, tmp_path):
     found = {}
     for text in ("今天天气很好。", "\u3000\u3000今天  天气\n很 好。"):
         (tmp_path / "text.jsonl").write_text(json.dumps({"text": text}), encoding="utf-8")
-        found[text] = pseudo_perplexity.main(dataclasses.replace(settings, input=[str(tmp_path / "text.jsonl")]))
+        given = dataclasses.replace(settings, input=[str(tmp_path / "text.jsonl")], name=f"text-{len(found)}")
+        found[text] = pseudo_perplexity.main(given)
     plain, spaced = found.values()
     assert (plain["metrics"]["characters"], spaced["metrics"]["characters"]) == (7, 13)
     assert (plain["metrics"]["characters_in_no_token"], spaced["metrics"]["characters_in_no_token"]) == (0, 6)

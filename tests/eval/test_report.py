@@ -112,6 +112,17 @@ def test_seeds_of_other_settings(one, two, said, write, tmp_path):
         report.main(settings(tmp_path))
 
 
+def test_two_models_that_are_called_the_same(write, tmp_path):
+    """As one training after another leaves them. Random weights of the same folder have a row and a hash of their own."""
+    write("afqmc", {"accuracy": 74.0}, model_hash="1a")
+    write("afqmc", {"accuracy": 60.0}, model_hash="2b", notes="fine-tuned from random weights")
+    write("tnews", {"accuracy": 50.0})
+    report.main(settings(tmp_path))
+    write("csl", {"accuracy": 75.0}, model_hash="3c")
+    with pytest.raises(InputError, match=r"0\.json and .*3\.json: .*called mine: their model_hash is 1a and 3c"):
+        report.main(settings(tmp_path))
+
+
 def test_seeds_for_which_a_grid_and_dev_chose(write, tmp_path):
     for seed, rate in enumerate([1e-5, 5e-5]):
         write(

@@ -218,9 +218,12 @@ def test_retrieval_of_long_documents(settings, tmp_path):
     write_lines(tmp_path / "nanomldr-zh" / "qrels.jsonl", [{"query-id": name, "corpus-id": name[2:]} for name in queries])
     changed = replace(settings, pairs_file="", task=["mldr_zh", "nanomldr_zh"], data_dir=str(tmp_path))
     first, second = sts.main(changed)["results"]
-    assert (first["task"], first["split"], first["num_examples"], second["task"]) == ("mldr_zh", "test", 5, "nanomldr_zh")
+    assert (first["task"], first["split"], first["num_examples"]) == ("mldr_zh_long_128", "test", 5)
+    assert second["task"] == "nanomldr_zh_long_128"
     assert first["metrics"] == second["metrics"]
     assert first["metrics"]["ndcg_10"] == 100
+    sts.main(replace(changed, max_length=64))
+    assert len([*Path(settings.results_dir).glob("mldr_zh_long_*.json")]) == 2
     write_lines(tmp_path / "nanomldr-zh" / "qrels.jsonl", [{"query-id": "q-0", "corpus-id": "99"}])
     with pytest.raises(InputError, match="'99'"):
         sts.main(replace(changed, task=["nanomldr_zh"]))

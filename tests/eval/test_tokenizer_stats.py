@@ -116,7 +116,13 @@ def test_answers_count_once_and_only_where_they_stand(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("{", "SQuAD"), ("[]", "SQuAD"), ('{"data": [{}]}', "SQuAD"), (json.dumps(squad(("好", [(-1, "好")]))), "no answer")],
+    [
+        ("{", "JSON"),
+        ("", "JSON"),
+        ("[]", "SQuAD"),
+        ('{"data": [{}]}', "SQuAD"),
+        (json.dumps(squad(("好", [(-1, "好")]))), "no answer"),
+    ],
 )
 def test_file_without_answers(tmp_path, content, said):
     (tmp_path / "a.json").write_text(content)

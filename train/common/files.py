@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,20 @@ def write_json(path: Path, value) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a character: JSON spells it so, too
     temporary.replace(path)
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which no other process has. The file takes the place of `path` when the block ends well.
+
+    Several processes may so write one file. The last of them is what stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def put_in_place(folder: Path, path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.registry import TASKS, Task
-from zh_modernbert.eval.tasks.rows import BadRows, Row
+from zh_modernbert.eval.tasks.rows import BadRows, Row, settle
 from zh_modernbert.train.common.cli import InputError
 
 
@@ -57,13 +57,15 @@ def test_what_the_benchmark_drops_is_not_bad():
 
 
 def test_bad_rows_stop_the_run_or_are_noted():
-    bad_rows = BadRows()
-    assert bad_rows.settle(False, {}) == ""
+    bad_rows, left = BadRows(), {"dev": [Row("a.tsv", 6, {})]}
+    assert settle(left, {"dev": bad_rows}, False, {}) == []
     for number in range(1, 6):
         bad_rows.report("a.tsv", number, "text is empty")
     with pytest.raises(InputError, match=r"a.tsv, line 1: .*line 3: text is empty; and 2 more; mend .* --skip_bad_rows true"):
-        bad_rows.settle(False, {})
-    assert bad_rows.settle(True, {}).startswith("bad rows left out: 5 (a.tsv, line 1")
-    assert bad_rows.settle(False, {"text is empty": 5}).startswith("bad rows left out: 5")
+        settle(left, {"dev": bad_rows}, False, {})
+    note, part = settle(left, {"dev": bad_rows}, True, {})
+    assert note.startswith("bad rows left out: 5 (a.tsv, line 1")
+    assert part == "only 1 of 6 examples of dev"
+    assert settle(left, {"dev": bad_rows}, False, {"text is empty": 5}) == [note]
     with pytest.raises(InputError):
-        bad_rows.settle(False, {"text is empty": 4})  # more than are known
+        settle(left, {"dev": bad_rows}, False, {"text is empty": 4})  # more than are known

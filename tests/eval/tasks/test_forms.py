@@ -8,6 +8,7 @@ import pytest
 from zh_modernbert.eval.tasks.forms import BadRowError, entities_of_tags, read_files, shape_chid, shape_cluewsc
 from zh_modernbert.eval.tasks.registry import Release
 from zh_modernbert.eval.tasks.rows import BadRows
+from zh_modernbert.train.common.cli import InputError
 
 
 def read(folder: Path, name: str, content, **options) -> tuple[list[dict], list[str]]:
@@ -74,6 +75,22 @@ def test_chid_of_clue_has_its_answers_beside_it(tmp_path):
     assert rows == [
         {"passages": content[0]["content"], "candidates": content[0]["candidates"], "labels": {"#idiom1#": 1, "#idiom2#": 0}}
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "neither a JSON value nor one a line"), ("", "neither a JSON"), ("[1]", "expected a JSON object, got list")],
+)
+def test_damaged_answers_of_chid(tmp_path, content, said):
+    (tmp_path / "dev_answer.json").write_text(content)
+    with pytest.raises(InputError, match=rf"dev_answer\.json: {said}"):
+        read(tmp_path, "dev.json", [{"content": ["甲#idiom1#乙"], "candidates": ["一心一意", "三心二意"]}], form="chid")
+
+
+@pytest.mark.parametrize(("content", "said"), [("[[", "neither a JSON"), ('{"data": []}', "expected a JSON array, got dict")])
+def test_damaged_files_of_c3(tmp_path, content, said):
+    with pytest.raises(InputError, match=rf"a\.json: {said}"):
+        read(tmp_path, "a.json", content, form="c3")
 
 
 def test_chid_of_fewclue_and_of_the_hub(tmp_path):

@@ -98,6 +98,24 @@ def test_labels_that_training_has_not(tmp_path):
     assert "bad rows left out: 1" in data.notes[0]
 
 
+def test_a_split_is_whole_without_known_defects_alone(tmp_path):
+    known = dataclasses.replace(TASK, releases=(dataclasses.replace(OFFICIAL, known_defects={"unknown label": 2}),))
+    write(tmp_path / "task", "train.tsv", "0a", "1b", "7c")
+    write(tmp_path / "task", "dev.tsv", "0a", "1b", "7c")
+    write(tmp_path / "task", "test.tsv", "0a", "1b")
+    data = load_data("task", known, str(tmp_path), predicted=True, skip_bad_rows=True, max_eval_examples=2)
+    assert data.official
+    assert [note.partition(" (")[0] for note in data.notes] == ["bad rows left out: 2"]
+    data = load_data("task", TASK, str(tmp_path), predicted=True, skip_bad_rows=True)
+    assert not data.official
+    assert data.notes[1:] == ["only 2 of 3 examples of dev", "only 2 of 3 examples of train"]
+    for name, lost in (("train", "train"), ("dev", "dev"), ("test", "test")):
+        for part in ("train", "dev", "test"):
+            write(tmp_path / "task", f"{part}.tsv", "0a", "1b", *(["7c"] if part == name else []))
+        data = load_data("task", TASK, str(tmp_path), predicted=True, skip_bad_rows=True)
+        assert (data.official, data.notes[1:]) == (False, [f"only 2 of 3 examples of {lost}"])
+
+
 def test_a_split_of_which_too_little_is_left(tmp_path):
     write(tmp_path / "task", "train.tsv", "0a", "1b")
     write(tmp_path / "task", "dev.tsv", "0a", "7b")

@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,35 @@ def test_a_zip_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatc
         zip_predictions(folder)
     with zipfile.ZipFile(tmp_path / "predictions-1.zip") as archive:
         assert archive.namelist() == ["afqmc_predict.json"]
+
+
+def test_processes_of_one_folder(tmp_path, monkeypatch):
+    """Others write in the middle of each step of one, and nothing is lost."""
+    folder, others, busy = tmp_path / "predictions-1", iter(["a", "b", "c", "d"]), []
+
+    def work(name: str) -> None:
+        claim(folder, "model")
+        write_predictions(folder / f"{name}_predict.json", [{"id": 0, "label": name}])
+        zip_predictions(folder)
+
+    def with_others(step):
+        def do(*arguments, **options):
+            step(*arguments, **options)
+            if not busy and (name := next(others, None)):
+                busy.append(name)
+                work(name)
+                busy.clear()
+
+        return do
+
+    monkeypatch.setattr(Path, "write_text", with_others(Path.write_text))
+    monkeypatch.setattr(zipfile.ZipFile, "write", with_others(zipfile.ZipFile.write))
+    work("mine")
+    assert (folder / "model.txt").read_text() == "model"
+    with zipfile.ZipFile(tmp_path / "predictions-1.zip") as archive:
+        found = {name: json.loads(archive.read(name))["label"] for name in archive.namelist()}
+    assert found == {f"{name}_predict.json": name for name in ("a", "b", "c", "d", "mine")}
+    assert {path.name for path in folder.iterdir()} == {"model.txt", *found}
 
 
 def test_without_official_files_there_is_no_zip(tmp_path):

@@ -35,6 +35,21 @@ def test_the_result_of_another_model_is_never_replaced(tmp_path, other):
     assert path.read_bytes() == kept
 
 
+def test_a_result_of_other_data_or_another_length_stays(tmp_path):
+    path = write_result(tmp_path, result_of("mine", data="1a", max_length=512))
+    write_result(tmp_path, result_of("mine", data="1a", max_length=512, learning_rate=1.0))
+    kept = path.read_bytes()
+    for said, name in (
+        ({"data": "2b", "max_length": 512}, "data is 1a, not 2b"),
+        ({"max_length": 64}, "max_length is 512, not 64"),
+    ):
+        with pytest.raises(
+            InputError, match=rf"dev-42\.json: a result whose {name}; give another --results_dir, or for files of"
+        ):
+            write_result(tmp_path, result_of("mine", **said))
+    assert path.read_bytes() == kept
+
+
 def test_a_folder_that_takes_no_results(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file: no folder for results can be made there: .*; give another --results_dir"):
