@@ -23,9 +23,9 @@ from zh_modernbert.eval.tasks.loading import Data, find_release, place_of
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import check_name
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.devices import check_environment
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.corpus.tables import find_file, form_of
-from zh_modernbert.train.pretraining.parallel import check_environment
 
 KINDS = ("classification", "regression", "choice", "cloze", "tagging", "segmentation")
 NAMES = [name for name, task in TASKS.items() if task.kind in KINDS]
@@ -94,11 +94,11 @@ def kind_of(settings: Settings, task: Task, data: Data, tokenizer: PreTrainedTok
     if task.kind == "classification":
         return classification(task, tokenizer, max_length, in_order_of(config.label2id, data.labels))
     if task.kind == "regression":
-        return regression(task, tokenizer, max_length)
+        return regression(tokenizer, max_length)
     if task.kind == "choice":
-        return choice(task, tokenizer, max_length, max(len(values["choices"]) for values in rows))
+        return choice(tokenizer, max_length, max(len(values["choices"]) for values in rows))
     if task.kind == "cloze":
-        return cloze(task, tokenizer, max_length, max(len(values["candidates"]) for values in rows))
+        return cloze(tokenizer, max_length, max(len(values["candidates"]) for values in rows))
     return tagging(task, tokenizer, max_length, data.labels, settings.split_characters or task.kind == "segmentation")
 
 

@@ -23,8 +23,8 @@ from zh_modernbert.eval.tasks.registry import Grid, Task
 from zh_modernbert.eval.tasks.results import check_name, write_result
 from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.devices import check_environment
 from zh_modernbert.train.common.model_folder import check_max_length
-from zh_modernbert.train.pretraining.parallel import check_environment
 
 OF_TASKS = ("data_dir", "from_hub", "script", "output_dir")  # settings for tasks with a home, and for heads of transformers
 TASK = Task(

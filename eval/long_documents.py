@@ -33,9 +33,8 @@ from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import TASKS, Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import run, setting
-from zh_modernbert.train.common.devices import default_dtype
+from zh_modernbert.train.common.devices import check_environment, default_dtype
 from zh_modernbert.train.common.model_folder import check_max_length
-from zh_modernbert.train.pretraining.parallel import check_environment
 
 LONG = {
     **{name: task for name, task in TASKS.items() if task.kind == "reading"},

@@ -23,10 +23,10 @@ from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
 from zh_modernbert.eval.tasks.results import check_name, write_result
 from zh_modernbert.eval.tasks.rows import NAMED, hash_rows
 from zh_modernbert.train.common.cli import InputError, run, setting
+from zh_modernbert.train.common.devices import check_environment
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.common.model_folder import check_max_length
 from zh_modernbert.train.corpus.tables import find_file
-from zh_modernbert.train.pretraining.parallel import check_environment
 
 NOT_OF_ANSWERS = ("script", "from_hub", "max_eval_examples", "max_train_examples", "grid", "predictions", "output_dir")
 NAMES = [name for name, task in TASKS.items() if task.kind == "reading"]

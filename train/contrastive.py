@@ -26,7 +26,7 @@ from transformers import TrainerCallback
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
-from zh_modernbert.train.common.devices import check_one_device, default_dtype, has_bfloat16
+from zh_modernbert.train.common.devices import check_dtype, check_environment, check_one_device, default_dtype
 from zh_modernbert.train.common.files import read_json, require_folder
 from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
 from zh_modernbert.train.common.stage import SCRATCH, run_stage
@@ -269,10 +269,10 @@ def made_of(model: str) -> str:
 
 
 def main(settings: Settings) -> dict:
+    check_environment(mixed_precision="no")
     check_one_device()
     settings = replace(settings, dtype=settings.dtype or default_dtype())  # before the recipe is made, which has it
-    if settings.dtype == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
-        raise InputError("contrastive: dtype bfloat16: this GPU has none; take float32")
+    check_dtype(settings.dtype)
     local = [settings.model] if Path(settings.model).exists() else []
 
     def build(work: Path) -> dict:

@@ -37,13 +37,13 @@ from torch import nn
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.tokenization_zh_modernbert import ZhModernBertTokenizer
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
+from zh_modernbert.train.common.devices import check_environment
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.model_folder import save_model
 from zh_modernbert.train.pretraining.checkpoint import Rotation, load_checkpoint, newest_undamaged, save_checkpoint, writing
 from zh_modernbert.train.pretraining.optimizer import build_optimizer
 from zh_modernbert.train.pretraining.parallel import (
     agree,
-    check_environment,
     end_processes,
     gather_model,
     on_main_process,

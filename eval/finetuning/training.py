@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.devices import check_one_device, has_bfloat16
+from zh_modernbert.train.common.devices import check_dtype, check_one_device
 
 Metrics = dict[str, float]
 Score = Callable[[list, list], Metrics]  # (answers, references), one of each an example
@@ -106,12 +106,11 @@ def fine_tune(
         The scores are one `{"epoch", "metrics", "halves"}` an epoch; `halves` as `score_halves`.
 
     Raises:
-        InputError: `device_batch_size` does not divide the batch, the training diverged, the GPU has no bfloat16, or as
-            `check_one_device`.
+        InputError: `device_batch_size` does not divide the batch, the training diverged, or as `check_one_device` and
+            `check_dtype`.
     """
     check_one_device()
-    if hyperparameters.dtype == "bfloat16" and torch.cuda.is_available() and not has_bfloat16():
-        raise InputError("dtype bfloat16: this GPU has none; take float32")
+    check_dtype(hyperparameters.dtype)
     at_once = min(device_batch_size or hyperparameters.batch_size, hyperparameters.batch_size)
     if hyperparameters.batch_size % at_once:
         raise InputError(f"device_batch_size is {at_once}; it must divide batch_size, {hyperparameters.batch_size}")

@@ -13,7 +13,6 @@ from transformers import AutoModelForMultipleChoice
 from zh_modernbert.eval.finetuning.training import Examples, Metrics
 from zh_modernbert.eval.kinds.kind import Kind, identity
 from zh_modernbert.eval.tasks.forms import MARK
-from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import InputError
 
@@ -42,7 +41,7 @@ def position_share(positions: list[int]) -> float:
     return 100 * max(Counter(positions).values()) / len(positions)
 
 
-def choice(task: Task, tokenizer, max_length: int, width: int) -> Kind:
+def choice(tokenizer, max_length: int, width: int) -> Kind:
     """A passage against question and choice. Only the passage is cut.
 
     Args:
@@ -100,7 +99,7 @@ def assign(scores: np.ndarray) -> list[int]:
     return linear_sum_assignment(-log_softmax(scores.astype(np.float64), axis=-1))[1].tolist()
 
 
-def cloze(task: Task, tokenizer, max_length: int, width: int) -> Kind:
+def cloze(tokenizer, max_length: int, width: int) -> Kind:
     """Each candidate against the passage with the candidate in one gap and a mask in the others.
 
     So an idiom may be of any number of tokens, and no entry of the vocabulary has to be set aside for the gap. Of a passage

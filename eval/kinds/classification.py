@@ -127,7 +127,7 @@ def classification(task: Task, tokenizer, max_length: int, names: list[str]) -> 
     )
 
 
-def regression(task: Task, tokenizer, max_length: int) -> Kind:
+def regression(tokenizer, max_length: int) -> Kind:
     def encode(rows: list[Row]) -> Examples:
         references = [float(row.values["label"]) for row in rows] if "label" in rows[0].values else []
         features = encode_texts(tokenizer, max_length, rows, **({"labels": references} if references else {}))

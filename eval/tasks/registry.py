@@ -12,20 +12,6 @@ from dataclasses import dataclass, field, replace
 
 from zh_modernbert.eval.tasks.reading import ABSENT, MOVED, NO_QUESTION
 
-# What a task asks of a model, each with a head of its own.
-KINDS = {
-    "classification": "AutoModelForSequenceClassification",
-    "regression": "AutoModelForSequenceClassification",
-    "choice": "AutoModelForMultipleChoice",
-    "cloze": "AutoModelForMultipleChoice",
-    "tagging": "AutoModelForTokenClassification",
-    "segmentation": "AutoModelForTokenClassification",
-    "reading": "AutoModelForQuestionAnswering",
-    "similarity": "AutoModel",
-    "retrieval": "AutoModel",
-    "coreference": "AutoModel",
-}
-
 
 @dataclass(frozen=True)
 class Release:

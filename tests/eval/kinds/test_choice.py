@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from zh_modernbert.eval.kinds.choice import assign, choice, cloze
-from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.rows import Row
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
@@ -23,7 +22,7 @@ def question(*choices: str, label: str | None = None, **more) -> Row:
 
 
 def test_question_and_choice_are_never_cut(tokenizer):
-    kind = choice(Task("choice", ()), tokenizer, 48, 3)
+    kind = choice(tokenizer, 48, 3)
     examples = kind.encode([question("老师", "学生", "工程师和图书馆", label="学生"), question("老师", "学生", label="老师")])
     assert examples.features["labels"] == [1, 0]
     assert examples.groups == [PASSAGE] * 2  # so that one half of dev has both
@@ -39,7 +38,7 @@ def test_question_and_choice_are_never_cut(tokenizer):
 
 
 def test_added_choices_are_no_answers_and_equal_ones_are_right_both(tokenizer):
-    kind = choice(Task("choice", ()), tokenizer, 48, 4)
+    kind = choice(tokenizer, 48, 4)
     rows = [question("甲", "乙", "甲", label="甲"), question("甲", "乙", label="乙", id="d-3")]
     examples = kind.encode(rows)
     answers = examples.decode(np.array([[0, 1, 2, 9.0], [1, 0, 9, 9.0]]))
@@ -52,7 +51,7 @@ def test_added_choices_are_no_answers_and_equal_ones_are_right_both(tokenizer):
 
 def test_no_room_for_a_passage_is_said(tokenizer):
     with pytest.raises(InputError, match=r"c3.json, line 5: question and choice have \d+ tokens.* give --max_length \d+"):
-        choice(Task("choice", ()), tokenizer, 8, 2).encode([question("工程师和图书馆", "学生")])
+        choice(tokenizer, 8, 2).encode([question("工程师和图书馆", "学生")])
 
 
 def test_no_candidate_twice_by_the_best_sum():
@@ -66,7 +65,7 @@ def gaps(*passages: str, **more) -> Row:
 
 
 def test_candidates_stand_in_their_gap_and_masks_in_the_others(tokenizer):
-    kind = cloze(Task("cloze", ()), tokenizer, 64, 3)
+    kind = cloze(tokenizer, 64, 3)
     rows = [
         gaps("我们#idiom01#和#idiom02#。", "没有", "讨论#idiom03#。", labels={"#idiom01#": 0, "#idiom02#": 2, "#idiom03#": 1})
     ]
@@ -86,7 +85,7 @@ def test_candidates_stand_in_their_gap_and_masks_in_the_others(tokenizer):
 
 
 def test_what_is_around_a_gap_stays(tokenizer):
-    kind = cloze(Task("cloze", ()), tokenizer, 40, 3)
+    kind = cloze(tokenizer, 40, 3)
     for passage in (PASSAGE + "他#idiom1#了" + PASSAGE, "他#idiom1#了" + PASSAGE, PASSAGE + "他#idiom1#了"):
         for ids, word in zip(kind.encode([gaps(passage)]).features["input_ids"][0], ("研究", "会议", "天气预报"), strict=True):
             assert 30 <= len(ids) <= 40

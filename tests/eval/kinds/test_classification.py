@@ -62,7 +62,7 @@ def test_what_is_asked_of_one_text_is_one_group(tokenizer):
     rows = rows_of(*({"text": text} for text in ("[他]见了_老师_", "_他_见了[老师]", "他走了")))
     for kind in (
         classification(TASKS["cluewsc2020"], tokenizer, 20, ["false", "true"]),
-        regression(Task("regression", ()), tokenizer, 20),
+        regression(tokenizer, 20),
     ):
         first, same, other = kind.encode(rows).groups
         assert first == same != other
@@ -91,7 +91,7 @@ def test_what_stands_beside_a_score(tokenizer):
     metrics = kind.baseline(train, rows_of(*({**same, "label": "1"}, {**same, "label": "1"}, {**other, "label": "0"})))
     assert metrics["majority_class"] == pytest.approx(200 / 3)
     assert metrics["overlap_accuracy"] == metrics["overlap_auroc"] == 100
-    numbers = regression(Task("regression", ()), tokenizer, 16)
+    numbers = regression(tokenizer, 16)
     assert numbers.baseline([], rows_of({**same, "label": "5"}, {**other, "label": "0"}))["overlap_spearman"] == pytest.approx(
         1
     )

@@ -23,8 +23,8 @@ from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertEncoderLayer
 from zh_modernbert.train import pretrain
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.devices import check_environment
 from zh_modernbert.train.pretraining.checkpoint import checkpoints
-from zh_modernbert.train.pretraining.parallel import check_environment
 
 pytestmark = pytest.mark.usefixtures("one_thread", "unrendered_plots")
 
