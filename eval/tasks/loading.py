@@ -13,8 +13,8 @@ from zh_modernbert.eval.tasks.reading import check_defects
 from zh_modernbert.eval.tasks.registry import Release, Task
 from zh_modernbert.eval.tasks.rows import PART, BadRows, Row, part_note, settle
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.corpus.lines import PACKED
 from zh_modernbert.train.corpus.ngrams import ngram_hashes, tokens
-from zh_modernbert.train.corpus.tables import PACKED
 
 HELD_OUT = 10  # every tenth example of training chooses, where no other split may,
 MOST_HELD_OUT = 2000  # and no more than these

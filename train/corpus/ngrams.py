@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from zh_modernbert.train.corpus.characters import converter
+from zh_modernbert.train.corpus.characters import code_points, converter
 
 ALONE = 0x2E80  # from this code point on scripts have no spaces, and each letter is a token
 
@@ -28,7 +28,7 @@ def letter_table(fold_scripts: bool) -> np.ndarray:
 
 def letters(text: str, fold_scripts: bool = False) -> np.ndarray:
     """`(L,)` uint32: the letters and digits of a text, as `letter_table` gives them."""
-    codes = letter_table(fold_scripts)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
+    codes = letter_table(fold_scripts)[code_points(text)]
     return codes[codes > 0]
 
 
@@ -45,7 +45,7 @@ def tokens(text: str) -> tuple[np.ndarray, np.ndarray]:
 
     "GPT-4 很好" has the tokens gpt, 4, 很 and 好 at places 0, 4, 6 and 7. "gpt：4，很好" has the same hashes.
     """
-    codes = letter_table(True)[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")]
+    codes = letter_table(True)[code_points(text)]
     letter, word = codes > 0, (codes > 0) & (codes < ALONE)
     starts = letter.copy()
     starts[1:] &= ~(word[1:] & word[:-1])

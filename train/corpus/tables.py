@@ -1,4 +1,4 @@
-"""Rows of named columns from delimited and JSON Lines files, plain, gzip or zstd."""
+"""Rows of named columns from delimited and JSON Lines files, plain or compressed."""
 
 import csv
 import io
@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.corpus.lines import DAMAGED, STRICT, BadLines, open_binary, read_jsonl, read_lines
-
-PACKED = (".gz", ".zst")
+from zh_modernbert.train.corpus.lines import DAMAGED, PACKED, STRICT, BadLines, open_binary, read_jsonl, read_lines
 
 
 def find_file(path: str | Path) -> Path:
-    """`path`, or `path` with .gz or .zst added if only that exists."""
+    """`path`, or `path` with the ending of a compression added if only that exists."""
     for candidate in (Path(path), *(Path(f"{path}{suffix}") for suffix in PACKED)):
         if candidate.is_file():
             return candidate
@@ -80,7 +78,9 @@ def read_table(
     elif form == ".csv":
         found = _delimited(path, {}, bad_lines)
     else:
-        raise InputError(f"{path}: unknown form; it must end in .tsv, .csv or .jsonl, and may end in .gz or .zst after that")
+        raise InputError(
+            f"{path}: unknown form; it must end in .tsv, .csv or .jsonl, and may end in {', '.join(PACKED)} after that"
+        )
     rows, empty = [], True
     for number, values in found:
         empty = False
