@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     tokenizer: list[str] = setting(help="tokenizer folders or Hub ids")
     text: list[str] = setting(help="text files or folders, as for train/sources.py")
     held_out: float = setting(0.0, "only the documents that train_tokenizer.py leaves out; 0: all", least=0, most=1)
-    answers: list[str] = setting([], "files of SQuAD's form, plain, .gz or .zst")
+    answers: list[str] = setting([], "files of SQuAD's form, plain or compressed")
     model_config: str = setting("", "a model.json, for the share of its parameters that the embeddings would be")
     trust_remote_code: bool = setting(False, "run the code that a tokenizer's folder brings")
     results_dir: str = setting("results", "where tokenizer_stats.json and .png go")

@@ -112,7 +112,7 @@ def read_objects(path: Path, bad_rows: BadRows) -> Iterator[Row]:
 
 
 def read_documents(path: str | Path, bad_rows: BadRows) -> list[Row]:
-    """The documents of a file, by its ending: .jsonl or .json, else CoNLL-2012; plain, .gz or .zst.
+    """The documents of a file, by its ending: .jsonl or .json, else CoNLL-2012; plain or compressed.
 
     Raises:
         InputError: the file is missing, damaged, of another form, or has no document.

@@ -102,7 +102,8 @@ def require_release(folder: Path, name: str, task: Task, split: str) -> tuple[Re
     official = task.releases[0].splits
     names = [file for part in ("train", split or known[0]) for file in official.get(part, ())]
     missing = [file for file in names if not is_there(folder, file)]
-    raise InputError(f"{folder}: {name} needs {', '.join(missing or names)}, plain, .gz or .zst; give the folder as --data_dir")
+    needed = ", ".join(missing or names)
+    raise InputError(f"{folder}: {name} needs {needed}, plain or compressed; give the folder as --data_dir")
 
 
 # --- rows ---

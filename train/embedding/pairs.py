@@ -24,7 +24,7 @@ class PairSet(BaseSettings):
     """One data set: a table in a file or on the Hub, or queries, documents and what is relevant."""
 
     name: str = setting(help="what it is called in logs and results")
-    path: str = setting("", "a table: .jsonl, .csv, .tsv, or with header any text file; plain, .gz or .zst")
+    path: str = setting("", "a table: .jsonl, .csv, .tsv, or with header any text file; plain or compressed")
     dataset: str = setting("", "a Hub dataset id: a table, or the home of the files of qrels")
     config: str = setting("", "configuration of the Hub dataset")
     split: str = setting("train", "split of the Hub dataset")

@@ -74,7 +74,7 @@ def test_a_stand_in_shares_nothing_in_another_form(tmp_path):
     ("split", "said"),
     [
         ("dev3", "task has no split 'dev3'; it has dev, test"),
-        ("dev", "task needs train.tsv, plain, .gz or .zst"),
+        ("dev", "task needs train.tsv, plain or compressed"),
         ("test", "task: test has no labels (label); score dev, and --predictions true writes"),
     ],
 )
