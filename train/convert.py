@@ -10,7 +10,7 @@ It is compared with transformers' class with RMSNorm in it. Code that comes with
 tokenizer is run only with `--trust_remote_code true`, to see whether tokenizer.json alone gives the same ids; the code is
 left out then.
 
-    python train/convert.py answerdotai/ModernBERT-base runs/modernbert-base
+    python train/convert.py --source answerdotai/ModernBERT-base --output_dir runs/modernbert-base
 """
 
 import inspect
@@ -80,8 +80,8 @@ model = {auto_class}.from_pretrained("{name}", trust_remote_code=True)
 
 @dataclass
 class Settings(BaseSettings):
-    source: str = setting(help="folder or Hub id of a stock ModernBERT", positional=True)
-    output_dir: str = setting(help="folder to write; must not exist", positional=True)
+    source: str = setting(help="folder or Hub id of a stock ModernBERT")
+    output_dir: str = setting(help="folder to write; must not exist")
     norm_type: str = setting("", "`rmsnorm` or `layernorm` where the config does not say; empty: as it says", ("", *NORM_TYPES))
     trust_remote_code: bool = setting(False, "run the code of the source's tokenizer, to compare its ids", running=True)
 

@@ -132,7 +132,7 @@ def refused(monkeypatch, capsys, tmp_path):
         before = sorted(tmp_path.rglob("*"))
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
-            run_convert(monkeypatch, source, output_dir)
+            run_convert(monkeypatch, "--source", source, "--output_dir", output_dir)
         assert stop.value.code == 2
         assert sorted(tmp_path.rglob("*")) == before
         printed = capsys.readouterr()
@@ -479,7 +479,7 @@ def test_a_hub_id_on_the_command_line(save_stock, tmp_path, monkeypatch, capsys)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    run_convert(monkeypatch, "me/stock", tmp_path / "converted")
+    run_convert(monkeypatch, "--source", "me/stock", "--output_dir", tmp_path / "converted")
     printed = capsys.readouterr()
     result = json.loads(printed.out.splitlines()[-1])
     assert result["max_abs_diff"] > 0

@@ -1,7 +1,6 @@
 """The one grammar of every script here: `NAME.py [PRESET.yaml] [--field value ...]`.
 
-A script has one dataclass of settings, the only home of its defaults. A script whose settings have positional fields takes them
-instead of a preset: `NAME.py SOURCE OUTPUT_DIR [--field value ...]`. A preset is a mapping of fields. A preset that several
+A script has one dataclass of settings, the only home of its defaults. A preset is a mapping of fields. A preset that several
 scripts share has one such mapping under the name of each. Flags beat the preset. An unknown key is an error that names the
 nearest known one. A value is text until the type of its field says what it is, so that 20:00:00, 010 and no are what was typed.
 The last line on stdout is the result as one JSON object; everything else goes to stderr. Bad settings or input end with one
@@ -24,6 +23,8 @@ from typing import Any
 
 import yaml
 
+FORM = "[PRESET.yaml] [--field value ...]"
+
 
 class InputError(Exception):
     """Bad settings or input; its text is one clear line that says where and what to do."""
@@ -39,18 +40,15 @@ def describe(error: Exception) -> str:
     return one_line(f"{type(error).__name__}: {error}")
 
 
-def setting(
-    default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, positional=False, running=False
-) -> Any:
+def setting(default=dataclasses.MISSING, help: str = "", choices: tuple = (), least=None, most=None, running=False) -> Any:
     """A documented field of a settings dataclass. A field without `default` must be given.
 
     Args:
         choices: the values that the field may have; of a list, the values of its items.
         least, most: bounds of a number, or of each number of a list.
-        positional: the field may be given without its flag, in the order of the fields; the script then takes no preset.
         running: the field says how and where the work is done, and has no influence on the output.
     """
-    metadata = {"help": help, "choices": choices, "least": least, "most": most, "positional": positional, "running": running}
+    metadata = {"help": help, "choices": choices, "least": least, "most": most, "running": running}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -164,8 +162,7 @@ def settings_from(settings_class: type, values: dict, where: str):
     for name, field in fields.items():
         missing = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if missing and name not in converted:
-            elsewhere = "" if field.metadata.get("positional") else " or put it in the preset"
-            raise InputError(f"{where}: {name} is missing; give --{name}{elsewhere}")
+            raise InputError(f"{where}: {name} is missing; give --{name} or put it in the preset")
     return settings_class(**converted)
 
 
@@ -240,17 +237,8 @@ def preset_values(path: str, script: str, fields: Collection[str]) -> dict:
     return values
 
 
-def positional_fields(settings_class: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(settings_class) if field.metadata.get("positional")]
-
-
-def form(settings_class: type) -> str:
-    """The form of the arguments, as usage and errors show it."""
-    return f"{' '.join(map(str.upper, positional_fields(settings_class))) or '[PRESET.yaml]'} [--field value ...]"
-
-
 def parse(settings_class: type, arguments: list[str], script: str):
-    """Settings from `[PRESET.yaml] [--field value ...]`, or with the positional fields in the preset's place.
+    """Settings from the arguments.
 
     Raises:
         InputError: the arguments have another form, a flag is unknown, given twice or has no value; or as `preset_values` and
@@ -259,18 +247,13 @@ def parse(settings_class: type, arguments: list[str], script: str):
     arguments = list(arguments)
     values, where = {}, script
     hints, given = typing.get_type_hints(settings_class), set()
-    positional = positional_fields(settings_class)
-    if not positional and arguments and not arguments[0].startswith("--"):
+    if arguments and not arguments[0].startswith("--"):
         where = arguments.pop(0)
         values = dict(preset_values(where, script, hints))
-    for name in positional:
-        if arguments and not arguments[0].startswith("--"):
-            values[name] = flag_value(arguments.pop(0), hints[name], f"{script}: {name}")
-            given.add(name)
     while arguments:
         flag = arguments.pop(0)
         if not flag.startswith("--"):
-            raise InputError(f"{script}: unexpected argument {flag!r}; the form is {form(settings_class)}")
+            raise InputError(f"{script}: unexpected argument {flag!r}; the form is {FORM}")
         name, has_value, inline = flag[2:].partition("=")
         texts = [inline] if has_value else []
         while not has_value and arguments and not arguments[0].startswith("--"):
@@ -310,7 +293,7 @@ def flag_value(text: str, kind, where: str):
 
 
 def usage(settings_class: type, script: str, description: str) -> str:
-    lines = [description.strip(), "", f"usage: {script}.py {form(settings_class)}", ""]
+    lines = [description.strip(), "", f"usage: {script}.py {FORM}", ""]
     for field in dataclasses.fields(settings_class):
         kind = field.type.__name__ if isinstance(field.type, type) and not typing.get_args(field.type) else str(field.type)
         if field.default_factory is not dataclasses.MISSING:

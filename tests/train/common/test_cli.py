@@ -156,25 +156,6 @@ def test_sections_of_one_preset(tmp_path):
     assert parse(Settings, [preset, "--steps", "1"], "clean").output_dir == "b"
 
 
-@dataclass
-class Positional(BaseSettings):
-    source: str = setting(positional=True)
-    output_dir: str = setting(positional=True)
-    steps: int = setting(10)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["007", "b.yaml", "--steps", "7"],
-        ["007", "--output_dir", "b.yaml", "--steps", "7"],
-        ["--steps", "7", "--output_dir", "b.yaml", "--source", "007"],
-    ],
-)
-def test_positional_fields(arguments):
-    assert parse(Positional, arguments, "x") == Positional("007", "b.yaml", 7)
-
-
 # --- what is refused ---
 
 
@@ -218,22 +199,8 @@ def test_bad_values_are_named(arguments, said):
 def test_stray_arguments(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     write_preset(tmp_path, "output_dir: o\n")
-    with pytest.raises(InputError, match="stray"):
+    with pytest.raises(InputError, match=r"'stray'; the form is \[PRESET.yaml\] \[--field value ...\]"):
         parse(Settings, arguments, "x")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "source is missing; give --source$"),
-        (["a"], "output_dir is missing"),
-        (["a", "b", "c"], r"'c'; the form is SOURCE OUTPUT_DIR \[--field value ...\]"),
-        (["a", "b", "--source", "c"], "--source is given twice"),
-    ],
-)
-def test_positional_fields_that_do_not_fit(arguments, said):
-    with pytest.raises(InputError, match=said):
-        parse(Positional, arguments, "x")
 
 
 def test_missing_required_field():
@@ -369,7 +336,6 @@ def test_help(monkeypatch, capsys, flag):
 
 def test_usage_tells_the_form():
     assert "usage: x.py [PRESET.yaml] [--field value ...]\n" in usage(Settings, "x", "What it does.")
-    assert "usage: x.py SOURCE OUTPUT_DIR [--field value ...]\n" in usage(Positional, "x", "What it does.")
 
 
 def test_usage_tells_every_field_with_its_default():
