@@ -27,6 +27,7 @@ from zh_modernbert.eval.kinds.classification import classification, in_order_of
 from zh_modernbert.eval.kinds.kind import Kind
 from zh_modernbert.eval.kinds.reading import leave_out_unanswerable, questions_of, reading
 from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
+from zh_modernbert.eval.speed.measuring import synchronize
 from zh_modernbert.eval.tasks import lsht
 from zh_modernbert.eval.tasks.haystack import Passage, hide_all, passages_of
 from zh_modernbert.eval.tasks.loading import Data, cut
@@ -164,11 +165,6 @@ def with_speed(kind: Kind, lengths: list[int], make_model: Callable[[], torch.nn
     return replace(kind, baseline=baseline)
 
 
-def finisher(device: torch.device) -> Callable[[], None]:
-    """What waits until the device has done all that it was given."""
-    return torch.cuda.synchronize if device.type == "cuda" else lambda: None
-
-
 @torch.inference_mode()
 def seconds(model: torch.nn.Module, kind: Kind, row: Row, dtype: str) -> float:
     """What the model takes for all windows of a document, as one batch."""
@@ -176,15 +172,13 @@ def seconds(model: torch.nn.Module, kind: Kind, row: Row, dtype: str) -> float:
     inputs = features.remove_columns([name for name in features.column_names if name.endswith("positions") or name == "labels"])
     device = next(model.parameters()).device
     batch = kind.collator([inputs[place] for place in range(len(inputs))]).to(device)
-    on_gpu = device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
-    finish = finisher(device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
     with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         model(**batch)  # the first call prepares things
-        finish()
+        synchronize(device.type)
         started = clock()
         model(**batch)
-        finish()
+        synchronize(device.type)
     return clock() - started
 
 

@@ -243,7 +243,7 @@ def jobs_of(settings: Settings) -> list[Job]:
     ]
 
 
-def write(settings: Settings, job: Job, metrics: dict[str, float], started: float) -> dict:
+def write(settings: Settings, job: Job, model_hash: str, metrics: dict[str, float], started: float) -> dict:
     result = {
         "task": job.name,
         "split": job.split,
@@ -254,7 +254,7 @@ def write(settings: Settings, job: Job, metrics: dict[str, float], started: floa
         "seed": SEED,
         "scorer": "cosine",
         "hyperparameters": {
-            "model_hash": fingerprint(settings.model),
+            "model_hash": model_hash,
             "data": job.data,
             "max_length": settings.max_length,
             "through": settings.through,
@@ -281,9 +281,9 @@ def main(settings: Settings) -> dict:
         for job in jobs:
             said = {"data": job.data, "max_length": settings.max_length}
             check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model, said)
-        model = load(settings)
+        model, model_hash = load(settings), fingerprint(settings.model)
         results_folder(settings.results_dir)
-        results = [write(settings, job, job.score(model), started) for job in jobs]
+        results = [write(settings, job, model_hash, job.score(model), started) for job in jobs]
     return results[0] if len(results) == 1 else {"results": results}
 
 

@@ -138,7 +138,7 @@ def test_a_document_is_timed_as_it_is_computed(monkeypatch, dtype):
 
     features = Dataset.from_dict({"inputs": [[1.0]]})
     kind = SimpleNamespace(encode=lambda rows: SimpleNamespace(features=features), collator=lambda rows: Batch(inputs=rows))
-    monkeypatch.setattr(long_documents, "finisher", lambda device: lambda: seen.append("finish"))
+    monkeypatch.setattr(long_documents, "synchronize", lambda device: seen.append("finish"))
     monkeypatch.setattr(long_documents.time, "process_time", lambda: seen.append("clock") or 0.0)
     long_documents.seconds(Model(1, 1), kind, None, dtype)
     forward = f"forward in {dtype}"
