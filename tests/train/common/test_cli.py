@@ -199,8 +199,14 @@ def test_bad_values_are_named(arguments, said):
 def test_stray_arguments(tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
     write_preset(tmp_path, "output_dir: o\n")
-    with pytest.raises(InputError, match=r"'stray'; the form is \[PRESET.yaml\] \[--field value ...\]"):
+    with pytest.raises(InputError, match="stray"):
         parse(Settings, arguments, "x")
+
+
+def test_a_stray_argument_is_told_the_form(tmp_path):
+    preset = write_preset(tmp_path, "output_dir: o\n")
+    with pytest.raises(InputError, match=r"'stray'; the form is \[PRESET.yaml\] \[--field value ...\]"):
+        parse(Settings, [preset, "stray"], "x")
 
 
 def test_missing_required_field():
