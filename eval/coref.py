@@ -20,7 +20,7 @@ from zh_modernbert.eval.metrics import coreference
 from zh_modernbert.eval.tasks.coreference import read_documents
 from zh_modernbert.eval.tasks.loading import Data, cut
 from zh_modernbert.eval.tasks.registry import Grid, Task
-from zh_modernbert.eval.tasks.results import check_name, write_result
+from zh_modernbert.eval.tasks.results import check_name, make_result, write_result
 from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.devices import check_environment
@@ -73,18 +73,18 @@ def score_predictions(settings: Settings) -> dict:
     metrics = coreference.score([row.values["clusters"] for row in rows], clusters)
     if missing := len(expected) - len(predicted):
         notes.append(f"documents without a prediction, which counts as none found: {missing}")
-    result = {
-        "task": settings.name,
-        "split": settings.split,
-        "model": settings.predictions_file,
-        "primary_metric": TASK.primary_metric,
-        "metrics": {name: round(value, 4) for name, value in metrics.items()},
-        "num_examples": len(rows),
-        "seed": settings.seed,
-        "hyperparameters": {"data": hash_rows(rows)},
-        "notes": "; ".join(notes + more),
-        "runtime_seconds": round(time.perf_counter() - started, 1),
-    }
+    result = make_result(
+        task=settings.name,
+        split=settings.split,
+        model=settings.predictions_file,
+        primary_metric=TASK.primary_metric,
+        metrics=metrics,
+        num_examples=len(rows),
+        seed=settings.seed,
+        hyperparameters={"data": hash_rows(rows)},
+        notes=notes + more,
+        seconds=time.perf_counter() - started,
+    )
     write_result(settings.results_dir, result)
     return result
 

@@ -20,7 +20,7 @@ from zh_modernbert.eval.kinds.reading import SCORERS, leave_out_unanswerable, ov
 from zh_modernbert.eval.kinds.running import load, run_kind, run_tasks
 from zh_modernbert.eval.tasks.loading import load_split
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
-from zh_modernbert.eval.tasks.results import check_name, write_result
+from zh_modernbert.eval.tasks.results import check_name, make_result, write_result
 from zh_modernbert.eval.tasks.rows import NAMED, hash_rows
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.devices import check_environment
@@ -104,18 +104,18 @@ def score_answers(settings: Settings, name: str, task: Task) -> list[dict]:
     if missing := [question.id for question in questions if question.id not in answers]:
         notes.append(f"without an answer, which counts as wrong: {len(missing)} ({', '.join(missing[:NAMED])})")
     scores = SCORERS[scorer]({question.id: question.references for question in questions}, answers)
-    result = {
-        "task": name_by(name, task, scorer),
-        "split": split,
-        "model": settings.predictions_file,
-        "primary_metric": task.primary_metric,
-        "metrics": {metric: round(value, 4) for metric, value in (scores | overlap_baseline(questions, scorer)).items()},
-        "num_examples": len(questions),
-        "seed": settings.seed,
-        "hyperparameters": {"data": hash_rows(rows), "scorer": scorer},
-        "notes": "; ".join(notes),
-        "runtime_seconds": round(time.perf_counter() - started, 1),
-    }
+    result = make_result(
+        task=name_by(name, task, scorer),
+        split=split,
+        model=settings.predictions_file,
+        primary_metric=task.primary_metric,
+        metrics=scores | overlap_baseline(questions, scorer),
+        num_examples=len(questions),
+        seed=settings.seed,
+        hyperparameters={"data": hash_rows(rows), "scorer": scorer},
+        notes=notes,
+        seconds=time.perf_counter() - started,
+    )
     write_result(settings.results_dir, result)
     return [result]
 

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, set_seed
 
 from zh_modernbert.eval.finetuning.loading import fingerprint, load_tokenizer, load_with_head
-from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, row_name, write_result
+from zh_modernbert.eval.tasks.results import check_name, check_no_other, make_result, results_folder, row_name, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.devices import default_dtype
 from zh_modernbert.train.common.files import hash_json
@@ -437,19 +437,15 @@ def main(settings: Settings) -> dict:
     metrics = total.metrics(counts)
     if dropped := metrics["characters_in_no_token"]:
         notes.append(f"{dropped} characters are in no token: they are not predicted, and no bits a character are for them")
-    result = {
-        "task": settings.name,
-        "split": SPLIT,
-        "model": settings.model,
-        "primary_metric": "pseudo_perplexity",
-        "metrics": metrics,
-        "cells": [
-            {"script": script, "max_tokens": length, **each.metrics(counts), "documents": len(each.texts), "text": each.text}
-            for (script, length), each in tallies.items()
-        ],
-        "num_examples": len(total.texts),
-        "seed": settings.seed,
-        "hyperparameters": {
+    result = make_result(
+        task=settings.name,
+        split=SPLIT,
+        model=settings.model,
+        primary_metric="pseudo_perplexity",
+        metrics=metrics,
+        num_examples=len(total.texts),
+        seed=settings.seed,
+        hyperparameters={
             "model_hash": fingerprint(settings.model, settings.random_init),
             "text": total.text,
             "input": settings.input,
@@ -463,9 +459,13 @@ def main(settings: Settings) -> dict:
             "random_init": settings.random_init,
             "dtype": "bfloat16" if scorer.bf16 else "float32",
         },
-        "notes": "; ".join(notes),
-        "runtime_seconds": round(time.perf_counter() - started, 1),
-    }
+        notes=notes,
+        seconds=time.perf_counter() - started,
+    )
+    result["cells"] = [
+        {"script": script, "max_tokens": length, **each.metrics(counts), "documents": len(each.texts), "text": each.text}
+        for (script, length), each in tallies.items()
+    ]
     write_result(settings.results_dir, result)
     return result
 

@@ -31,7 +31,7 @@ from zh_modernbert.eval.tasks.loading import cut, has, place_of
 from zh_modernbert.eval.tasks.mldr import SOURCES as LONG
 from zh_modernbert.eval.tasks.mldr import read_mldr
 from zh_modernbert.eval.tasks.registry import TASKS, Release, Task
-from zh_modernbert.eval.tasks.results import check_name, check_no_other, results_folder, write_result
+from zh_modernbert.eval.tasks.results import check_name, check_no_other, make_result, results_folder, write_result
 from zh_modernbert.eval.tasks.retrieval import of_pairs
 from zh_modernbert.eval.tasks.rows import BadRows, Row, hash_rows, settle
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
@@ -244,25 +244,25 @@ def jobs_of(settings: Settings) -> list[Job]:
 
 
 def write(settings: Settings, job: Job, model_hash: str, metrics: dict[str, float], started: float) -> dict:
-    result = {
-        "task": job.name,
-        "split": job.split,
-        "model": settings.model,
-        "primary_metric": "spearman" if "spearman" in metrics else "ndcg_10",
-        "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
-        "num_examples": job.count,
-        "seed": SEED,
-        "scorer": "cosine",
-        "hyperparameters": {
+    result = make_result(
+        task=job.name,
+        split=job.split,
+        model=settings.model,
+        primary_metric="spearman" if "spearman" in metrics else "ndcg_10",
+        metrics=metrics,
+        num_examples=job.count,
+        seed=SEED,
+        hyperparameters={
             "model_hash": model_hash,
             "data": job.data,
             "max_length": settings.max_length,
+            "scorer": "cosine",
             "through": settings.through,
             "dtype": settings.dtype or default_dtype(),
         },
-        "notes": "; ".join(job.notes),
-        "runtime_seconds": round(time.perf_counter() - started, 1),
-    }
+        notes=job.notes,
+        seconds=time.perf_counter() - started,
+    )
     write_result(settings.results_dir, result)
     return result
 

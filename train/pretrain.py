@@ -52,13 +52,13 @@ from zh_modernbert.train.pretraining.parallel import (
 )
 from zh_modernbert.train.pretraining.plan import plan
 from zh_modernbert.train.pretraining.run_folder import claim_run_folder
-from zh_modernbert.train.pretraining.schedules import build_schedule
-from zh_modernbert.train.pretraining.set_up import Draft, Parts, set_up
+from zh_modernbert.train.pretraining.schedules import build_schedule, mlm_schedule_of
+from zh_modernbert.train.pretraining.set_up import Draft, Parts, draft, set_up
 from zh_modernbert.train.pretraining.signals import StopSignals
 from zh_modernbert.train.pretraining.tracking import TRACKERS, Log, check_trackers
 from zh_modernbert.train.pretraining.update import return_freed_memory, seed_update, skipped_rows, update
 from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
-from zh_modernbert.train.rows.masking import Masking, mlm_probability_at, special_ids_of
+from zh_modernbert.train.rows.masking import Masking, special_ids_of
 
 
 @dataclass
@@ -191,15 +191,15 @@ def rotation_of(settings: Settings) -> Rotation:
     return Rotation(settings.save_steps, settings.save_total_limit, settings.keep_every_steps, decay_start)
 
 
-def dry_run(settings: Settings, draft: Draft, num_processes: int) -> dict | None:
+def dry_run(settings: Settings, found: Draft, num_processes: int) -> dict | None:
     """What the run would take; on stderr, what is not there yet."""
     if os.environ.get("RANK", "0") != "0":
         return None
-    for path, there in ((settings.data_dir, draft.rows), (settings.init_from, Path(settings.init_from).exists())):
+    for path, there in ((settings.data_dir, found.rows), (settings.init_from, Path(settings.init_from).exists())):
         if path and not there:
             print(f"{path}: not there yet; see 'assumed', and what depends on more is null", file=sys.stderr)
-    first_step = draft.start["step"] if draft.start else 0
-    return plan(settings, draft.model, draft.rows, draft.rows_per_update, rotation_of(settings), first_step, num_processes)
+    first_step = found.start["step"] if found.start else 0
+    return plan(settings, found.model, found.rows, found.rows_per_update, rotation_of(settings), first_step, num_processes)
 
 
 def join_processes(settings: Settings, num_processes: int) -> Accelerator:
@@ -246,23 +246,9 @@ def build_learner(settings: Settings, model: ZhModernBertForMaskedLM, accelerato
         settings.weight_decay,
         sharded=accelerator.is_fsdp2,
     )
-    schedule = build_schedule(
-        settings.schedule,
-        settings.max_steps,
-        settings.num_warmup_steps,
-        settings.num_decay_steps,
-        settings.decay_type,
-        settings.warmup_lr_ratio,
-        settings.min_lr_ratio,
-        settings.num_cycles,
-        settings.damping,
-    )
+    schedule = build_schedule(settings)
     wrapped = prepare(accelerator, model, optimizer, settings.compile)
     return Learner(model, wrapped, optimizer, lambda step: settings.learning_rate * schedule(step))
-
-
-def mlm_schedule_of(settings: Settings) -> tuple[list[float], int, int]:
-    return settings.mlm_probability, settings.num_warmup_steps, settings.max_steps
 
 
 def build_dataset(settings: Settings, parts: Parts, accelerator: Accelerator) -> MicroBatches:
@@ -378,7 +364,7 @@ def train(
         if log and validated:
             log.write_validation(done, validated)
         if log and log.due(done):
-            masked = mlm_probability_at(step, *mlm_schedule_of(settings))
+            masked = mlm_schedule_of(settings).at(step)
             norm = None if skip else result["grad_norm"]
             log.write(done, learning_rate=learning_rate, mlm_probability=masked, grad_norm=norm, skipped=skipped)
             return_freed_memory()
@@ -442,9 +428,9 @@ def main(settings: Settings) -> dict | None:
     check(settings)
     check_environment(settings.mixed_precision)
     num_processes, output_dir = int(os.environ.get("WORLD_SIZE", 1)), Path(settings.output_dir)
+    if settings.dry_run:
+        return dry_run(settings, draft(settings, num_processes), num_processes)
     parts = set_up(settings, num_processes)
-    if settings.dry_run or not isinstance(parts, Parts):  # only a dry run may lack parts
-        return dry_run(settings, parts, num_processes)
     accelerator = join_processes(settings, num_processes)
     accelerator.wait_for_everyone()  # nobody writes the folder before all have checked it
     if (output_dir / "model").is_dir():

@@ -20,7 +20,7 @@ from zh_modernbert.eval.metrics.cmrc2018 import has_punkt
 from zh_modernbert.eval.tasks.loading import Data, load_data
 from zh_modernbert.eval.tasks.predictions import check_owner, claim, write_predictions, zip_predictions
 from zh_modernbert.eval.tasks.registry import Task
-from zh_modernbert.eval.tasks.results import check_no_other, row_name, write_result
+from zh_modernbert.eval.tasks.results import check_no_other, make_result, row_name, write_result
 from zh_modernbert.eval.tasks.rows import hash_rows
 from zh_modernbert.train.common.cli import InputError, describe, script_of
 from zh_modernbert.train.common.files import hash_file, hash_json
@@ -132,22 +132,22 @@ def result_of(
     if data.chosen_on == "held_out":
         notes.append(f"{len(data.splits['held_out'])} training examples chose the epoch")
     digits = 4 if task.kind == "regression" else 2
-    return {
-        "task": data.name,
-        "split": data.split,
-        "model": settings.model,
-        "primary_metric": task.primary_metric,
-        "metrics": {metric: round(value, digits) for metric, value in metrics.items()},
-        "num_examples": len(data.splits[data.split]),
-        "seed": seed,
-        "hyperparameters": {
+    return make_result(
+        task=data.name,
+        split=data.split,
+        model=settings.model,
+        primary_metric=task.primary_metric,
+        metrics={metric: round(value, digits) for metric, value in metrics.items()},
+        num_examples=len(data.splits[data.split]),
+        seed=seed,
+        hyperparameters={
             **chosen,
             **({"script": settings.script} if settings.script else {}),
             "num_train_examples": len(data.splits["train"]),
         },
-        "notes": "; ".join(notes),
-        "runtime_seconds": round(seconds, 1),
-    }
+        notes=notes,
+        seconds=seconds,
+    )
 
 
 def summaries(results: list[dict]) -> dict[str, dict]:

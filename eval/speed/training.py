@@ -42,7 +42,7 @@ from zh_modernbert.train.pretraining.optimizer import build_optimizer
 from zh_modernbert.train.pretraining.parallel import prepare, recompute_in_backward
 from zh_modernbert.train.pretraining.update import update
 from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
-from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking
+from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking, MlmSchedule
 from zh_modernbert.train.rows.row_stream import RowStream
 
 MLM_PROBABILITY, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 0.3, 1e-4, 0.1, 1.0
@@ -110,7 +110,7 @@ class MadeRows:
 
     def masked(self, masking: Masking, updates: int, rows_at_once: int) -> MicroBatches:
         """Updates of all the rows, in micro-batches of `rows_at_once`."""
-        schedule = ([MLM_PROBABILITY], 0, updates)
+        schedule = MlmSchedule([MLM_PROBABILITY], 0, updates)
         return MicroBatches(RowStream({"made": self}), masking, schedule, rows_at_once, np.full(updates, len(self)), seed=0)
 
 

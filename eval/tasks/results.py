@@ -73,6 +73,40 @@ def check_no_other(results_dir: str | Path, task: str, split: str, seeds: Iterab
                 )
 
 
+def make_result(
+    task: str,
+    split: str,
+    model: str,
+    primary_metric: str,
+    metrics: dict[str, float],
+    num_examples: int,
+    seed: int,
+    hyperparameters: dict,
+    notes: list[str],
+    seconds: float,
+) -> dict:
+    """What a result file says.
+
+    Args:
+        model: folder or Hub id, or the file of predictions that is scored.
+        hyperparameters: all that the metrics depend on, with those of `OF` that apply.
+        notes: what a reader of the metrics must know.
+        seconds: what it took.
+    """
+    return {
+        "task": task,
+        "split": split,
+        "model": model,
+        "primary_metric": primary_metric,
+        "metrics": {metric: round(value, 4) for metric, value in metrics.items()},
+        "num_examples": num_examples,
+        "seed": seed,
+        "hyperparameters": hyperparameters,
+        "notes": "; ".join(notes),
+        "runtime_seconds": round(seconds, 1),
+    }
+
+
 def path_of(results_dir: str | Path, task: str, split: str, seed: int) -> Path:
     return Path(results_dir) / f"{task}-{split}-{seed}.json"
 

@@ -87,7 +87,7 @@ def test_similarity(settings, model_dir, max_length, tmp_path):
     assert metrics["spearman"] == pytest.approx(spearmanr(expected, labels).statistic, abs=1e-4)
     shared = [4 / 12, 12 / 14, 2 / 12, 0, 0]  # Dice, of characters
     assert metrics["overlap_spearman"] == pytest.approx(spearmanr(shared, labels).statistic, abs=1e-4)
-    assert (result["task"], result["split"], result["scorer"]) == ("mine_similarity", "test", "cosine")
+    assert (result["task"], result["split"], result["hyperparameters"]["scorer"]) == ("mine_similarity", "test", "cosine")
     assert json.loads((tmp_path / "results" / "mine_similarity-test-0.json").read_text(encoding="utf-8")) == result
 
 

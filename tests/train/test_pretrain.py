@@ -32,6 +32,7 @@ from zh_modernbert.train.pretraining import checkpoint, tracking
 from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of
 from zh_modernbert.train.pretraining.signals import StopSignals
 from zh_modernbert.train.rows import dataloader
+from zh_modernbert.train.rows.masking import MlmSchedule
 from zh_modernbert.train.rows.row_stream import PackedStream
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
@@ -484,7 +485,7 @@ def test_other_numbers_of_rows_per_update_repeat_and_skip_nothing(make, seen, ca
         seen[:] = [entry for entry in seen if entry[0] < last]  # not what was read for an update that was not made
     packed = PackedStream(settings.data_dir, {})
     stream = dataloader.MicroBatches(
-        packed, None, ([0.3], 0, 1), sum(expected), np.array([sum(expected)]), settings.seed
+        packed, None, MlmSchedule([0.3], 0, 1), sum(expected), np.array([sum(expected)]), settings.seed
     ).positions(0)
     assert sum(expected) > len(packed)
     assert [place for _, places in seen for place in places] == stream
@@ -696,9 +697,8 @@ def poison(monkeypatch):
 def rows_of(settings: pretrain.Settings, update: int, number: int, rows: int) -> list[tuple[int, int]]:
     """(epoch, row) of a micro-batch of `rows` rows, of which an update has two."""
     packed = PackedStream(settings.data_dir, {})
-    return dataloader.MicroBatches(packed, None, ([0.3], 0, 100), rows, np.full(100, 2 * rows), settings.seed).rows_of(
-        update, number
-    )
+    schedule = MlmSchedule([0.3], 0, 100)
+    return dataloader.MicroBatches(packed, None, schedule, rows, np.full(100, 2 * rows), settings.seed).rows_of(update, number)
 
 
 def skipped(settings: pretrain.Settings) -> list[dict]:

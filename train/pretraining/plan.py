@@ -9,7 +9,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM
 from zh_modernbert.train.common.files import read_json
 from zh_modernbert.train.pretraining.checkpoint import Rotation
 from zh_modernbert.train.pretraining.flops import training_flops
-from zh_modernbert.train.rows.masking import mlm_probability_at
+from zh_modernbert.train.pretraining.schedules import mlm_schedule_of
 from zh_modernbert.train.rows.row_stream import PackedStream
 
 BYTES_PER_WEIGHT = 4  # float32, whatever the precision of the computation
@@ -71,8 +71,8 @@ def plan(
         checkpoints = len(rotation.kept([step for step in steps if step > first_step and rotation.due(step)])) + 1
         found["disk_bytes"] = checkpoints * found["checkpoint_bytes"] + BYTES_PER_WEIGHT * parameters
     if model and rows_per_update is not None:
-        mlm_schedule = (s.mlm_probability, s.num_warmup_steps, s.max_steps)
-        masked_rows = sum(int(rows_per_update[step]) * mlm_probability_at(step, *mlm_schedule) for step in steps)
+        mlm_schedule = mlm_schedule_of(s)
+        masked_rows = sum(int(rows_per_update[step]) * mlm_schedule.at(step) for step in steps)
         for name, documents in (("flops", found["rows"] * documents_per_row), ("flops_at_most", found["rows"])):
             lengths, masked = [found["tokens"] / documents], masked_rows * tokens_per_row / documents
             found[name] = documents * training_flops(lengths, masked, model.config)

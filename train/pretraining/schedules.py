@@ -1,10 +1,15 @@
-"""Learning rates as pure functions of the update's number, so that a checkpoint needs no state of theirs."""
+"""What changes over a run, as pure functions of the update's number, so that a checkpoint needs no state of theirs.
+
+`settings` are those of train/pretrain.py.
+"""
 
 import math
 from collections.abc import Callable
 
 import torch
 from transformers import get_wsd_schedule
+
+from zh_modernbert.train.rows.masking import MlmSchedule
 
 
 def damped_cosine(progress: float, lr_max: float, lr_min: float, cycles: int, damping: float) -> float:
@@ -18,38 +23,33 @@ def damped_cosine(progress: float, lr_max: float, lr_min: float, cycles: int, da
     return (peak + valley) / 2 + (peak - valley) / 2 * math.cos(math.pi * (2 * cycles - 1) * progress)
 
 
-def build_schedule(
-    name: str,
-    max_steps: int,
-    num_warmup_steps: int,
-    num_decay_steps: int,
-    decay_type: str,
-    warmup_lr_ratio: float,
-    min_lr_ratio: float,
-    num_cycles: int,
-    damping: float,
-) -> Callable[[int], float]:
+def build_schedule(settings) -> Callable[[int], float]:
     """`warmup_stable_decay` or `damped_cosine`: update (from 0) -> its learning rate, as a ratio to the peak.
 
     Both warm up linearly over `num_warmup_steps`, and reach `min_lr_ratio` at `max_steps`. `damped_cosine` warms up from
     `warmup_lr_ratio`; `num_cycles` and `damping` shape it. `warmup_stable_decay`, which is transformers', warms up from
     `min_lr_ratio`; `num_decay_steps` and `decay_type` (linear, cosine, 1-sqrt) shape its end.
     """
-    if name == "warmup_stable_decay":
+    s = settings
+    if s.schedule == "warmup_stable_decay":
         schedule = get_wsd_schedule(
             torch.optim.SGD([torch.zeros(1)], lr=1.0),  # no optimizer is needed, only the schedule's function
-            num_warmup_steps,
-            num_decay_steps,
-            num_training_steps=max_steps,
-            decay_type=decay_type,
-            min_lr_ratio=min_lr_ratio,
+            s.num_warmup_steps,
+            s.num_decay_steps,
+            num_training_steps=s.max_steps,
+            decay_type=s.decay_type,
+            min_lr_ratio=s.min_lr_ratio,
         )
         return schedule.lr_lambdas[0]
 
     def ratio(step: int) -> float:
-        if step < num_warmup_steps:
-            return warmup_lr_ratio + (1 - warmup_lr_ratio) * step / num_warmup_steps
-        progress = min((step - num_warmup_steps) / max(max_steps - num_warmup_steps, 1), 1.0)
-        return damped_cosine(progress, 1.0, min_lr_ratio, num_cycles, damping)
+        if step < s.num_warmup_steps:
+            return s.warmup_lr_ratio + (1 - s.warmup_lr_ratio) * step / s.num_warmup_steps
+        progress = min((step - s.num_warmup_steps) / max(s.max_steps - s.num_warmup_steps, 1), 1.0)
+        return damped_cosine(progress, 1.0, s.min_lr_ratio, s.num_cycles, s.damping)
 
     return ratio
+
+
+def mlm_schedule_of(settings) -> MlmSchedule:
+    return MlmSchedule(settings.mlm_probability, settings.num_warmup_steps, settings.max_steps)

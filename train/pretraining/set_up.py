@@ -3,7 +3,6 @@
 `settings` are those of train/pretrain.py.
 """
 
-import contextlib
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,26 +72,18 @@ def require_model(settings, tokenizer: str | None) -> Path:
 
 
 def build_model(
-    settings, rows: PackedStream | None, tokenizer: ZhModernBertTokenizer | None, dry_run: bool
-) -> ZhModernBertForMaskedLM | None:
-    """The model that a run starts from: of random weights, from a folder, or tiled from that to the sizes of `model_config`.
-
-    A dry run's model has no memory for its weights. It is None where `init_from` is the only source and is not there yet.
+    settings, start: ZhModernBertForMaskedLM | None, vocab_size: int, tokenizer: ZhModernBertTokenizer | None
+) -> ZhModernBertForMaskedLM:
+    """The model of a run's first update: `start`, or one as `model_config` says, tiled from `start` or of random weights.
 
     Raises:
-        InputError: config, folder or sizes are wrong, see `read_model_config`, `require_model`, `load_model`, `check_sizes`.
+        InputError: config or sizes are wrong, see `read_model_config`, `check_sizes`.
     """
-    start = model = None
-    with torch.device("meta") if dry_run else contextlib.nullcontext():
-        if settings.init_from and (Path(settings.init_from).exists() or not dry_run):
-            folder = require_model(settings, rows.tokenizer if rows else None)
-            start = ZhModernBertForMaskedLM(read_config(folder)) if dry_run else load_model(folder).float()
-        if not settings.model_config:
-            return start
-        vocab_size = rows.vocab_size if rows else (start.config if start else ZhModernBertConfig()).vocab_size
-        model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, vocab_size, tokenizer))
-        if start:
-            tile_model(start, model)
+    if start and not settings.model_config:
+        return start
+    model = ZhModernBertForMaskedLM(read_model_config(settings.model_config, vocab_size, tokenizer))
+    if start:
+        tile_model(start, model)
     return model
 
 
@@ -122,7 +113,8 @@ def rows_per_update(settings, seq_len: int, num_processes: int) -> np.ndarray:
     """`(max_steps,)`: rows of each update, of all processes together.
 
     Raises:
-        InputError: tokens_per_update is no multiple of the rows' length, or the rows are too many to count.
+        InputError: tokens_per_update is no multiple of the rows' length, the rows are too many to count, or too few for the
+            processes.
     """
     full = settings.per_device_batch_size * settings.gradient_accumulation_steps * num_processes
     if settings.tokens_per_update:
@@ -131,7 +123,9 @@ def rows_per_update(settings, seq_len: int, num_processes: int) -> np.ndarray:
             raise InputError(f"tokens_per_update is {settings.tokens_per_update}, no multiple of the rows' {seq_len} tokens")
     if full * settings.max_steps > MOST_ROWS:
         raise InputError(f"{full} rows an update and {settings.max_steps} updates are too many; lower one of the two")
-    return rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
+    rows = rows_of_updates(full, settings.max_steps, settings.num_batch_warmup_steps, settings.warmup_batch_ratio)
+    micro_batches_of_updates(rows, settings.per_device_batch_size, num_processes)
+    return rows
 
 
 def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
@@ -149,14 +143,60 @@ def check_rows(settings, rows: PackedStream, num_processes: int) -> None:
         raise InputError(f"{settings.data_dir}: {len(rows)} rows for {num_processes} processes; start fewer, or pack more text")
 
 
+def open_rows(settings, num_processes: int) -> PackedStream:
+    """The rows of `data_dir`, as `check_rows` has checked them."""
+    rows = PackedStream(settings.data_dir, settings.mixture)
+    check_rows(settings, rows, num_processes)
+    return rows
+
+
 @dataclass(frozen=True)
-class Draft:
-    """What a dry run finds. A part is None where the data or the model that it needs is not there yet.
+class Parts:
+    """All that a run is made of.
 
     Attributes:
         rows_per_update: `(max_steps,)`, of all processes together.
         start: the position in the checkpoint of another run that this one goes on from, None where it does not.
+        made_with, identity: see train/pretraining/run_folder.py.
+        validation: None where the settings ask for none.
     """
+
+    rows: PackedStream
+    tokenizer: ZhModernBertTokenizer
+    model: ZhModernBertForMaskedLM
+    rows_per_update: np.ndarray
+    start: dict | None
+    made_with: dict
+    identity: str
+    validation: Validation | None
+
+
+def set_up(settings, num_processes: int) -> Parts:
+    """Reads and checks all that a run is made of, and writes nothing.
+
+    Raises:
+        InputError: something is missing, or does not fit the rest.
+    """
+    output_dir = Path(settings.output_dir)
+    rows = open_rows(settings, num_processes)
+    tokenizer = load_tokenizer(rows.tokenizer_dir)
+    torch.manual_seed(settings.seed)
+    start_model = load_model(require_model(settings, rows.tokenizer)).float() if settings.init_from else None
+    model = build_model(settings, start_model, rows.vocab_size, tokenizer)
+    sizes = rows_per_update(settings, rows.seq_len, num_processes)
+    fit_model(settings, model, rows)
+    made_with = describe_run(settings, model, rows)
+    identity = run_identity(settings, model, made_with)
+    check_run_folder(output_dir, settings, identity)
+    # A run with checkpoints of its own does not need that of another, which takes long to verify.
+    start = None if checkpoints(output_dir) else position_to_resume(settings, made_with)
+    validation = Validation(settings, rows, tokenizer, model.config) if settings.validation_dir else None
+    return Parts(rows, tokenizer, model, sizes, start, made_with, identity, validation)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What a dry run finds, as in `Parts`. A part is None where the data or the model that it needs is not there yet."""
 
     rows: PackedStream | None
     model: ZhModernBertForMaskedLM | None
@@ -164,56 +204,31 @@ class Draft:
     start: dict | None
 
 
-@dataclass(frozen=True)
-class Parts(Draft):
-    """All that a run is made of.
-
-    Attributes:
-        made_with, identity: see train/pretraining/run_folder.py.
-        validation: None where the settings ask for none.
-    """
-
-    rows: PackedStream
-    model: ZhModernBertForMaskedLM
-    rows_per_update: np.ndarray
-    tokenizer: ZhModernBertTokenizer
-    made_with: dict
-    identity: str
-    validation: Validation | None
-
-
-def set_up(settings, num_processes: int) -> Parts | Draft:
-    """Reads and checks all that a run is made of, and writes nothing.
-
-    Returns:
-        A `Draft` in a dry run whose data or `init_from` is not there yet, otherwise `Parts`.
+def draft(settings, num_processes: int) -> Draft:
+    """Reads and checks what is there of a run that `set_up` would set up, without memory for weights.
 
     Raises:
-        InputError: something does not fit the rest, or is missing where this is no dry run.
+        InputError: something does not fit the rest.
     """
-    rows = tokenizer = sizes = identity = start = validation = None
-    dry_run = settings.dry_run
-    if not dry_run or all((Path(settings.data_dir) / name).exists() for name in settings.mixture or [""]):
-        rows = PackedStream(settings.data_dir, settings.mixture)
+    rows = tokenizer = start_model = model = sizes = start = None
+    waits_for_model = settings.init_from and not Path(settings.init_from).exists()
+    if all((Path(settings.data_dir) / name).exists() for name in settings.mixture or [""]):
+        rows = open_rows(settings, num_processes)
         tokenizer = load_tokenizer(rows.tokenizer_dir)
-        check_rows(settings, rows, num_processes)
-    torch.manual_seed(settings.seed)
-    model = build_model(settings, rows, tokenizer, dry_run)
+    with torch.device("meta"):
+        if settings.init_from and not waits_for_model:
+            start_model = ZhModernBertForMaskedLM(read_config(require_model(settings, rows.tokenizer if rows else None)))
+        if start_model or settings.model_config:
+            vocab_size = (rows or (start_model.config if start_model else ZhModernBertConfig())).vocab_size
+            model = build_model(settings, start_model, vocab_size, tokenizer)
     if seq_len := rows.seq_len if rows else settings.seq_len:
         sizes = rows_per_update(settings, seq_len, num_processes)
-        micro_batches_of_updates(sizes, settings.per_device_batch_size, num_processes)
-    if not (rows and tokenizer and model):
-        return Draft(rows, model, sizes, None)
-    fit_model(settings, model, rows)
-    made_with = describe_run(settings, model, rows)
-    if not settings.init_from or Path(settings.init_from).exists():
-        identity = run_identity(settings, model, made_with)
-        check_run_folder(Path(settings.output_dir), settings, identity)
-    # A run with checkpoints of its own does not need that of another, which takes long to verify.
-    if dry_run or not checkpoints(Path(settings.output_dir)):
+    if rows and tokenizer and model:
+        fit_model(settings, model, rows)
+        made_with = describe_run(settings, model, rows)
+        if not waits_for_model:
+            check_run_folder(Path(settings.output_dir), settings, run_identity(settings, model, made_with))
         start = position_to_resume(settings, made_with)
-    if settings.validation_dir:
-        validation = Validation(settings, rows, tokenizer, model.config)
-    if identity is None or sizes is None:
-        return Draft(rows, model, sizes, start)
-    return Parts(rows, model, sizes, start, tokenizer, made_with, identity, validation)
+        if settings.validation_dir:
+            Validation(settings, rows, tokenizer, model.config)
+    return Draft(rows, model, sizes, start)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.rows.masking import Masking, mask_rows, mlm_probability_at
+from zh_modernbert.train.rows.masking import Masking, MlmSchedule, mask_rows
 from zh_modernbert.train.rows.row_stream import RowStream
 
 
@@ -48,7 +48,6 @@ class MicroBatches(Dataset):
     differ by at most one row.
 
     Args:
-        mlm_schedule: `(probabilities, num_warmup_steps, max_steps)` for `mlm_probability_at`.
         rows_per_update: `(max_steps,)`, of all processes together.
 
     Raises:
@@ -59,7 +58,7 @@ class MicroBatches(Dataset):
         self,
         rows: RowStream,
         masking: Masking,
-        mlm_schedule: tuple[list[float], int, int],
+        mlm_schedule: MlmSchedule,
         per_device_batch_size: int,
         rows_per_update: np.ndarray,
         seed: int,
@@ -94,7 +93,7 @@ class MicroBatches(Dataset):
         self.first_rows += row - self.first_rows[update]
 
     def __getitem__(self, index: int) -> dict:
-        probability = mlm_probability_at(self.update_of(index), *self.mlm_schedule)
+        probability = self.mlm_schedule.at(self.update_of(index))
         positions = self.positions(index)
         ids, word_starts, documents = zip(*(self.rows.row(row) for _, row in positions), strict=True)
         ends = np.cumsum([0, *map(len, ids)])

@@ -154,15 +154,23 @@ def mask_rows(
     return masked_ids, labels
 
 
-def mlm_probability_at(step: int, probabilities: list[float], num_warmup_steps: int, max_steps: int) -> float:
-    """The share of tokens that update `step` masks.
+@dataclass(frozen=True)
+class MlmSchedule:
+    """The share of tokens that each update masks.
 
     One probability is the share of all updates. Three are start, peak and end: from start to peak over the warm-up, from peak
     to end over the rest, both linear (system A: 15% to 30% to 15%, https://arxiv.org/abs/2510.12285).
     """
-    if len(probabilities) == 1:
-        return probabilities[0]
-    start, peak, end = probabilities
-    if step < num_warmup_steps:
-        return start + (peak - start) * step / num_warmup_steps
-    return peak + (end - peak) * (step - num_warmup_steps) / max(max_steps - num_warmup_steps, 1)
+
+    probabilities: list[float]
+    num_warmup_steps: int
+    max_steps: int
+
+    def at(self, step: int) -> float:
+        """The share that update `step` masks, counted from 0."""
+        if len(self.probabilities) == 1:
+            return self.probabilities[0]
+        start, peak, end = self.probabilities
+        if step < self.num_warmup_steps:
+            return start + (peak - start) * step / self.num_warmup_steps
+        return peak + (end - peak) * (step - self.num_warmup_steps) / max(self.max_steps - self.num_warmup_steps, 1)

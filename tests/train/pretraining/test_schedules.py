@@ -1,9 +1,11 @@
 """Learning rates at points worked out by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from zh_modernbert.train.pretrain import Settings
 from zh_modernbert.train.pretraining.schedules import build_schedule, damped_cosine
 
 # lr_max 8, lr_min 1, one valley, damping 0.5. In the middle the cosine is 0: the mean of the peak, 8 * 0.75 = 6, and of the
@@ -28,17 +30,17 @@ def test_damped_cosine_swings_between_peak_and_valley(cycles):
 
 
 def schedule(name="damped_cosine", **changes):
-    settings = {
-        "max_steps": 100,
-        "num_warmup_steps": 10,
-        "num_decay_steps": 20,
-        "decay_type": "linear",
-        "warmup_lr_ratio": 0.0,
-        "min_lr_ratio": 0.1,
-        "num_cycles": 1,
-        "damping": 0.5,
-    }
-    return build_schedule(name, **settings | changes)
+    settings = Settings(
+        data_dir="",
+        output_dir="",
+        schedule=name,
+        max_steps=100,
+        num_warmup_steps=10,
+        num_decay_steps=20,
+        decay_type="linear",
+        min_lr_ratio=0.1,
+    )
+    return build_schedule(replace(settings, **changes))
 
 
 @pytest.mark.parametrize("start", [0.0, 0.0625])

@@ -13,11 +13,11 @@ import torch
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches, rows_of_updates
-from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking
+from zh_modernbert.train.rows.masking import IGNORE_INDEX, Masking, MlmSchedule
 from zh_modernbert.train.rows.row_stream import PackedStream, shuffled
 
 CLS, SEP = SPECIAL_TOKENS.index("[CLS]"), SPECIAL_TOKENS.index("[SEP]")
-RATE = ([0.15, 0.3, 0.15], 4, 12)
+RATE = MlmSchedule([0.15, 0.3, 0.15], 4, 12)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def rows(stages):
 
 
 def dataset(rows, batch=2, accumulation=1, seed=0, process=0, processes=1, rate=RATE) -> MicroBatches:
-    full = np.full(rate[2], batch * accumulation * processes)
+    full = np.full(rate.max_steps, batch * accumulation * processes)
     return MicroBatches(rows, Masking(512), rate, batch, full, seed, process, processes)
 
 
@@ -82,7 +82,7 @@ def test_an_update_is_the_same_however_it_is_cut(rows):
 def test_every_epoch_visits_every_row_once(rows):
     batch = 3
     count = -(-3 * len(rows) // batch)
-    batches = dataset(rows, batch, rate=([0.3], 0, count))
+    batches = dataset(rows, batch, rate=MlmSchedule([0.3], 0, count))
     stream = [position for index in range(count) for position in batches.positions(index)]
     for epoch in range(3):
         part = stream[epoch * len(rows) : (epoch + 1) * len(rows)]
@@ -91,7 +91,7 @@ def test_every_epoch_visits_every_row_once(rows):
 
 
 def test_epochs_differ_in_order_and_masks(rows):
-    batches = dataset(rows, batch=1, rate=([0.3], 0, 10 * len(rows)))
+    batches = dataset(rows, batch=1, rate=MlmSchedule([0.3], 0, 10 * len(rows)))
     orders = [order(batches, epoch) for epoch in range(3)]
     assert all(first != second for first, second in pairwise([*orders, orders[0]]))
     assert orders[0] != order(dataset(rows, seed=1), 0)
@@ -107,7 +107,7 @@ def test_epochs_differ_in_order_and_masks(rows):
 
 def test_the_seed_changes_masks(rows):
     """The masks of the same row in the same epoch."""
-    batches = [dataset(rows, batch=1, seed=seed, rate=([0.3], 0, len(rows))) for seed in (0, 1)]
+    batches = [dataset(rows, batch=1, seed=seed, rate=MlmSchedule([0.3], 0, len(rows))) for seed in (0, 1)]
     first, second = (b[order(b, 0).index(7)] for b in batches)
     assert first["labels"].shape == second["labels"].shape
     assert not torch.equal(first["labels"], second["labels"])
@@ -122,7 +122,7 @@ def test_no_mask_has_the_seed_of_an_order(rows, monkeypatch):
 
     for name in used:
         monkeypatch.setattr(np.random, name, note(name, getattr(np.random, name)))
-    list(micro_batches(dataset(rows, batch=8, seed=3, rate=([0.3], 0, len(rows) // 4)), 0, 0))
+    list(micro_batches(dataset(rows, batch=8, seed=3, rate=MlmSchedule([0.3], 0, len(rows) // 4)), 0, 0))
     assert len(used["SeedSequence"]) >= 2, "epochs"
     assert len(used["default_rng"]) > len(rows)
     assert used["SeedSequence"].isdisjoint(used["default_rng"])
@@ -217,10 +217,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from zh_modernbert.train.rows.dataloader import MicroBatches, micro_batches
-from zh_modernbert.train.rows.masking import Masking
+from zh_modernbert.train.rows.masking import Masking, MlmSchedule
 from zh_modernbert.train.rows.row_stream import PackedStream
 
-dataset = MicroBatches(PackedStream(Path(sys.argv[1]), {}), Masking(512), ([0.3], 0, 4), 1, np.ones(4, int), 0)
+dataset = MicroBatches(PackedStream(Path(sys.argv[1]), {}), Masking(512), MlmSchedule([0.3], 0, 4), 1, np.ones(4, int), 0)
 stream = micro_batches(dataset, 0, 1)
 next(stream)
 raise ValueError("out of memory")

@@ -10,9 +10,9 @@ from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
 from zh_modernbert.train.rows.masking import (
     IGNORE_INDEX,
     Masking,
+    MlmSchedule,
     choose_units,
     mask_rows,
-    mlm_probability_at,
     unit_starts,
 )
 from zh_modernbert.train.rows.packed import PackedRows
@@ -225,17 +225,17 @@ def test_a_row_without_words_has_nothing_to_mask():
     ("step", "expected"), [(0, 0.15), (5, 0.225), (10, 0.3), (60, 0.2), (85, 0.15), (110, 0.1)], ids=lambda value: str(value)
 )
 def test_mlm_probability_rises_and_falls(step, expected):
-    assert mlm_probability_at(step, [0.15, 0.3, 0.1], num_warmup_steps=10, max_steps=110) == pytest.approx(expected)
+    assert MlmSchedule([0.15, 0.3, 0.1], num_warmup_steps=10, max_steps=110).at(step) == pytest.approx(expected)
 
 
 def test_mlm_probability_without_warmup_starts_at_the_peak():
-    assert mlm_probability_at(0, [0.15, 0.3, 0.1], num_warmup_steps=0, max_steps=10) == pytest.approx(0.3)
-    assert mlm_probability_at(10, [0.15, 0.3, 0.1], num_warmup_steps=10, max_steps=10) == pytest.approx(0.3)
+    assert MlmSchedule([0.15, 0.3, 0.1], num_warmup_steps=0, max_steps=10).at(0) == pytest.approx(0.3)
+    assert MlmSchedule([0.15, 0.3, 0.1], num_warmup_steps=10, max_steps=10).at(10) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("step", [0, 7, 100])
 def test_one_mlm_probability_is_constant(step):
-    assert mlm_probability_at(step, [0.3], num_warmup_steps=10, max_steps=100) == 0.3
+    assert MlmSchedule([0.3], num_warmup_steps=10, max_steps=100).at(step) == 0.3
 
 
 def test_special_tokens_elsewhere():
