@@ -20,7 +20,8 @@ from datatrove.data import Document
 from zh_modernbert.train.common.cli import InputError, run, setting
 from zh_modernbert.train.common.figures import as_label
 from zh_modernbert.train.common.files import read_json, write_json
-from zh_modernbert.train.common.stage import SCRATCH, run_stage
+from zh_modernbert.train.common.manifest import SCRATCH
+from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.characters import CONVERTERS, convert_script, detect_script
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, Filter, ParallelSettings, raised, run_pipeline

@@ -28,8 +28,9 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.train.common.cli import BaseSettings, InputError, describe, run, setting
 from zh_modernbert.train.common.devices import check_dtype, check_environment, check_one_device, default_dtype
 from zh_modernbert.train.common.files import read_json, require_folder
+from zh_modernbert.train.common.manifest import SCRATCH
 from zh_modernbert.train.common.model_folder import check_max_length, load_model, weight_files, write_model
-from zh_modernbert.train.common.stage import SCRATCH, run_stage
+from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.embedding.pairs import PairSet, columns_of, files_of, read_held_out, rows_of
 from zh_modernbert.train.publishing.card import header_in, header_text, licence_in
 from zh_modernbert.train.tokenizer.loading import load_tokenizer

@@ -22,7 +22,8 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.dedup.minhash import MinhashDedupFilter
 
 from zh_modernbert.train.common.cli import InputError, run, setting
-from zh_modernbert.train.common.stage import SCRATCH, run_stage
+from zh_modernbert.train.common.manifest import SCRATCH
+from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.decontaminate import DecontaminationFilter, Index, evaluation_files
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.engine import CorpusReader, CorpusWriter, ParallelSettings, raised, run_pipeline, under

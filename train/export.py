@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, write_json
+from zh_modernbert.train.common.manifest import describe_files
 from zh_modernbert.train.common.model_folder import hash_model, load_as_written, read_config
-from zh_modernbert.train.common.stage import describe_files
 
 try:
     from zh_modernbert.train.common.onnx_files import LEAST_COSINE, TOLERANCE, compare, write_int8, write_onnx

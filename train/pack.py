@@ -20,7 +20,8 @@ import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from zh_modernbert.train.common.cli import InputError, run, setting
-from zh_modernbert.train.common.files import replacing, verify
+from zh_modernbert.train.common.files import replacing
+from zh_modernbert.train.common.manifest import verify_files
 from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.corpus.engine import ParallelSettings, run_pipeline
 from zh_modernbert.train.rows.encoded import (
@@ -205,7 +206,7 @@ def shards_to_pack(settings: Settings) -> list[Path]:
     """The shards of the encoded folder; with a mixture, those that have a document of its sources."""
     folder, shards = Path(settings.input_dir), encoded_shards(settings.input_dir)
     if settings.mixture:
-        verify(folder, [f"{shard.name}/shard.json" for shard in shards])
+        verify_files(folder, [f"{shard.name}/shard.json" for shard in shards])
         shards = [shard for shard in shards if not tokens_per_source([shard]).keys().isdisjoint(settings.mixture)]
     return shards
 

@@ -10,7 +10,7 @@ import zstandard
 
 from zh_modernbert.train import clean
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.stage import write_manifest
+from zh_modernbert.train.common.manifest import write_manifest
 from zh_modernbert.train.corpus.documents import read_corpus
 from zh_modernbert.train.corpus.lines import read_jsonl
 from zh_modernbert.train.encode import Settings

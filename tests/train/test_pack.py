@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from zh_modernbert.tokenization_zh_modernbert import SPECIAL_TOKENS
-from zh_modernbert.train import pack
+from zh_modernbert.train import encode, pack
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json, write_json
-from zh_modernbert.train.common.stage import describe_files
+from zh_modernbert.train.common.manifest import write_manifest
 from zh_modernbert.train.pack import Group, Settings, best_fit_decreasing, cut
 from zh_modernbert.train.rows.encoded import encoded_shards, load_manifest, load_shard
 from zh_modernbert.train.rows.packed import PackedRows
@@ -52,8 +52,7 @@ def write_encoded(folder, stages, lengths, sources=None, word_length=3, seed=0, 
         "vocab_size": 1 << 20,
         "tokenizer": fingerprint(folder / "tokenizer"),
     }
-    manifest = {"stage": "encode", "content": str(folder), "result": result, "files": describe_files(folder)}
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, encode.Settings(output_dir="", input_dir="", tokenizer_dir=""), "", result)
     return folder
 
 

@@ -30,8 +30,8 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM, ZhMode
 from zh_modernbert.train import pretrain, publish
 from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
+from zh_modernbert.train.common.manifest import describe_files
 from zh_modernbert.train.common.model_folder import hash_model, load_as_written, load_model
-from zh_modernbert.train.common.stage import describe_files
 from zh_modernbert.train.publishing.card import reach_text
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 

@@ -5,9 +5,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -153,63 +152,3 @@ def sha256(*chunks: bytes) -> str:
 
 def hash_json(value) -> str:
     return sha256(json.dumps(value, sort_keys=True).encode())
-
-
-# --- what a stage wrote, by its manifest.json ---
-
-
-def is_output(folder: Path) -> bool:
-    """Whether a folder is what a stage wrote."""
-    return all((folder / name).is_file() for name in ("manifest.json", "settings.json"))
-
-
-def again(folder: Path, manifest: dict) -> str:
-    return f"delete {folder} and run train/{manifest.get('stage')}.py again"
-
-
-def read_manifest(folder: Path, stage: str | None = None) -> dict:
-    """The manifest of what a stage wrote, after a look at whether all files are there.
-
-    Args:
-        stage: that must have written it; None: any.
-
-    Raises:
-        InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
-    """
-    path = folder / "manifest.json"
-    manifest = read_json(path)
-    written = manifest.pop("sha256", None)  # earlier versions wrote none
-    if written not in (None, hash_json(manifest)):
-        raise InputError(f"{path}: damaged: not what was written; {again(folder, manifest)}")
-    if stage and manifest.get("stage") != stage:
-        raise InputError(f"{folder}: not what train/{stage}.py writes")
-    try:
-        for name, file in manifest["files"].items():
-            inside = folder / name
-            if not inside.is_file() or inside.stat().st_size != file["bytes"]:
-                raise InputError(
-                    f"{inside}: missing or cut short; it must have {file['bytes']} bytes; {again(folder, manifest)}"
-                )
-        if not isinstance(manifest["result"], dict) or not isinstance(manifest["content"], str):
-            raise TypeError("no result or content")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({error}); {again(folder, manifest)}") from error
-    return manifest
-
-
-@lru_cache(maxsize=4)
-def manifest_of(folder: Path, time: int) -> dict:
-    """The manifest of `folder`, last changed at `time`. A task reads the manifest once, not for each of its files."""
-    return read_json(folder / "manifest.json")
-
-
-def verify(folder: Path, names: Iterable[str]) -> None:
-    """Compares files that a stage wrote with their hashes. Who reads a file does this first.
-
-    Raises:
-        InputError: a file is not what was written.
-    """
-    manifest = manifest_of(folder, (folder / "manifest.json").stat().st_mtime_ns)
-    for name in names:
-        if hash_file(folder / name) != manifest["files"][name]["sha256"]:
-            raise InputError(f"{folder / name}: damaged: not the bytes that were written; {again(folder, manifest)}")

@@ -27,7 +27,7 @@ from zh_modernbert.train.common.files import (
     sha256,
     write_json,
 )
-from zh_modernbert.train.common.stage import describe_files
+from zh_modernbert.train.common.manifest import describe_files
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROOT_FILES = [PROJECT / f"{name}_zh_modernbert.py" for name in ("configuration", "modeling", "tokenization")]

@@ -7,76 +7,21 @@ output has `settings.json`, the resolved settings, and `manifest.json`: the reci
 file. A stage does nothing where its output is there already, with the same recipe.
 """
 
-import dataclasses
 import fcntl
 import glob
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
 from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
-from zh_modernbert.train.common.files import (
-    WRITE_ERRORS,
-    files_below,
-    hash_file,
-    hash_json,
-    is_output,
-    put_in_place,
-    read_json,
-    read_manifest,
-    reason,
-    require_folder,
-    sha256,
-    write_json,
-)
+from zh_modernbert.train.common.files import WRITE_ERRORS, hash_json, put_in_place, read_json, reason
+from zh_modernbert.train.common.manifest import SCRATCH, content_of, is_output, read_manifest, write_manifest
 
-SCRATCH = "scratch"  # a folder in the hidden one: notes on the work, which are not part of the output
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 RECIPE_DIGITS = 12  # of the recipe, in the name of the hidden folder
-
-
-def content_of(path: str | Path) -> str:
-    """A hash of what a file or folder holds.
-
-    A stage's output has the hash in its manifest. Of anything else, the names, sizes and times of its files are hashed.
-    """
-    path = Path(path)
-    if is_output(path):
-        return read_manifest(path)["content"]
-    files = files_below(path) if path.is_dir() else [path]
-    states = [
-        (str(file.relative_to(path)), *(getattr(file.stat(), key) for key in ("st_size", "st_mtime_ns"))) for file in files
-    ]
-    return sha256(json.dumps(states).encode())
-
-
-def check_manifest(folder: str | Path, stage: str) -> dict:
-    """The manifest of a folder that `stage` wrote.
-
-    Raises:
-        InputError: another stage wrote the folder, a file is missing or has another size, or the manifest is damaged.
-    """
-    return read_manifest(require_folder(folder, "manifest.json"), stage)
-
-
-def describe_files(folder: Path) -> dict[str, dict]:
-    """Name below `folder` -> size and SHA-256, of each file that belongs to the output."""
-
-    def describe(path: Path) -> dict:
-        return {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-
-    own = {".lock", "settings.json", "manifest.json"}
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in own)
-    paths = [path for path in paths if path.relative_to(folder).parts[0] != SCRATCH]
-    with ThreadPoolExecutor() as threads:
-        return {
-            path.relative_to(folder).as_posix(): found for path, found in zip(paths, threads.map(describe, paths), strict=True)
-        }
 
 
 def made_by(folder: Path, stage: str) -> bool:
@@ -85,15 +30,6 @@ def made_by(folder: Path, stage: str) -> bool:
         return read_json(folder / "settings.json").get("stage") == stage
     except InputError:
         return False
-
-
-def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
-    """Ends the work in the hidden folder: `settings.json` and, last of all, `manifest.json`."""
-    stage, files = script_of(settings), describe_files(folder)
-    write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
-    content = sha256(json.dumps(files).encode())
-    manifest = {"stage": stage, "recipe": recipe, "content": content, "result": result, "files": files}
-    write_json(folder / "manifest.json", manifest | {"sha256": hash_json(manifest)})
 
 
 def tokenizer_files(folder: str | Path) -> list[Path]:
@@ -143,7 +79,7 @@ def resolve_output_dir(settings, read: list[tuple[str, Path]]) -> Path:
 def finished_result(folder: Path, stage: str, recipe: str) -> dict | None:
     """The result in the manifest of `folder`; None where the folder is missing, damaged, or of another stage or recipe."""
     try:
-        manifest = check_manifest(folder, stage)
+        manifest = read_manifest(folder, stage)
     except InputError:
         return None
     return manifest["result"] if manifest.get("recipe") == recipe else None

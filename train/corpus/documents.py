@@ -9,7 +9,7 @@ import orjson
 import zstandard
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import is_output, read_manifest, verify
+from zh_modernbert.train.common.manifest import is_output, read_manifest, verify_files
 from zh_modernbert.train.corpus.lines import STRICT, BadLines, read_jsonl, shown
 
 DOCUMENTS_PER_SHARD = 20_000
@@ -43,7 +43,7 @@ def read_corpus_shard(shard: Path, bad_lines: BadLines = STRICT) -> Iterator[dic
             document.
     """
     if is_output(shard.parent):
-        verify(shard.parent, [shard.name])
+        verify_files(shard.parent, [shard.name])
     for number, document in read_jsonl(shard, bad_lines):
         missing = [field for field in ("id", "source", "text") if not isinstance(document.get(field), str)]
         if missing:

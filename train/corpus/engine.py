@@ -36,8 +36,8 @@ from fsspec.compression import register_compression
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
+from zh_modernbert.train.common.manifest import SCRATCH
 from zh_modernbert.train.common.processes import signal_at_parents_end
-from zh_modernbert.train.common.stage import SCRATCH
 from zh_modernbert.train.corpus.documents import compressing, corpus_shards, read_corpus_shard
 from zh_modernbert.train.corpus.lines import Quarantine, read_jsonl
 from zh_modernbert.train.corpus.rules import RuleError, apply_rule

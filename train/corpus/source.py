@@ -14,7 +14,8 @@ from typing import Any
 import orjson
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, one_line, setting
-from zh_modernbert.train.common.files import files_below, is_output
+from zh_modernbert.train.common.files import files_below
+from zh_modernbert.train.common.manifest import is_output
 from zh_modernbert.train.corpus.documents import corpus_shards
 from zh_modernbert.train.corpus.lines import (
     DAMAGED,

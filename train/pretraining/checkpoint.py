@@ -21,7 +21,7 @@ from torch import nn
 
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import WRITE_ERRORS, hash_json, read_json, reason, replacing, write_json
-from zh_modernbert.train.common.stage import describe_files
+from zh_modernbert.train.common.manifest import describe_files
 from zh_modernbert.train.pretraining.parallel import gather, is_main_process, shard_like
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what optimizers keep of a parameter from update to update

@@ -14,8 +14,8 @@ from typing import IO
 
 import numpy as np
 
-from zh_modernbert.train.common.files import read_json, verify
-from zh_modernbert.train.common.stage import check_manifest
+from zh_modernbert.train.common.files import read_json
+from zh_modernbert.train.common.manifest import read_manifest, verify_files
 
 
 def ids_dtype(vocab_size: int) -> np.dtype:
@@ -58,8 +58,8 @@ def load_manifest(folder: str | Path, stage: str) -> dict:
             the one that made the token ids.
     """
     folder = Path(folder)
-    manifest = check_manifest(folder, stage)
-    verify(folder, [name for name in manifest["files"] if name.startswith("tokenizer/")])
+    manifest = read_manifest(folder, stage)
+    verify_files(folder, [name for name in manifest["files"] if name.startswith("tokenizer/")])
     return manifest
 
 
@@ -81,7 +81,7 @@ def load_shard(folder: Path, vocab_size: int) -> EncodedShard:
         InputError: a file is not what train/encode.py wrote.
     """
     names = ("input_ids.bin", "word_starts.bin", "offsets.bin", "sources.bin", "shard.json")
-    verify(folder.parent, [f"{folder.name}/{name}" for name in names])
+    verify_files(folder.parent, [f"{folder.name}/{name}" for name in names])
     return EncodedShard(
         FileArray(folder / "input_ids.bin", ids_dtype(vocab_size)),
         FileArray(folder / "word_starts.bin", np.uint8),

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import verify
 from zh_modernbert.train.rows.encoded import FileArray, ids_dtype, load_manifest
 
 
@@ -30,7 +29,7 @@ class PackedShard:
     word_starts: FileArray
     document_offsets: FileArray
     row_offsets: FileArray
-    checksums: FileArray | None = None
+    checksums: FileArray
 
 
 class PackedRows:
@@ -61,9 +60,6 @@ class PackedRows:
             "checksums": np.uint32,
         }
         groups = [path.parent for path in sorted(self.folder.glob("*/row_offsets.bin"))]
-        if not all((group / "checksums.bin").is_file() for group in groups):  # packed by an earlier version
-            verify(self.folder, manifest["files"])
-            del dtypes["checksums"]
         self.shards = [
             PackedShard(*(FileArray(group / f"{name}.bin", dtype) for name, dtype in dtypes.items())) for group in groups
         ]
@@ -87,6 +83,6 @@ class PackedRows:
         bounds = shard.document_offsets[first : last + 1]
         start, end = (int(bounds[0]), int(bounds[-1])) if len(bounds) else (0, 0)  # damaged bounds may be anything
         row = shard.input_ids[start:end], shard.word_starts[start:end], bounds - start
-        if shard.checksums is not None and checksum(*row) not in shard.checksums[index : index + 1]:
+        if checksum(*row) not in shard.checksums[index : index + 1]:
             raise InputError(f"{self.folder}: row {index} of {number:05d}/ is damaged; delete it and run train/pack.py again")
         return row

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, setting
-from zh_modernbert.train.common.stage import check_manifest, run_stage
+from zh_modernbert.train.common.manifest import read_manifest
+from zh_modernbert.train.common.stage import run_stage
 
 
 @dataclass
@@ -59,7 +60,7 @@ def test_output_is_written_whole_with_its_settings(tmp_path):
         "name": "名",
         "workers": 1,
     }
-    manifest = check_manifest(path, "test_stage")
+    manifest = read_manifest(path, "test_stage")
     assert manifest["result"] == {"length": 3}
     assert manifest["files"].keys() == {"deep/data"}
     assert manifest["files"]["deep/data"]["bytes"] == 9
@@ -244,9 +245,9 @@ def test_damage_is_named(tmp_path, damage):
     path = tmp_path / "out" / "deep" / "data"
     path.unlink() if damage == "gone" else path.write_text("一")
     with pytest.raises(InputError, match="deep/data: missing or cut short"):
-        check_manifest(tmp_path / "out", "test_stage")
+        read_manifest(tmp_path / "out", "test_stage")
     with pytest.raises(InputError, match=r"not what train/pack\.py writes"):
-        check_manifest(tmp_path / "out", "pack")
+        read_manifest(tmp_path / "out", "pack")
 
 
 def test_output_and_what_is_read_do_not_lie_in_one_another(tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.rows.encoded import load_manifest
 from zh_modernbert.train.rows.packed import PackedRows
 
@@ -74,20 +73,6 @@ def test_damaged_arrays_are_named(copy, name, damage):
     if damage == "truncated":
         path.write_bytes(data[:-1])
     with pytest.raises(InputError, match=rf"{name}\.bin"):
-        PackedRows(copy)
-
-
-def test_folders_without_checksums_are_verified_whole(copy):
-    """Those of earlier versions: by the manifest, when they are opened."""
-    manifest = read_json(copy / "manifest.json")
-    del manifest["sha256"], manifest["files"]["00000/checksums.bin"]
-    write_json(copy / "manifest.json", manifest)
-    whole = [part.tolist() for part in PackedRows(copy).row(3)]
-    (copy / "00000" / "checksums.bin").unlink()
-    assert [part.tolist() for part in PackedRows(copy).row(3)] == whole
-    path = copy / "00000" / "word_starts.bin"
-    path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(InputError, match=r"word_starts\.bin: damaged"):
         PackedRows(copy)
 
 
