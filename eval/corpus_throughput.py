@@ -24,7 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import rjieba
 from datatrove.executor.local import LocalPipelineExecutor
 from datatrove.pipeline.dedup.minhash import (
@@ -39,15 +38,13 @@ from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
+from matplotlib.figure import Figure
 
 from zh_modernbert.train import clean, dedup, encode, pack
 from zh_modernbert.train.common.cli import BaseSettings, run, setting
 from zh_modernbert.train.common.files import write_json
 from zh_modernbert.train.corpus.documents import read_corpus, write_corpus
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 STOP_CHARACTERS = tuple("。！？；：…」』”’）》】")
 STOP_WORDS = ["的", "了", "是", "在", "和", "不", "有", "我", "他", "這", "这"]
@@ -168,7 +165,8 @@ def measure(function: Callable) -> tuple[Any, float, float]:
 
 
 def draw(memory: dict[str, dict[int, float]], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(6, 4))
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
     for name, peaks in memory.items():
         axes.plot([int(size) for size in peaks], list(peaks.values()), marker="o", label=name)
     axes.set(
@@ -179,7 +177,6 @@ def draw(memory: dict[str, dict[int, float]], path: Path) -> None:
     )
     axes.legend()
     figure.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(figure)
 
 
 def main(settings: Settings) -> dict:

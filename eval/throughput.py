@@ -35,10 +35,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
 import transformers
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 
 from zh_modernbert import modeling_zh_modernbert as modeling
 from zh_modernbert.eval.speed.correctness import check_backends
@@ -50,7 +49,7 @@ from zh_modernbert.eval.speed.steps import compare_steps, measure_alone
 from zh_modernbert.eval.speed.training import MIXED_PRECISION, compare_collators, compare_updates
 from zh_modernbert.eval.speed.workloads import PRETRAINING_WORKLOADS, WORKLOADS, Workload
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
-from zh_modernbert.train.common.files import write_json
+from zh_modernbert.train.common.files import aside, write_json
 
 MODES = ("inference", "training", "curve", "pretraining", "preset")
 # What is left to the device.
@@ -146,8 +145,8 @@ def measure_curve(settings: Settings) -> Iterator[dict]:
 
 
 def draw_curve(curve: list[dict], path: Path, title: str) -> None:
-    matplotlib.use("Agg")
-    figure, axes = pyplot.subplots(figsize=(7, 4))
+    figure = Figure(figsize=(7, 4), layout="tight")
+    axes = figure.subplots()
     for side, label in (("our_seconds", "zh-modernbert"), ("peer_seconds", "transformers' ModernBERT, sdpa")):
         points = [(row["length"], row[side] * 1e6 / row["length"]) for row in curve if side in row]
         axes.plot(*zip(*points, strict=True), marker="o", label=label)
@@ -155,11 +154,8 @@ def draw_curve(curve: list[dict], path: Path, title: str) -> None:
     axes.set_xticks([row["length"] for row in curve], [f"{row['length']:,}" for row in curve])
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    temporary.replace(path)
-    pyplot.close(figure)
+    with aside(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 def show(line: str) -> None:

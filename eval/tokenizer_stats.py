@@ -17,9 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoTokenizer
@@ -165,8 +164,8 @@ def embedding_share(model_config: str, vocab_size: int) -> float:
 
 def draw(rows: list[dict], path: Path) -> None:
     """Answers on token edges over characters a token: a line for each file of answers, a point for each tokenizer."""
-    matplotlib.use("Agg")
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure = Figure(figsize=(8, 5), layout="tight")
+    axes = figure.subplots()
     rows = sorted(rows, key=lambda row: row["chars_per_token"])
     for name in rows[0]["answers_on_token_edges"]:
         points = [(row["chars_per_token"], row["answers_on_token_edges"][name]) for row in rows]
@@ -180,9 +179,7 @@ def draw(rows: list[dict], path: Path) -> None:
     axes.margins(0.1)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main(settings: Settings) -> dict:

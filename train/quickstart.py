@@ -28,9 +28,8 @@ from types import ModuleType
 
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
-import matplotlib
 import opencc
-from matplotlib import pyplot
+from matplotlib.figure import Figure
 from transformers import pipeline
 
 from zh_modernbert.eval import clue, pseudo_perplexity
@@ -39,6 +38,7 @@ from zh_modernbert.train.common.cli import BaseSettings, InputError, parse, run,
 from zh_modernbert.train.common.files import read_json, write_json
 from zh_modernbert.train.common.model_folder import PROJECT
 from zh_modernbert.train.corpus.lines import read_lines
+from zh_modernbert.train.pretraining.tracking import read_metrics
 from zh_modernbert.train.pretraining.update import return_freed_memory
 
 CONFIGS = Path(__file__).resolve().parent / "configs" / "tiny"
@@ -400,12 +400,12 @@ def table(rows: list[Row]) -> str:
 
 def plot_losses(output_dir: Path) -> Path:
     """The masked-LM loss of both stages of pretraining over the tokens seen."""
-    matplotlib.use("Agg")
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
     first = 0
     for name in ("pretrain_1k", "pretrain_8k"):
         folder = output_dir / name
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        lines = read_metrics(folder / "metrics.jsonl")
         tokens = read_json(folder / "result.json")["tokens"]
         steps = [first + tokens * line["step"] / lines[-1]["step"] for line in lines]
         axes.plot([step / 1e6 for step in steps], [line["loss"] for line in lines], marker=".", label=name)
@@ -417,7 +417,6 @@ def plot_losses(output_dir: Path) -> Path:
     axes.legend()
     path = output_dir / "loss.png"
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
     return path
 
 
