@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     modes: list[str] = setting(
         [], "curve: cost against length; pretraining, preset: whole updates; empty: the first three on CPU, all on a GPU", MODES
     )
-    peers: list[str] = setting(list(PEERS), choices=PEERS)
+    peers: list[str] = setting(list(PEERS), choices=tuple(PEERS))
     compile: bool = setting(False, "torch.compile for both sides")
     curve_lengths: list[int] = setting([128, 512, 2048, 8192, 32768], "tokens of the one text of the curve", least=1)
     repeats: int = setting(0, "timed runs a side, after the warm-up; 0: 5 on CPU, 20 on a GPU", least=0)
@@ -111,7 +111,7 @@ def compare(peer_name: str, workload: Workload, dtype_name: str, mode: str, sett
     shape = SHAPES[settings.shape]
     try:
         if mode in ("pretraining", "preset"):
-            backend, lengths = peer_name.removeprefix("modernbert-"), workload.lengths
+            backend, lengths = PEERS[peer_name].backend, workload.lengths
             return row | compare_updates(
                 backend, lengths[0], len(lengths), dtype_name, shape, as_preset=mode == "preset", settings=settings
             )

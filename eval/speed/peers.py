@@ -1,6 +1,7 @@
 """Models of the same size with random weights: this encoder, stock ModernBERT, and what else people would take."""
 
 import importlib
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -27,48 +28,59 @@ SHAPES = {
     "10x384": {"num_hidden_layers": 10, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 576},
 }
 
-# Peers at their published sizes. Where the mapping is empty, transformers' defaults are these sizes.
-OTHER_PEERS = {
-    "chinese-roberta-wwm-ext-large": (
-        "bert",
-        {
-            "vocab_size": 21128,
-            "hidden_size": 1024,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "intermediate_size": 4096,
-        },
-    ),
-    "xlm-roberta-base": ("xlm-roberta", {"vocab_size": 250002, "max_position_embeddings": 514}),
-    "qwen3-embedding-0.6b": (
-        "qwen3",
-        {
-            "vocab_size": 151669,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-        },
-    ),
-    "eurobert-210m": ("eurobert", {}),
-    "gte-multilingual-base": ("gte", {}),
-    "nomic-embed": ("nomic_bert", {}),
-    "jina-embeddings-v3": ("jina_embeddings_v3", {}),
+
+@dataclass(frozen=True)
+class Peer:
+    """What this encoder is compared with: stock ModernBERT of its own shape and weights, or another encoder.
+
+    Attributes:
+        backend: stock ModernBERT's attention; empty where the peer is another encoder.
+        runtime: what stock ModernBERT runs in, see runtimes.py.
+        fused: stock ModernBERT has the kernels of the package packed-encoders.
+        kind, sizes: another encoder's `model_type` and its published sizes, where those are not transformers' defaults.
+    """
+
+    backend: str = ""
+    runtime: str = "pytorch"
+    fused: bool = False
+    kind: str = ""
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+ROBERTA_LARGE = {
+    "vocab_size": 21128,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+QWEN3_EMBEDDING = {
+    "vocab_size": 151669,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
 }
 PACKED_ENCODERS = "modernbert-packed_encoders"
-SERVED = ("modernbert-onnxruntime", "modernbert-openvino")  # in runtimes.py
-STOCK = (
-    "modernbert-sdpa",
-    "modernbert-eager",
-    "modernbert-flash_attention_2",
-    "modernbert-flex_attention",
-    "modernbert-packed",
-    PACKED_ENCODERS,
-    *SERVED,
-)
-PEERS = (*STOCK, *OTHER_PEERS)
+PEERS = {
+    "modernbert-sdpa": Peer("sdpa"),
+    "modernbert-eager": Peer("eager"),
+    "modernbert-flash_attention_2": Peer("flash_attention_2"),
+    "modernbert-flex_attention": Peer("flex_attention"),
+    "modernbert-packed": Peer("packed"),
+    PACKED_ENCODERS: Peer("sdpa", fused=True),
+    "modernbert-onnxruntime": Peer("sdpa", runtime="onnxruntime"),
+    "modernbert-openvino": Peer("sdpa", runtime="openvino"),
+    "chinese-roberta-wwm-ext-large": Peer(kind="bert", sizes=ROBERTA_LARGE),
+    "xlm-roberta-base": Peer(kind="xlm-roberta", sizes={"vocab_size": 250002, "max_position_embeddings": 514}),
+    "qwen3-embedding-0.6b": Peer(kind="qwen3", sizes=QWEN3_EMBEDDING),
+    "eurobert-210m": Peer(kind="eurobert"),
+    "gte-multilingual-base": Peer(kind="gte"),
+    "nomic-embed": Peer(kind="nomic_bert"),
+    "jina-embeddings-v3": Peer(kind="jina_embeddings_v3"),
+}
 PRETRAINING_PEERS = ("modernbert-sdpa", "modernbert-flash_attention_2")
 EAGER_LONGEST = 2048  # eager keeps T x T weights for each head, so longer texts do not fit
 
@@ -120,16 +132,18 @@ def pack_encoder(model: PreTrainedModel) -> None:
     importlib.import_module("packed_encoders").pack(model)
 
 
-def build_peer(name: str, shape: dict, longest: int) -> tuple[PreTrainedModel, int]:
-    """A peer with random weights, and the most tokens a text of it may have."""
-    if name not in OTHER_PEERS:
-        backend = "sdpa" if name in (PACKED_ENCODERS, *SERVED) else name.removeprefix("modernbert-")
-        if backend == "packed":
-            AttentionInterface.register(backend, packed_attention)
-        config = stock_config(shape, 32768, longest, backend)
-        return ModernBertModel(config), EAGER_LONGEST if backend == "eager" else 10**9
-    kind, changes = OTHER_PEERS[name]
-    if kind not in CONFIG_MAPPING:
-        raise ImportError(f"transformers {transformers.__version__} has no {kind}")
-    config = AutoConfig.for_model(kind, **changes)
+def build_peer(peer: Peer, shape: dict, longest: int) -> tuple[PreTrainedModel, int]:
+    """A peer with random weights, and the most tokens a text of it may have.
+
+    Raises:
+        ImportError: transformers does not have it.
+    """
+    if peer.backend:
+        if peer.backend == "packed":
+            AttentionInterface.register("packed", packed_attention)
+        model = ModernBertModel(stock_config(shape, 32768, longest, peer.backend))
+        return model, EAGER_LONGEST if peer.backend == "eager" else 10**9
+    if peer.kind not in CONFIG_MAPPING:
+        raise ImportError(f"transformers {transformers.__version__} has no {peer.kind}")
+    config = AutoConfig.for_model(peer.kind, **peer.sizes)
     return AutoModel.from_config(config), min(config.max_position_embeddings, 32768) // 64 * 64

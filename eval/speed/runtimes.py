@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from zh_modernbert import modeling_zh_modernbert as modeling
-from zh_modernbert.eval.speed.peers import build_ours, build_peer
+from zh_modernbert.eval.speed.peers import Peer, build_ours, build_peer
 from zh_modernbert.train.common.cli import InputError
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -83,7 +83,7 @@ def serve(side: str, runtime: str, shape: dict, dtype: str, batch: dict) -> Serv
 def write_file(side: str, shape: tuple, longest: int) -> Path:
     onnx_files = importlib.import_module("zh_modernbert.train.common.onnx_files")  # its packages are an extra
     torch.manual_seed(0)
-    model = build_peer("modernbert-sdpa", dict(shape), longest)[0].eval()
+    model = build_peer(Peer("sdpa"), dict(shape), longest)[0].eval()
     if side == "ours":
         model = build_ours(dict(shape), longest, model.state_dict()).eval()
     model.config.max_position_embeddings = longest

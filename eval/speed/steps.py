@@ -1,6 +1,7 @@
 """Speed of a forward, or of a forward and a backward, beside a peer's on the same texts."""
 
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,8 +9,8 @@ from transformers import PreTrainedModel
 
 from zh_modernbert.eval.speed.correctness import relative_difference
 from zh_modernbert.eval.speed.measuring import compiled_graphs, peak_memory, synchronize, take_turns
-from zh_modernbert.eval.speed.peers import OTHER_PEERS, PACKED_ENCODERS, SERVED, build_ours, build_peer, pack_encoder
-from zh_modernbert.eval.speed.runtimes import RUNTIME_DTYPES, serve
+from zh_modernbert.eval.speed.peers import PEERS, Peer, build_ours, build_peer, pack_encoder
+from zh_modernbert.eval.speed.runtimes import RUNTIME_DTYPES, Served, serve
 from zh_modernbert.eval.speed.workloads import Workload
 from zh_modernbert.train.common.cli import InputError
 
@@ -50,6 +51,17 @@ class Contestant:
         return output
 
 
+def why_skipped(peer: Peer, dtype_name: str, training: bool, settings) -> str | None:
+    """Why no comparison is made in these runtimes; None where one is."""
+    runtimes = {peer.runtime, settings.runtime}
+    if runtimes != {"pytorch"} and (training or settings.device != "cpu"):
+        return "ONNX Runtime and OpenVINO are for inference on CPU here"
+    if settings.runtime != "pytorch" and peer.backend == "packed":
+        return "packed rows are for PyTorch"
+    lacking = [runtime for runtime in sorted(runtimes) if dtype_name not in RUNTIME_DTYPES[runtime]]
+    return f"{lacking[0]} has no {dtype_name} here" if lacking else None
+
+
 def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training: bool, shape: dict, settings) -> dict:
     """Steps of both sides on the same texts, warmed up, measured by turns; the outputs compared first where weights are shared.
 
@@ -59,59 +71,62 @@ def compare_steps(peer_name: str, workload: Workload, dtype_name: str, training:
     Raises:
         InputError: the outputs differ though the weights are the same, or something was compiled inside the timed turns.
     """
-    device, longest = settings.device, max(workload.lengths)
-    served = peer_name in SERVED or settings.runtime != "pytorch"
-    if served and (training or device != "cpu"):
-        return {"skipped": "ONNX Runtime and OpenVINO are for inference on CPU here"}
-    for runtime in (peer_name.removeprefix("modernbert-") if peer_name in SERVED else "pytorch", settings.runtime):
-        if dtype_name not in RUNTIME_DTYPES[runtime]:
-            return {"skipped": f"{runtime} has no {dtype_name} here"}
-    same_weights = peer_name not in OTHER_PEERS
-    batch = workload.packed(device) if peer_name == "modernbert-packed" else workload.padded(device)
-    if settings.runtime != "pytorch" and "cu_seqlens" in batch:
-        return {"skipped": "packed rows are for PyTorch"}
+    peer, device, longest = PEERS[peer_name], settings.device, max(workload.lengths)
+    if why := why_skipped(peer, dtype_name, training, settings):
+        return {"skipped": why}
     with torch.device(device):
-        peer_model, peer_longest = build_peer(peer_name, shape, longest)
+        peer_model, peer_longest = build_peer(peer, shape, longest)
     if longest > peer_longest:
         return {"skipped": f"a text of it has at most {peer_longest} tokens here"}
-    theirs = batch_for(peer_model, workload, device) if peer_name in OTHER_PEERS else with_positions(batch)
-    if peer_name in SERVED:
-        peer = serve("stock", peer_name.removeprefix("modernbert-"), shape, dtype_name, batch)
+    start = partial(Contestant, device=device, dtype=getattr(torch, dtype_name), training=training, compiled=settings.compile)
+    batch = workload.packed(device) if peer.backend == "packed" else workload.padded(device)
+    if peer.runtime == "pytorch":
+        theirs = start(peer_model, with_positions(batch) if peer.backend else batch_for(peer_model, workload, device))
     else:
-        peer = Contestant(peer_model, theirs, device, getattr(torch, dtype_name), training, settings.compile)
-    if peer_name == PACKED_ENCODERS:
+        theirs = serve("stock", peer.runtime, shape, dtype_name, batch)
+    if peer.fused:
         pack_encoder(peer_model)
-    peer_output = peer.warm_up()
+    peer_output = theirs.warm_up()
     if settings.runtime == "pytorch":
         with torch.device(device):
-            our_model = build_ours(shape, longest, peer_model.state_dict() if same_weights else None)
-        ours = Contestant(our_model, batch, device, getattr(torch, dtype_name), training, settings.compile)
+            our_model = build_ours(shape, longest, peer_model.state_dict() if peer.backend else None)
+        ours = start(our_model, batch)
     else:
         ours = serve("ours", settings.runtime, shape, dtype_name, batch)
-    our_output = ours.warm_up()
-    found = {}
-    if same_weights and not training:
+    our_output, found = ours.warm_up(), {}
+    if peer.backend and not training:
         real = batch["attention_mask"].bool() if "attention_mask" in batch else slice(None)
         found["relative_difference"] = relative_difference(our_output[real].float(), peer_output[real].float())
         if not found["relative_difference"] <= (1e-4 if dtype_name == "float32" else 5e-2):
             where = f"{peer_name} on {workload.name} in {dtype_name}"
             raise InputError(f"throughput: {where}: outputs differ by {found['relative_difference']:.3g} of their norm")
     del our_output, peer_output
-    for side, contestant in (("our", ours), ("peer", peer)):
-        if isinstance(contestant, Contestant):  # nobody counts the tensors of a runtime
-            found[f"{side}_memory"] = peak_memory(contestant, device)
-    graphs = compiled_graphs()
-    found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, peer, settings.repeats, settings.seconds)
-    if compiled_graphs() > graphs:
-        raise InputError(f"throughput: {compiled_graphs() - graphs} graphs were compiled inside the timed turns")
-    found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
+    found |= time_sides(ours, theirs, settings)
     found["tokens_per_second"] = round(sum(workload.lengths) / found["our_seconds"])
     found["flops"] = workload.flops(shape) * (3 if training else 1)  # a backward has twice the matrix products of a forward
     return found
 
 
+def time_sides(ours: Contestant | Served, theirs: Contestant | Served, settings) -> dict:
+    """Memory and seconds of both sides, and their ratio.
+
+    Raises:
+        InputError: something was compiled inside the timed turns.
+    """
+    found = {}
+    for side, contestant in (("our", ours), ("peer", theirs)):
+        if isinstance(contestant, Contestant):  # nobody counts the tensors of a runtime
+            found[f"{side}_memory"] = peak_memory(contestant, settings.device)
+    graphs = compiled_graphs()
+    found["our_seconds"], found["peer_seconds"], found["runs"] = take_turns(ours, theirs, settings.repeats, settings.seconds)
+    if compiled_graphs() > graphs:
+        raise InputError(f"throughput: {compiled_graphs() - graphs} graphs were compiled inside the timed turns")
+    found["ratio"] = round(found["peer_seconds"] / found["our_seconds"], 3)
+    return found
+
+
 def batch_for(peer_model: PreTrainedModel, workload: Workload, device: str) -> dict:
-    """The texts as one of `OTHER_PEERS` takes them: with its own pad token, and without a cache of keys and values."""
+    """The texts as another encoder takes them: with its own pad token, and without a cache of keys and values."""
     batch = workload.padded(device, getattr(peer_model.config, "pad_token_id", None) or 0)
     return batch | ({"use_cache": False} if peer_model.config.model_type == "qwen3" else {})
 

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from zh_modernbert.eval import throughput
 from zh_modernbert.eval.speed import peers, steps
 from zh_modernbert.eval.speed.limits import is_out_of_memory
-from zh_modernbert.eval.speed.peers import PEERS
+from zh_modernbert.eval.speed.peers import PEERS, Peer
 from zh_modernbert.eval.throughput import Settings
 from zh_modernbert.train.common.cli import InputError
 
@@ -25,15 +26,16 @@ def tiny(monkeypatch):
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     sizes |= {"num_key_value_heads": 2, "vocab_size": 1000, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     monkeypatch.setattr(throughput, "SHAPES", {"12x768": TINY, "28x1024": TINY})
-    for name, (kind, _) in peers.OTHER_PEERS.items():
-        monkeypatch.setitem(peers.OTHER_PEERS, name, (kind, sizes))
+    for name, peer in PEERS.items():
+        if peer.kind:
+            monkeypatch.setitem(PEERS, name, replace(peer, sizes=sizes))
     monkeypatch.setattr(throughput, "matmul_flops_per_second", lambda device, dtype: 1e11)
     monkeypatch.setattr(throughput, "check_backends", lambda device: {})
 
 
 def test_a_run(tiny, tmp_path, capsys):
-    other = (*peers.SERVED, "flash", "flex", "packed_encoders")
-    names = [peer for peer in PEERS if not any(part in peer for part in other)]
+    other = ("flash_attention_2", "flex_attention")
+    names = [name for name, peer in PEERS.items() if peer.runtime == "pytorch" and peer.backend not in other and not peer.fused]
     shared = {"device": "cpu", "dtypes": ["float32"], "peers": names, "repeats": 1, "results_dir": str(tmp_path)}
     result = throughput.main(Settings(**shared, workload=["128x4-questions"], curve_lengths=[16, 64]))
     assert json.loads((tmp_path / "throughput-cpu.json").read_text()) == result
@@ -199,15 +201,14 @@ def test_what_says_most_of_a_gpu_comes_first(monkeypatch):
 
 def test_a_peer_that_this_version_of_transformers_lacks(monkeypatch):
     """It is left out, as one whose package is not installed."""
-    monkeypatch.setitem(peers.OTHER_PEERS, "newest", ("newest_of_kinds", {}))
     with pytest.raises(ImportError, match="has no newest_of_kinds"):
-        peers.build_peer("newest", TINY, 64)
+        peers.build_peer(Peer(kind="newest_of_kinds"), TINY, 64)
 
 
 def test_peers_are_built_on_the_device(tiny):
-    for name in PEERS:
+    for name, peer in PEERS.items():
         with torch.device("meta"):
-            model, _ = peers.build_peer(name, TINY, 64) if "flash" not in name else (peers.build_ours(TINY, 64), 0)
+            model, _ = peers.build_peer(peer, TINY, 64) if "flash" not in name else (peers.build_ours(TINY, 64), 0)
         assert {parameter.device.type for parameter in model.parameters()} == {"meta"}, name
 
 
