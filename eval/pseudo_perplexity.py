@@ -38,7 +38,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoModelForMaskedLM, set_seed
 
-from zh_modernbert.eval.finetuning.loading import fingerprint, load_tokenizer, load_with_head
+from zh_modernbert.eval.finetuning.loading import load_tokenizer, load_with_head, model_hash_of
 from zh_modernbert.eval.tasks.results import check_name, check_no_other, make_result, results_folder, row_name, write_result
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.devices import default_dtype
@@ -446,7 +446,7 @@ def main(settings: Settings) -> dict:
         num_examples=len(total.texts),
         seed=settings.seed,
         hyperparameters={
-            "model_hash": fingerprint(settings.model, settings.random_init),
+            "model_hash": model_hash_of(settings.model, settings.random_init),
             "text": total.text,
             "input": settings.input,
             "held_out": settings.held_out,

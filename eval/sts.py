@@ -23,7 +23,7 @@ import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import AutoModel
 
-from zh_modernbert.eval.finetuning.loading import check_vocabulary, fingerprint
+from zh_modernbert.eval.finetuning.loading import check_vocabulary, model_hash_of
 from zh_modernbert.eval.kinds.classification import overlap, score_numbers
 from zh_modernbert.eval.tasks.checks import check_rows
 from zh_modernbert.eval.tasks.forms import read_files
@@ -281,7 +281,7 @@ def main(settings: Settings) -> dict:
         for job in jobs:
             said = {"data": job.data, "max_length": settings.max_length}
             check_no_other(settings.results_dir, job.name, job.split, [SEED], settings.model, said)
-        model, model_hash = load(settings), fingerprint(settings.model)
+        model, model_hash = load(settings), model_hash_of(settings.model)
         results_folder(settings.results_dir)
         results = [write(settings, job, model_hash, job.score(model), started) for job in jobs]
     return results[0] if len(results) == 1 else {"results": results}

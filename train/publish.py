@@ -30,10 +30,10 @@ from zh_modernbert.train.common.files import read_json, replacing, write_json
 from zh_modernbert.train.common.hub import check_card, check_repository, push
 from zh_modernbert.train.common.model_folder import hash_model, write_model
 from zh_modernbert.train.common.stock import write_stock
-from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of, verify
+from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of, verify_checkpoint
 from zh_modernbert.train.publishing.card import model_card, plots_of
 from zh_modernbert.train.publishing.folder import PLOTS, check_output, is_clone, lay_into, names_in, of_a_model, onnx_of
-from zh_modernbert.train.publishing.source import modules_in, read_source
+from zh_modernbert.train.publishing.source import load_source, modules_in
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 
 LICENCE_NAME = re.compile(r"[a-z][a-z0-9.+-]*")
@@ -98,7 +98,7 @@ def publish_checkpoints(settings: Settings, found: list[Path]) -> dict:
     if settings.revision != "main":
         raise InputError(f"{settings.model_dir}: each checkpoint goes to a branch of its own; leave revision out")
     for path in found:
-        verify(path, identity=None)  # a damaged one is found before another is sent
+        verify_checkpoint(path, identity=None)  # a damaged one is found before another is sent
     branches = {f"step-{step_of(path)}": path for path in found}
     return {
         "checkpoints": {
@@ -123,7 +123,7 @@ def main(settings: Settings) -> dict:
     if source.name == "checkpoints" and (found := checkpoints(source.absolute().parent)):
         return publish_checkpoints(settings, found)
     check_output(output_dir, settings.form)
-    model, tokenizer_dir = read_source(source)
+    model, tokenizer_dir = load_source(source)
     tokenizer, modules, config = load_tokenizer(tokenizer_dir), modules_in(source), model.config
     loaded_as = config.dtype or model.dtype
     if settings.dtype:

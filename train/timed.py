@@ -146,7 +146,7 @@ def run_until(end: float, output_dir: Path, arguments: str, *flags: str) -> tupl
     return status, Pace(max(then - started - update * (first - before), 0.0), update)
 
 
-def run_stage(name: str, end: float, output_dir: Path, arguments: str, *flags: str) -> tuple[Path, Pace]:
+def run_part(name: str, end: float, output_dir: Path, arguments: str, *flags: str) -> tuple[Path, Pace]:
     """Runs a stage until `end`.
 
     Returns:
@@ -183,10 +183,10 @@ def main(settings: Settings) -> dict:
     decay = 60 * settings.minutes * settings.decay_share
     stage_two = 60 * settings.minutes * settings.stage_two_share
 
-    checkpoint, pace = run_stage("stage_one", end - decay - stage_two, output_dir / "stage_one", settings.stage_one)
+    checkpoint, pace = run_part("stage_one", end - decay - stage_two, output_dir / "stage_one", settings.stage_one)
     keep(checkpoint, output_dir, tokenizer)
     start = going_on(output_dir, checkpoint)
-    checkpoint, pace = run_stage("stage_two", end - decay, output_dir / "stage_two", settings.stage_two, *start)
+    checkpoint, pace = run_part("stage_two", end - decay, output_dir / "stage_two", settings.stage_two, *start)
     keep(checkpoint, output_dir, tokenizer)
 
     # The decay has to end in time, also where it is a tenth slower than the stage before.

@@ -10,7 +10,7 @@ from zh_modernbert.train.common.cli import InputError, describe
 from zh_modernbert.train.common.files import hash_file, sha256
 from zh_modernbert.train.common.model_folder import load_by_auto_class, weight_files
 
-# Files that are no part of a fingerprint: documents, and weights, of which those that are read count on their own.
+# Files that are no part of the hash: documents, and weights, of which those that are read count on their own.
 NO_PART = {".md", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".log"}
 LARGEST = 2**27  # bytes of another file that counts
 
@@ -73,7 +73,7 @@ def load_with_head(auto_class, name: str, trust_remote_code: bool, random_init: 
         raise InputError(f"{name}: cannot be loaded: {describe(error)}") from error
 
 
-def fingerprint(name: str, random_init: bool = False) -> str:
+def model_hash_of(name: str, random_init: bool = False) -> str:
     """What a run's file says of the model: a hash of the files in its folder; of a model on the Hub, the name.
 
     Weights count but where they are not read. So do config, vocabulary, code, and what else there is, as nothing says for sure

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from zh_modernbert.eval.finetuning.loading import fingerprint, load_with_head
+from zh_modernbert.eval.finetuning.loading import load_with_head, model_hash_of
 from zh_modernbert.eval.finetuning.runs import Outcome, best_on_dev, figures_elsewhere, figures_on_dev, run_all, summary
 from zh_modernbert.eval.finetuning.settings import FineTuningSettings, grid_of, seeds_of
 from zh_modernbert.eval.finetuning.training import Hyperparameters, Metrics, fine_tune, predict
@@ -22,7 +22,7 @@ from zh_modernbert.eval.tasks.predictions import check_owner, claim, write_predi
 from zh_modernbert.eval.tasks.registry import Task
 from zh_modernbert.eval.tasks.results import check_no_other, make_result, row_name, write_result
 from zh_modernbert.eval.tasks.rows import hash_rows
-from zh_modernbert.train.common.cli import InputError, describe, script_of
+from zh_modernbert.train.common.cli import InputError, describe, script_name
 from zh_modernbert.train.common.files import hash_file, hash_json
 from zh_modernbert.train.common.model_folder import check_output, save_model
 
@@ -50,7 +50,7 @@ def run_kind(
     row = row_name(settings.model, settings.random_init)
     hashes = {split: hash_rows(rows) for split, rows in data.splits.items()}
     details = {
-        "model_hash": fingerprint(settings.model, settings.random_init),
+        "model_hash": model_hash_of(settings.model, settings.random_init),
         "data": hash_json([hashes[split] for split in ("train", data.chosen_on, data.split)])[:16],
         **details,
     }
@@ -83,7 +83,7 @@ def run_kind(
         for split in predicted:
             outcome.answers[split] = kind.entries(predict(trainer, examples(split)), data.splits[split])
         if settings.output_dir:
-            save_model(Path(settings.output_dir), model, tokenizer, script_of(settings))
+            save_model(Path(settings.output_dir), model, tokenizer, script_name(settings))
         return outcome
 
     recipe = {
@@ -197,7 +197,7 @@ def run_tasks(settings: FineTuningSettings, tasks: dict[str, Task], run_task: Ca
     Raises:
         InputError: a task failed, or what is to be saved is not one model.
     """
-    script = script_of(settings)
+    script = script_name(settings)
     if settings.output_dir:
         if len(tasks) > 1 or settings.seeds > 1 or settings.grid:
             raise InputError(f"{script}: output_dir keeps one model; give one task, one seed and no grid")

@@ -386,7 +386,7 @@ def test_all_that_is_there_is_scored_and_predicted(benchmark, monkeypatch):
     assert official.read_text(encoding="utf-8") == predicted[official.name]
     assert partial.is_file()
     with monkeypatch.context() as patch:
-        patch.setattr(running, "fingerprint", lambda *_: "7")  # of another training
+        patch.setattr(running, "model_hash_of", lambda *_: "7")  # of another training
         with pytest.raises(InputError, match=r"predictions of (.*) with model_hash .*, not of \1 with model_hash 7; give"):
             clue.main(benchmark)
     benchmark.random_init, benchmark.split = True, "dev"

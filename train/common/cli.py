@@ -61,7 +61,7 @@ def recipe_of(settings) -> dict:
     return {name: value for name, value in dataclasses.asdict(settings).items() if name in kept}
 
 
-def script_of(settings) -> str:
+def script_name(settings) -> str:
     """The name of the script that defines a settings class or the class of an instance. `__main__` has its file's name, too."""
     kind = settings if isinstance(settings, type) else type(settings)
     return Path(sys.modules[kind.__module__].__file__ or "").stem
@@ -82,7 +82,7 @@ class BaseSettings:
             choices, least, most = (field.metadata.get(key) for key in ("choices", "least", "most"))
             items = value if isinstance(value, list) else [*value, *value.values()] if isinstance(value, dict) else [value]
             for item in items:
-                where = f"{script_of(self)}: {field.name} is {item!r}; it must be"
+                where = f"{script_name(self)}: {field.name} is {item!r}; it must be"
                 if choices and item not in choices:
                     raise InputError(f"{where} one of {', '.join(map(repr, choices))}")
                 if isinstance(item, str) and item.splitlines() not in ([], [item]):
@@ -349,7 +349,7 @@ def run(main: Callable, settings_class: type) -> None:
     open_closed_streams()
     leave_script_folder()
     module = sys.modules[main.__module__]
-    script = script_of(settings_class)
+    script = script_name(settings_class)
     arguments = sys.argv[1:]
     if {"-h", "--help"} & set(arguments):
         write_stdout(usage(settings_class, script, module.__doc__ or ""))

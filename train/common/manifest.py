@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
-from zh_modernbert.train.common.cli import InputError, script_of
+from zh_modernbert.train.common.cli import InputError, script_name
 from zh_modernbert.train.common.files import files_below, hash_file, hash_json, read_json, require_folder, sha256, write_json
 
 SCRATCH = "scratch"  # a folder of a stage's notes on its work, which are not part of its output
@@ -30,7 +30,7 @@ def describe_files(folder: Path) -> dict[str, dict]:
 
 def write_manifest(folder: Path, settings, recipe: str, result: dict) -> None:
     """Ends a stage's work: `settings.json` and, last of all, `manifest.json`."""
-    stage, files = script_of(settings), describe_files(folder)
+    stage, files = script_name(settings), describe_files(folder)
     write_json(folder / "settings.json", {"stage": stage, **dataclasses.asdict(settings)})
     content = sha256(json.dumps(files).encode())
     manifest = {"stage": stage, "recipe": recipe, "content": content, "result": result, "files": files}

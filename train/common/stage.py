@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
-from zh_modernbert.train.common.cli import InputError, recipe_of, script_of
+from zh_modernbert.train.common.cli import InputError, recipe_of, script_name
 from zh_modernbert.train.common.files import WRITE_ERRORS, hash_json, put_in_place, read_json, reason
 from zh_modernbert.train.common.manifest import SCRATCH, content_of, is_output, read_manifest, write_manifest
 
@@ -67,7 +67,7 @@ def resolve_output_dir(settings, read: list[tuple[str, Path]]) -> Path:
             raise InputError(f"{path}: output_dir holds {name} {given}; choose another output_dir")
         if path.is_relative_to(given.resolve()):
             raise InputError(f"{path}: output_dir lies in {name} {given}; choose another output_dir")
-    stage = script_of(settings)
+    stage = script_name(settings)
     try:
         if path.exists() and not made_by(path, stage) and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(f"{path}: exists and was not written by this stage ({stage}); choose another output_dir")
@@ -114,7 +114,7 @@ def run_stage(settings, build: Callable[[Path], dict], inputs: Iterable[str | Pa
         InputError: the output cannot be written, or another run is writing it.
     """
     read = inputs_of(settings, inputs)
-    path, stage = resolve_output_dir(settings, read), script_of(settings)
+    path, stage = resolve_output_dir(settings, read), script_name(settings)
     values = {name: value for name, value in recipe_of(settings).items() if not name.endswith("_dir")}
     for _, given in read:
         if not given.exists():

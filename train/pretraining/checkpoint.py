@@ -195,7 +195,7 @@ def save_checkpoint(
     return final
 
 
-def verify(path: Path, identity: str | None) -> dict:
+def verify_checkpoint(path: Path, identity: str | None) -> dict:
     """Reads a checkpoint, compares its files with their hashes, and returns its position.
 
     Args:
@@ -234,7 +234,7 @@ def newest_undamaged(output_dir: Path, identity: str) -> Path | None:
     paths = checkpoints(output_dir)
     for path in reversed(paths):
         try:
-            verify(path, identity)
+            verify_checkpoint(path, identity)
             return path
         except DamagedError as error:
             print(f"warning: damaged checkpoint: {error}; going on from the one before", file=sys.stderr)

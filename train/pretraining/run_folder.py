@@ -16,7 +16,7 @@ from zh_modernbert.train.common.cli import InputError, recipe_of
 from zh_modernbert.train.common.files import hash_file, read_json, require_folder, sha256, write_json
 from zh_modernbert.train.common.model_folder import fields_that_count
 from zh_modernbert.train.common.stage import lock_folder
-from zh_modernbert.train.pretraining.checkpoint import verify, writing
+from zh_modernbert.train.pretraining.checkpoint import verify_checkpoint, writing
 from zh_modernbert.train.rows.row_stream import PackedStream
 
 
@@ -65,7 +65,7 @@ def position_to_resume(settings, made_with: dict) -> dict | None:
     if not settings.resume_from:
         return None
     path = require_folder(settings.resume_from, "state.json")
-    position = verify(path, identity=None)
+    position = verify_checkpoint(path, identity=None)
     before = position["made_with"]
     for name in ("tokenizer", "optimizer"):
         if before[name] != made_with[name]:

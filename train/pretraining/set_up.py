@@ -71,7 +71,7 @@ def require_model(settings, tokenizer: str | None) -> Path:
     return folder
 
 
-def build_model(
+def starting_model(
     settings, start: ZhModernBertForMaskedLM | None, vocab_size: int, tokenizer: ZhModernBertTokenizer | None
 ) -> ZhModernBertForMaskedLM:
     """The model of a run's first update: `start`, or one as `model_config` says, tiled from `start` or of random weights.
@@ -181,8 +181,8 @@ def set_up(settings, num_processes: int) -> Parts:
     rows = open_rows(settings, num_processes)
     tokenizer = load_tokenizer(rows.tokenizer_dir)
     torch.manual_seed(settings.seed)
-    start_model = load_model(require_model(settings, rows.tokenizer)).float() if settings.init_from else None
-    model = build_model(settings, start_model, rows.vocab_size, tokenizer)
+    given_model = load_model(require_model(settings, rows.tokenizer)).float() if settings.init_from else None
+    model = starting_model(settings, given_model, rows.vocab_size, tokenizer)
     sizes = rows_per_update(settings, rows.seq_len, num_processes)
     fit_model(settings, model, rows)
     made_with = describe_run(settings, model, rows)
@@ -210,17 +210,17 @@ def draft(settings, num_processes: int) -> Draft:
     Raises:
         InputError: something does not fit the rest.
     """
-    rows = tokenizer = start_model = model = sizes = start = None
+    rows = tokenizer = given_model = model = sizes = start = None
     waits_for_model = settings.init_from and not Path(settings.init_from).exists()
     if all((Path(settings.data_dir) / name).exists() for name in settings.mixture or [""]):
         rows = open_rows(settings, num_processes)
         tokenizer = load_tokenizer(rows.tokenizer_dir)
     with torch.device("meta"):
         if settings.init_from and not waits_for_model:
-            start_model = ZhModernBertForMaskedLM(read_config(require_model(settings, rows.tokenizer if rows else None)))
-        if start_model or settings.model_config:
-            vocab_size = (rows or (start_model.config if start_model else ZhModernBertConfig())).vocab_size
-            model = build_model(settings, start_model, vocab_size, tokenizer)
+            given_model = ZhModernBertForMaskedLM(read_config(require_model(settings, rows.tokenizer if rows else None)))
+        if given_model or settings.model_config:
+            vocab_size = (rows or (given_model.config if given_model else ZhModernBertConfig())).vocab_size
+            model = starting_model(settings, given_model, vocab_size, tokenizer)
     if seq_len := rows.seq_len if rows else settings.seq_len:
         sizes = rows_per_update(settings, seq_len, num_processes)
     if rows and tokenizer and model:

@@ -9,7 +9,7 @@ from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM, ZhMode
 from zh_modernbert.train.common.cli import InputError
 from zh_modernbert.train.common.files import read_json, require_file, require_folder
 from zh_modernbert.train.common.model_folder import build_model, load_as_written, read_weights
-from zh_modernbert.train.pretraining.checkpoint import verify
+from zh_modernbert.train.pretraining.checkpoint import verify_checkpoint
 from zh_modernbert.train.tokenizer.loading import fingerprint
 
 # Of a folder of sentence-transformers, beside the files of its modules.
@@ -23,7 +23,7 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / "state.json").is_file()
 
 
-def read_source(folder: Path) -> tuple[ZhModernBertPreTrainedModel, Path]:
+def load_source(folder: Path) -> tuple[ZhModernBertPreTrainedModel, Path]:
     """The model in a folder, and the folder with its tokenizer, which is another one for a checkpoint.
 
     Raises:
@@ -32,7 +32,7 @@ def read_source(folder: Path) -> tuple[ZhModernBertPreTrainedModel, Path]:
     if not is_checkpoint(folder):
         require_file(require_folder(folder, "config.json") / "tokenizer.json")
         return load_as_written(folder), folder
-    made_with = verify(folder, identity=None)["made_with"]
+    made_with = verify_checkpoint(folder, identity=None)["made_with"]
     config = ZhModernBertConfig.from_dict(made_with["config"])
     model = build_model(ZhModernBertForMaskedLM, config, read_weights(folder), folder)
     return model, tokenizer_of_run(folder.absolute().parents[1], made_with["tokenizer"])
