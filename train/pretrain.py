@@ -23,7 +23,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -313,6 +313,30 @@ def leave(accelerator: Accelerator, log: Log | None, step: int, saved: bool) -> 
     stopping.leave(step, saved, accelerator.is_main_process)
 
 
+def take_update(
+    settings: Settings, step: int, learner: Learner, dataset: MicroBatches, stream: Iterator[dict], accelerator: Accelerator
+) -> tuple[dict, bool, bool]:
+    """One update. It changes nothing where its loss or its gradient is not finite.
+
+    Returns:
+        What `update` returns with `learning_rate`, and `bad_rows` where the update is skipped; whether it is skipped; whether
+        one of the processes was told to stop.
+    """
+    seed_update(settings.seed, step, accelerator.process_index)
+    learning_rate = learner.learning_rate(step)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = learning_rate
+    count, parameters = int(dataset.counts[step]), list(learner.model.parameters())
+    result = update(accelerator, learner.wrapped, stream, count, parameters, settings.max_grad_norm)
+    finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
+    skip, stop = agree(accelerator, not finite, stopping.received > 0)
+    bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
+    if not skip:
+        learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    return result | {"learning_rate": learning_rate, "bad_rows": bad_rows}, skip, stop
+
+
 def train(
     settings: Settings,
     parts: Parts,
@@ -341,32 +365,21 @@ def train(
     for step in range(position["step"], settings.max_steps):
         if stop:
             leave(accelerator, log, step, saved=not skipped_in_a_row)
-        seed_update(settings.seed, step, accelerator.process_index)
-        learning_rate = learner.learning_rate(step)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = learning_rate
-        count, parameters = int(dataset.counts[step]), list(learner.model.parameters())
-        result = update(accelerator, learner.wrapped, stream, count, parameters, settings.max_grad_norm)
-        finite = math.isfinite(result["loss"]) and math.isfinite(result["grad_norm"])
-        skip, stop = agree(accelerator, not finite, stopping.received > 0)
-        bad_rows = skipped_rows(accelerator, dataset, step, result["losses"]) if skip else []
-        if not skip:
-            learner.optimizer.step()
-        learner.optimizer.zero_grad()
+        result, skip, stop = take_update(settings, step, learner, dataset, stream, accelerator)
         done, tokens, skipped = step + 1, position["tokens"] + result["tokens"], position["skipped"] + skip
         position |= {"step": done, "rows": int(dataset.first_rows[done]), "tokens": tokens, "skipped": skipped}
         if log:
-            log.skip(done, result, bad_rows) if skip else log.add(result)
+            log.skip(done, result, result["bad_rows"]) if skip else log.add(result)
         skipped_in_a_row = skipped_in_a_row + 1 if skip else 0
         if skipped_in_a_row == settings.max_skipped_updates:
-            raise not_finite(output_dir, done, skipped_in_a_row, bad_rows, learning_rate)
+            raise not_finite(output_dir, done, skipped_in_a_row, result["bad_rows"], result["learning_rate"])
         validated = validation(learner.wrapped, accelerator) if validation and validation.due(done) else None
         if log and validated:
             log.write_validation(done, validated)
         if log and log.due(done):
             masked = mlm_schedule_of(settings).at(step)
             norm = None if skip else result["grad_norm"]
-            log.write(done, learning_rate=learning_rate, mlm_probability=masked, grad_norm=norm, skipped=skipped)
+            log.write(done, learning_rate=result["learning_rate"], mlm_probability=masked, grad_norm=norm, skipped=skipped)
             return_freed_memory()
         # Not while updates are skipped: the weights may be what is not finite, and the rotation would delete the good ones.
         if (stop or rotation.due(done)) and done < settings.max_steps and not skipped_in_a_row:

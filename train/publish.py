@@ -27,12 +27,12 @@ import torch
 
 from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, run, setting
 from zh_modernbert.train.common.files import read_json, replacing, write_json
-from zh_modernbert.train.common.hub import check_card, check_repository, push
 from zh_modernbert.train.common.model_folder import hash_model, write_model
 from zh_modernbert.train.common.stock import write_stock
 from zh_modernbert.train.pretraining.checkpoint import checkpoints, step_of, verify_checkpoint
 from zh_modernbert.train.publishing.card import model_card, plots_of
 from zh_modernbert.train.publishing.folder import PLOTS, check_output, is_clone, lay_into, names_in, of_a_model, onnx_of
+from zh_modernbert.train.publishing.hub import check_card, check_repository, push
 from zh_modernbert.train.publishing.source import load_source, modules_in
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
 

@@ -17,8 +17,8 @@ from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
 from zh_modernbert.modeling_zh_modernbert import ZhModernBertPreTrainedModel
 from zh_modernbert.train.common.cli import InputError, describe
 from zh_modernbert.train.common.files import read_json, require_file
-from zh_modernbert.train.common.hub import check_no_token
 from zh_modernbert.train.pretraining.tracking import read_metrics
+from zh_modernbert.train.publishing.hub import check_no_token
 from zh_modernbert.train.publishing.source import is_checkpoint, modules_in
 
 # What the card says of the run that left the model: settings of the script that made it, and fields of pretraining's metrics.

@@ -9,7 +9,7 @@ import pytest
 
 from stand_in_hub import TOKEN, serve
 from zh_modernbert.train.common.cli import InputError
-from zh_modernbert.train.common.hub import check_card, check_repository, push
+from zh_modernbert.train.publishing.hub import check_card, check_repository, push
 
 CARD = "---\nlanguage: zh\nlicense: mit\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n# 卡\n"
 NAMES = {"README.md", "config.json", "model.safetensors", "model-00001-of-00002.safetensors"}
@@ -144,7 +144,7 @@ def test_in_a_process_of_its_own(hub, files):
     code = """
 import sys
 from pathlib import Path
-from zh_modernbert.train.common.hub import push
+from zh_modernbert.train.publishing.hub import push
 files = {name: Path(name) for name in ("config.json", "model.safetensors")}
 commit = push("me/zh", files | {"README.md": sys.argv[1].encode()}, set, private=True)
 print(commit, {"torch", "transformers"} & set(sys.modules))
