@@ -26,7 +26,13 @@ from transformers import (
 from stand_in_hub import TOKEN, serve
 from tiny import randomise
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
-from zh_modernbert.modeling_zh_modernbert import ZhModernBertForMaskedLM, ZhModernBertForSequenceClassification
+from zh_modernbert.modeling_zh_modernbert import (
+    ZhModernBertForMaskedLM,
+    ZhModernBertForMultipleChoice,
+    ZhModernBertForQuestionAnswering,
+    ZhModernBertForSequenceClassification,
+    ZhModernBertForTokenClassification,
+)
 from zh_modernbert.train import pretrain, publish
 from zh_modernbert.train.common import model_folder
 from zh_modernbert.train.common.cli import InputError
@@ -295,7 +301,7 @@ def layernorm(stages, tmp_path) -> publish.Settings:
 
 
 def test_the_stock_form(layernorm):
-    """It has no code, loads without `trust_remote_code`, gives the same numbers, and has the card of the other form."""
+    """It has no code, loads without `trust_remote_code`, gives the same numbers, and its card says so."""
     result = publish.main(layernorm)
     assert result["max_relative_diff"] <= 1e-5
     folder = Path(layernorm.output_dir)
@@ -317,7 +323,10 @@ def test_the_stock_form(layernorm):
     assert tokenizer.model_max_length == 256
     layernorm.form, layernorm.output_dir = "zh_modernbert", layernorm.output_dir + "-ours"
     publish.main(layernorm)
-    assert (folder / "README.md").read_bytes() == (Path(layernorm.output_dir) / "README.md").read_bytes()
+    stock, own = ((Path(form) / "README.md").read_text("utf-8") for form in (folder, layernorm.output_dir))
+    assert "trust_remote_code=True" in own
+    assert "trust_remote_code=True" not in stock
+    assert ("stock form" in stock, "stock form" in own, "cu_seqlens" in stock) == (True, False, False)
     ours = AutoModelForMaskedLM.from_pretrained(layernorm.output_dir, trust_remote_code=True, dtype=torch.float32)
     batch = tokenizer([text], return_tensors="pt")
     with torch.inference_mode():
@@ -650,6 +659,28 @@ def test_modules_that_are_not_published(settings, sentences):
         assert "modules.json: " in refused(settings)
     (sentences / "modules.json").write_text("[1]")
     assert "not one of sentence-transformers" in refused(settings)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ZhModernBertForMaskedLM,
+        ZhModernBertForTokenClassification,
+        ZhModernBertForQuestionAnswering,
+        ZhModernBertForMultipleChoice,
+    ],
+)
+def test_the_code_in_the_card_runs(settings, model_dir, tmp_path, head):
+    """As it stands there, with the folder in the name's place."""
+    folder = shutil.copytree(model_dir, tmp_path / "model")
+    head(load_model(model_dir).config).save_pretrained(folder)
+    settings.model_dir = str(folder)
+    publish.main(settings)
+    card = (Path(settings.output_dir) / "README.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    exec(code.replace('"zh-modernbert"', repr(settings.output_dir)), names := {})
+    loaded = names["model"] if "model" in names else names["run"].model
+    assert type(loaded).__name__ == {"ZhModernBertForMaskedLM": "ZhModernBertModel"}.get(head.__name__, head.__name__)
 
 
 def test_a_model_with_a_head(settings, model_dir, tmp_path):

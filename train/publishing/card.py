@@ -50,17 +50,11 @@ parameters, {vocab:,} tokens, documents up to {longest:,} tokens. {reach} {mark}
 {example}
 ```
 
-Where `config.json` says `model_type: modernbert`, this is the stock form: the same weights without code. It needs no
-`trust_remote_code`. The first three points below then do not hold, and pads do not come out as zeros.
-
-- Pads cost nothing: they are dropped at the model's edge and put back behind it.
-- Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
-- `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
-- Byte-level BPE: no unknown characters, exact round trip, exact offsets.
+{points}
+- Byte-level BPE: no unknown characters, exact round trip, exact offsets. The vocabulary is spelled in bytes. So the ids of a
+  word are `tokenizer("天气", add_special_tokens=False)`, and not `convert_tokens_to_ids("天气")`.
 - Entities: `pipeline("token-classification", ..., aggregation_strategy="simple")`. `first`, `average` and `max` take what
   has no space inside for one word, which is a Chinese sentence. Answers, with transformers 4: `align_to_words=False`.
-- Late interaction: let the query's [MASK]s be attended to (`"attend": True` in sentence-transformers' `query_expansion`,
-  `attend_to_expansion_tokens=True` in PyLate), or they come out as zeros.
 
 ## Intended use and limits
 
@@ -69,6 +63,17 @@ Where `config.json` says `model_type: modernbert`, this is the stock form: the s
 It writes no text. It repeats what its corpus says, right or wrong, and its judgements should not stand alone where they
 decide about people.
 {training}{notes}"""
+
+# What holds in one of the forms of train/publish.py.
+POINTS = {
+    "zh_modernbert": """- Pads cost nothing: they are dropped at the model's edge and put back behind it as zeros.
+- Packed input: `model(input_ids=ids, cu_seqlens=bounds)` with `ids` `(1, N)`; no document sees another.
+- `attn_implementation`: `sdpa` (default), `flash_attention_2`, or `eager`, all with the same numbers.
+- Late interaction: let the query's [MASK]s be attended to (`"attend": True` in sentence-transformers' `query_expansion`,
+  `attend_to_expansion_tokens=True` in PyLate), or they come out as zeros.""",
+    "modernbert": """- This is the stock form: transformers' own ModernBERT, which needs no `trust_remote_code`.
+- Pads do not come out as zeros.""",
+}
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,23 @@ ENCODER = """from transformers import AutoModel, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
 outputs = model(**tokenizer(["今天天气很好。", "今天天氣很好。"], padding=True, return_tensors="pt"))
-embeddings = outputs.last_hidden_state  # (2, tokens, {hidden}), zeros at pads"""
+embeddings = outputs.last_hidden_state  # (2, tokens, {hidden})"""
 PIPELINE = """from transformers import pipeline
 run = pipeline("{task}", model="{name}", trust_remote_code=True)"""
+ANSWER = """from transformers import AutoModelForQuestionAnswering, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForQuestionAnswering.from_pretrained("{name}", trust_remote_code=True)
+inputs = tokenizer("谁写了《呐喊》？", "《呐喊》是鲁迅的小说集。", return_tensors="pt")
+outputs = model(**inputs)
+start, end = outputs.start_logits.argmax(), outputs.end_logits.argmax()
+print(tokenizer.decode(inputs["input_ids"][0, start : end + 1]))"""
+CHOICE = """from transformers import AutoModelForMultipleChoice, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModelForMultipleChoice.from_pretrained("{name}", trust_remote_code=True)
+texts, choices = ["今天下了一天雨。今天天气怎么样？"] * 2, ["下雨", "晴天"]
+inputs = tokenizer(texts, choices, padding=True, return_tensors="pt")
+outputs = model(**{{field: values[None] for field, values in inputs.items()}})
+print(choices[outputs.logits.argmax()])"""
 SENTENCES = """from sentence_transformers import {kind}
 model = {kind}("{name}", trust_remote_code=True)
 embeddings = model.encode(["今天天气很好。", "今天天氣很好。"])
@@ -104,8 +123,8 @@ KINDS = {
     "ZhModernBertModel": Kind("feature-extraction", ENCODER, TO_FINE_TUNE),
     "ZhModernBertForSequenceClassification": Kind("text-classification", PIPELINE, OF_ITS_TASK),
     "ZhModernBertForTokenClassification": Kind("token-classification", PIPELINE, OF_ITS_TASK),
-    "ZhModernBertForQuestionAnswering": Kind("question-answering", PIPELINE, OF_ITS_TASK),
-    "ZhModernBertForMultipleChoice": Kind("multiple-choice", ENCODER, OF_ITS_TASK),
+    "ZhModernBertForQuestionAnswering": Kind("question-answering", ANSWER, OF_ITS_TASK),
+    "ZhModernBertForMultipleChoice": Kind("multiple-choice", CHOICE, OF_ITS_TASK),
 }
 SENTENCE_KINDS = {
     "SentenceTransformer": Kind(
@@ -278,11 +297,15 @@ def model_card(settings, model: ZhModernBertPreTrainedModel, source: Path) -> st
         "datasets": settings.datasets,
         "model-index": model_index(settings),
     }
+    example = kind.example.format(name=settings.name, kind=name, task=kind.task, hidden=config.hidden_size)
+    if settings.form == "modernbert":
+        example = example.replace(", trust_remote_code=True", "")
     return CARD.format(
         header=header_text(fields),
         name=settings.name,
         mark=MARK,
-        example=kind.example.format(name=settings.name, kind=name, task=kind.task, hidden=config.hidden_size),
+        example=example,
+        points=POINTS[settings.form],
         use=kind.use,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
