@@ -302,6 +302,22 @@ class SequenceLayout:
             return 1, self.num_tokens, 0  # the only block has all keys
         return -(-self.num_tokens // QUERY_BLOCK), QUERY_BLOCK, half_window
 
+    def whole_documents_are_less(self, half_window: int) -> bool:
+        """Whether all queries and keys of each document are no more pairs than `blocks(half_window)` computes."""
+        _, size, reach = self.blocks(half_window)
+        return sum(length * length for length in self.lengths) <= self.num_tokens * (size + 2 * reach)
+
+    def band_mask(self, half_window: int | None, length: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """`(length, length)`: 0 where a query of a document may see a key, else -inf; None if each may see all."""
+        if half_window is None or length <= half_window + 1:
+            return None
+        if ("band", half_window, dtype) not in self._masks:
+            position = torch.arange(self.max_seqlen, device=self.document_ids.device)
+            far = (position[:, None] - position).abs() > half_window
+            mask = torch.zeros(far.shape, dtype=dtype, device=far.device).masked_fill_(far, -math.inf)
+            self._masks["band", half_window, dtype] = mask
+        return self._masks["band", half_window, dtype][:length, :length]
+
     def windows(self, tensor: torch.Tensor, size: int, reach: int) -> torch.Tensor:
         """`(blocks * size + 2 * reach, ...)` -> `(blocks, size + 2 * reach, ...)`: each block with what is within its reach.
 
@@ -374,8 +390,8 @@ def _block_local_attention(query, key, value, layout, half_window, dropout):
     return output.transpose(1, 2).flatten(0, 1)[:num_tokens]
 
 
-def _per_document_attention(query, key, value, layout, dropout):
-    """Attention within whole documents. Neighbouring documents of the same length share a call of the kernel."""
+def _per_document_attention(query, key, value, layout, half_window, dropout):
+    """Attention document by document. Neighbouring documents of the same length share a call of the kernel."""
     states = [states.transpose(0, 1) for states in (query, key, value)]  # (A, N, C)
     if layout.max_seqlen >= 1024:  # long documents are up to a fifth faster if the tokens of a head are contiguous
         states = [part.contiguous() for part in states]
@@ -385,7 +401,9 @@ def _per_document_attention(query, key, value, layout, dropout):
     outputs = []
     for (length, run), states in zip(runs, parts, strict=True):
         states = (part.unflatten(1, (run, length)).transpose(0, 1) for part in states)  # (run, A, length, C)
-        outputs.append(F.scaled_dot_product_attention(*states, dropout_p=dropout).transpose(1, 2).flatten(0, 1))
+        mask = layout.band_mask(half_window, length, query.dtype)
+        output = F.scaled_dot_product_attention(*states, attn_mask=mask, dropout_p=dropout)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
 
@@ -431,12 +449,12 @@ def _attention_by_lengths(module, query, key, value, layout, half_window, dropou
             f"(here: {query.dtype}), no attention_dropout ({dropout}), a head size of 8, 16 ... 256 ({query.shape[-1]}), an "
             f"Ampere GPU or newer, and PyTorch 2.11 ({torch.__version__})"
         )
-    # If every document fits in the window, a window and the whole document are the same. Then the faster way is the one with
-    # fewer calls: whole documents if all have one length, else blocks.
-    if layout.max_seqlen <= module.half_window + 1:
-        half_window = layout.max_seqlen - 1 if len(set(layout.lengths)) > 1 else None
-    if half_window is None:
-        return _per_document_attention(query, key, value, layout, dropout)
+    # A GPU is faster with fewer calls: in blocks, also where a block holds the whole of each document.
+    few_calls = query.is_cuda and len(set(layout.lengths)) > 1
+    if few_calls and layout.max_seqlen <= module.half_window + 1:
+        half_window = layout.max_seqlen - 1
+    if half_window is None or (not few_calls and layout.whole_documents_are_less(half_window)):
+        return _per_document_attention(query, key, value, layout, half_window, dropout)
     return _block_local_attention(query, key, value, layout, half_window, dropout)
 
 

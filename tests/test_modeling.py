@@ -435,16 +435,21 @@ class LargestTensor(TorchDispatchMode):
         return outputs
 
 
-@pytest.mark.parametrize("how", ["packed", "right"])
-def test_window_layers_make_nothing_quadratic(monkeypatch, how):
-    seen = []
-    original = F.scaled_dot_product_attention
+@pytest.fixture
+def seen(monkeypatch) -> list[int]:
+    """The keys that each call of SDPA got."""
+    keys, original = [], F.scaled_dot_product_attention
 
     def spy(query, key, value, **kwargs):
-        seen.append(key.shape[-2])
+        keys.append(key.shape[-2])
         return original(query, key, value, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    return keys
+
+
+@pytest.mark.parametrize("how", ["packed", "right"])
+def test_window_layers_make_nothing_quadratic(seen, how):
     length = 2000
     model = build(
         ZhModernBertModel,
@@ -459,6 +464,23 @@ def test_window_layers_make_nothing_quadratic(monkeypatch, how):
     assert len(seen) == 2
     assert max(seen) <= 64 + 128
     assert largest.elements < length * length // 4
+
+
+@pytest.mark.parametrize(
+    ("lengths", "keys"),
+    [
+        ((30, 70, 100, 100, 7), [30, 70, 100, 7]),  # 264 tokens, which blocks of 64 would give 192 keys each
+        ((30, 230, 230), [192]),
+        ((192, 192), [192]),
+        ((193, 193), [192]),
+        ((40, 60), [40, 60]),
+    ],
+)
+def test_window_layers_go_by_documents_where_these_are_less_than_blocks(seen, lengths, keys):
+    model = build(ZhModernBertModel, num_hidden_layers=1, layer_types=["sliding_attention"], local_attention=128)
+    with torch.no_grad():
+        model(**pack(make_documents(lengths)))
+    assert seen == keys
 
 
 def test_a_wide_window_costs_short_documents_nothing():
