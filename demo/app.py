@@ -15,7 +15,11 @@ from collections.abc import Callable
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is loaded
 
-import gradio
+try:
+    import gradio
+except ImportError as error:
+    print(f"app: gradio is missing: pip install '.[demo]' ({error})", file=sys.stderr)
+    raise SystemExit(2) from error
 
 from computing import LONGEST_ATTENTION, MASK, BadInputError, Model, load
 from examples import EXAMPLES

@@ -241,6 +241,14 @@ def test_a_space_has_what_the_page_needs():
     assert (ROOT / "demo" / header["app_file"]).is_file()
 
 
+def test_without_gradio_the_page_says_what_to_install():
+    code = "import runpy, sys; sys.modules['gradio'] = None; runpy.run_path('app.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "demo", capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("app: gradio is missing: pip install '.[demo]'")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.fixture(scope="module")
 def address(masked, reader, tmp_path_factory):
     """The page as a Space serves it: its folder alone, without this project."""
