@@ -8,6 +8,7 @@ python eval/clue.py --model hfl/chinese-macbert-base --train_file a.csv --valida
 from dataclasses import dataclass
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import PreTrainedTokenizerBase

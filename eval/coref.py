@@ -10,6 +10,7 @@ itself. `--predictions true` writes the clusters that are found.
 import time
 from dataclasses import dataclass, replace
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from zh_modernbert.eval.finetuning.loading import load_config, load_tokenizer

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import numpy as np
 
 from zh_modernbert.train import dedup

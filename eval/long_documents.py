@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import numpy as np

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 from matplotlib.figure import Figure
 
 from zh_modernbert.eval.reporting.columns import (

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import AutoModel
@@ -115,10 +116,8 @@ def read_pairs(settings: Settings, name: str, task: Task) -> tuple[str, str, lis
 
 def load(settings: Settings):
     """A model of sentence-transformers, with the mean over tokens where the folder is a bare encoder."""
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(f"sts: sentence-transformers is missing: pip install '.[embeddings]' ({error})") from error
+    from sentence_transformers import SentenceTransformer  # slow to import
+
     if Path(settings.model).is_dir() and not (Path(settings.model) / "modules.json").is_file():
         load_by_auto_class(AutoModel, settings.model, new_head=True, trust_remote_code=settings.trust_remote_code)  # a check
     try:

@@ -35,6 +35,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import torch
 import transformers
 from matplotlib.figure import Figure

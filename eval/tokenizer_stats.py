@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import torch
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer

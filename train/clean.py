@@ -15,6 +15,8 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 from datatrove.data import Document
 
 from zh_modernbert.train.common.cli import InputError, run, setting

@@ -18,10 +18,14 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch
 from datasets import Dataset, DatasetDict
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers.sentence_transformer import losses
+from sentence_transformers.util import mine_hard_negatives
 from transformers import TrainerCallback
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig
@@ -34,18 +38,6 @@ from zh_modernbert.train.common.stage import run_stage
 from zh_modernbert.train.embedding.pairs import PairSet, columns_of, files_of, read_held_out, rows_of
 from zh_modernbert.train.publishing.card import header_in, header_text, licence_in
 from zh_modernbert.train.tokenizer.loading import load_tokenizer
-
-try:
-    from sentence_transformers import (
-        SentenceTransformer,
-        SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments,
-    )
-    from sentence_transformers.sentence_transformer import losses
-    from sentence_transformers.util import mine_hard_negatives
-except ImportError as error:
-    print(f"contrastive: sentence-transformers is missing: pip install '.[embeddings]' ({error})", file=sys.stderr)
-    raise SystemExit(2) from error
 
 
 @dataclass

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import torch
 import transformers
 from huggingface_hub import snapshot_download

@@ -11,11 +11,11 @@ Needs `pip install '.[onnx]'`.
     python train/export.py --model_dir runs/published --max_length 256
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 from transformers import PreTrainedModel
@@ -24,12 +24,7 @@ from zh_modernbert.train.common.cli import BaseSettings, InputError, run, settin
 from zh_modernbert.train.common.files import read_json, replacing, write_json
 from zh_modernbert.train.common.manifest import describe_files
 from zh_modernbert.train.common.model_folder import hash_model, load_as_written, read_config
-
-try:
-    from zh_modernbert.train.common.onnx_files import LEAST_COSINE, TOLERANCE, compare, write_int8, write_onnx
-except ImportError as error:
-    print(f"export: a package is missing: pip install '.[onnx]' ({error})", file=sys.stderr)
-    raise SystemExit(2) from error
+from zh_modernbert.train.common.onnx_files import LEAST_COSINE, TOLERANCE, compare, write_int8, write_onnx
 
 CLASSIFIERS = ("ZhModernBertForSequenceClassification", "ZhModernBertForTokenClassification")
 WITH_LOGITS = (*CLASSIFIERS, "ZhModernBertForMaskedLM")

@@ -16,6 +16,8 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import numpy as np
 from datatrove.pipeline.base import PipelineStep
 

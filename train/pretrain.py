@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import torch

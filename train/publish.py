@@ -23,6 +23,8 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import torch
 
 from zh_modernbert.train.common.cli import TRUTH, BaseSettings, InputError, run, setting

@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import zh_modernbert.train.common.extras  # names the extra of a missing package
 import zh_modernbert.train.common.openmp  # noqa: F401  # before torch is loaded
 
 import opencc

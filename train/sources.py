@@ -15,6 +15,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 from datatrove.pipeline.base import PipelineStep
 
 from zh_modernbert.train.common.cli import InputError, run, setting

@@ -17,6 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 import torch
 
 from zh_modernbert.configuration_zh_modernbert import ZhModernBertConfig

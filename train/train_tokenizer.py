@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 from tqdm import tqdm
 
 from zh_modernbert.train.common.cli import BaseSettings, InputError, run, setting

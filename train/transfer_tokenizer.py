@@ -26,6 +26,8 @@ from itertools import chain, count, pairwise
 from operator import itemgetter
 from pathlib import Path
 
+import zh_modernbert.train.common.extras  # noqa: F401  # names the extra of a missing package
+
 from huggingface_hub import hf_hub_download
 from tokenizers import Tokenizer, models
 
